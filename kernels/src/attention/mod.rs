@@ -1,0 +1,47 @@
+//! Fused attention. From a public call to the loop nest: [`fused`] plans, spreads the items over
+//! threads, and [`pass`] takes an item's tiles through the key blocks.
+
+pub(crate) mod pass;
+pub(crate) mod tile;
+
+use crate::Settings;
+use crate::error::Result;
+use crate::executor::{Crew, for_each_tile};
+use crate::plan::Plan;
+use crate::problem::{Outputs, Problem};
+use crate::simd::{Isa, Kernel, Simd, dispatch};
+use crate::workspace::{Line, Workspace};
+use pass::{Item, Job};
+
+/// Attention without a score matrix: time of the two products, memory of a few tiles a thread.
+pub(crate) fn fused(
+    problem: &Problem<'_, f32>,
+    outputs: &Outputs<'_, f32>,
+    settings: &Settings<'_>,
+    workspace: &mut Workspace,
+) -> Result<Isa> {
+    let isa = settings.isa()?;
+    let plan = Plan::new(problem, settings.threads());
+    let job = Job::new(problem, outputs, plan);
+    let crew = Crew { executor: settings.executor, threads: plan.threads };
+    dispatch(isa, Drive { job, crew, scratch: workspace.scratch(plan.lines()) })?;
+    Ok(isa)
+}
+
+struct Drive<'a, 'p> {
+    job: Job<'a, 'p>,
+    crew: Crew<'a>,
+    scratch: &'a mut [f32],
+}
+
+impl Kernel for Drive<'_, '_> {
+    type Output = ();
+
+    fn run<S: Simd>(self, simd: S) {
+        let plan = &self.job.plan;
+        let part = plan.lines_per_thread() * Line::FLOATS;
+        for_each_tile(self.crew, plan.items(), self.scratch, part, |scratch, index| {
+            Item::run(&self.job, simd, plan.item(index), scratch);
+        });
+    }
+}

@@ -1,0 +1,472 @@
+//! The loop nest of fused attention, for one item of the plan:
+//!
+//! ```text
+//! pack the item's query tiles
+//! for each split of SPLIT_KV keys                      its own reference maxima
+//!   for each block of BLOCK_KV keys                    K and V of the block stay in the cache
+//!     for each tile of BLOCK_Q query rows
+//!       prob = exp(score - row_ref), row_sum += prob   microkernel::{scores, sweep}
+//!       acc += prob * value                            microkernel::values
+//!   merge the split into the earlier ones
+//! out = acc / row_sum, lse = row_ref + ln row_sum
+//! ```
+//!
+//! **Reference maximum.** A row needs no exact running maximum, only a reference near enough that
+//! nothing overflows. It takes the maximum of the first block in which it sees a key and keeps it;
+//! a block that raises the row's sum to 2^60 or beyond is done again with the block's maximum as
+//! the new reference. Both decisions are the row's own: its neighbours' bits do not depend on
+//! them, nor its bits on its neighbours.
+//!
+//! **Care.** Masked keys are multiplied by a probability of -0.0, which is exact unless the value
+//! is NaN or infinite; where it was, the item's output is not finite and the item is done again
+//! with a value kernel that selects, to the same bits. What is still not finite is done once more
+//! with references raised by 80 powers of two, so that no product of finite numbers overflows;
+//! what is not finite even then comes from the inputs.
+
+use super::tile::{Tile, WHOLE_BLOCK};
+use crate::microkernel::finish::{Combine, Normalize};
+use crate::microkernel::pack::{Pack, Unpack};
+use crate::microkernel::scores::Scores;
+use crate::microkernel::sweep::Sweep;
+use crate::microkernel::values::Values;
+use crate::microkernel::{BLOCK_KV, BLOCK_Q, Block, Lanes};
+use crate::plan::{self, Layout, MAX_TILES, Plan, SPLIT_KV};
+use crate::problem::{Outputs, Problem};
+use crate::simd::Simd;
+use crate::view::Rows;
+
+/// Everything about a call that its items share.
+pub(crate) struct Job<'a, 'p> {
+    pub(crate) problem: &'a Problem<'p, f32>,
+    pub(crate) plan: Plan,
+    outputs: &'a Outputs<'p, f32>,
+    /// The factor on the queries: with it scores are powers of two, or of e where a bias joins,
+    /// which in powers of two could overflow.
+    q_factor: f32,
+    /// From a score to a power of two.
+    to_log2: f32,
+    /// From a score to a power of e.
+    to_ln: f64,
+    masked: bool,
+}
+
+impl<'a, 'p> Job<'a, 'p> {
+    pub(crate) fn new(
+        problem: &'a Problem<'p, f32>,
+        outputs: &'a Outputs<'p, f32>,
+        plan: Plan,
+    ) -> Self {
+        use std::f64::consts::{LN_2, LOG2_E};
+        let natural = problem.bias.is_some();
+        let (to_log2, to_ln) = if natural { (LOG2_E, 1.0) } else { (1.0, LN_2) };
+        Self {
+            problem,
+            plan,
+            outputs,
+            q_factor: (problem.scale / to_ln) as f32,
+            to_log2: to_log2 as f32,
+            to_ln,
+            masked: natural || problem.boolean.is_some(),
+        }
+    }
+}
+
+/// How much care a pass takes; each level is entered when the one before left something not
+/// finite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Care {
+    /// Masked values are multiplied by -0.0.
+    Fast,
+    /// Masked values are selected away; the same bits for finite values.
+    Select,
+    /// As `Select`, and references are raised so that sums of huge values stay finite.
+    Headroom,
+}
+
+impl Care {
+    /// Powers of two by which references are raised.
+    fn headroom(self) -> f32 {
+        if self == Self::Headroom { 80.0 } else { 0.0 }
+    }
+
+    /// The row sum from which a reference is too low.
+    fn limit(self) -> f32 {
+        (60.0 - self.headroom()).exp2()
+    }
+}
+
+/// One item in the hands of one thread.
+pub(crate) struct Item<'a, 'p, S> {
+    simd: S,
+    job: &'a Job<'a, 'p>,
+    batch: usize,
+    kv_head: usize,
+    keys: Rows<'p, f32>,
+    values: Rows<'p, f32>,
+    prob: &'a mut [f32],
+    bias: &'a mut [f32],
+}
+
+impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
+    /// Computes the item's rows and writes them to the outputs.
+    pub(crate) fn run(job: &'a Job<'a, 'p>, simd: S, item: plan::Item, scratch: &'a mut [f32]) {
+        let layout = &job.plan.layout;
+        let (prob, scratch) = scratch.split_at_mut(Layout::PROB);
+        let (bias, scratch) = scratch.split_at_mut(layout.bias);
+        let mut this = Self {
+            simd,
+            job,
+            batch: item.batch,
+            kv_head: item.kv_head,
+            keys: job.problem.key.rows(item.batch, item.kv_head),
+            values: job.problem.value.rows(item.batch, item.kv_head),
+            prob,
+            bias,
+        };
+        let mut parts = scratch.chunks_exact_mut(layout.tile().max(1));
+        let mut tiles: [Tile<'_>; MAX_TILES] = std::array::from_fn(|t| {
+            let start = (item.rows.start + t * BLOCK_Q).min(item.rows.end);
+            let rows = start..(start + BLOCK_Q).min(item.rows.end);
+            let lanes = rows.len().next_multiple_of(S::LANES);
+            let part = if rows.is_empty() { None } else { parts.next() };
+            match part {
+                Some(part) => Tile::new(job, item.batch, rows, lanes, part),
+                None => Tile::none(),
+            }
+        });
+        let tiles = &mut tiles[..item.rows.len().div_ceil(BLOCK_Q)];
+        this.compute(tiles);
+    }
+
+    fn compute(&mut self, tiles: &mut [Tile<'_>]) {
+        for tile in tiles.iter_mut() {
+            self.pack_queries(tile);
+        }
+        for care in [Care::Fast, Care::Select, Care::Headroom] {
+            self.sums(tiles, care);
+            // Not `all`, which would leave tiles unwritten.
+            let finite = tiles.iter().fold(true, |finite, tile| self.finish(tile, care) && finite);
+            if finite {
+                break;
+            }
+        }
+        if self.job.outputs.weights.is_some() {
+            tiles.iter_mut().for_each(|tile| self.weights(tile));
+        }
+    }
+
+    /// The query head and the query of a flattened row.
+    fn row(&self, row: usize) -> (usize, usize) {
+        let group_size = self.job.problem.dims().group_size();
+        (self.kv_head * group_size + row % group_size, row / group_size)
+    }
+
+    fn pack_queries(&self, tile: &mut Tile<'_>) {
+        let query = &self.job.problem.query;
+        let mut rows: [&[f32]; BLOCK_Q] = [&[]; BLOCK_Q];
+        for (slice, row) in rows.iter_mut().zip(tile.rows.clone()) {
+            let (head, i) = self.row(row);
+            *slice = query.rows(self.batch, head).slice(i);
+        }
+        self.simd.vectorize(Pack {
+            rows: &rows[..tile.len()],
+            width: self.job.problem.dims().head_dim,
+            factor: self.job.q_factor,
+            lanes: tile.lanes,
+            dst: tile.q_t,
+        });
+    }
+
+    /// The splits and blocks that the tiles see, tile by tile within a block.
+    fn sums(&mut self, tiles: &mut [Tile<'_>], care: Care) {
+        tiles.iter_mut().for_each(Tile::reset);
+        let start = tiles.iter().map(|tile| tile.any.start).min().unwrap_or(0);
+        let end = tiles.iter().map(|tile| tile.any.end).max().unwrap_or(0);
+        let first_split = start / SPLIT_KV;
+        for split in first_split..end.div_ceil(SPLIT_KV) {
+            if split > first_split {
+                tiles.iter_mut().for_each(Tile::reset_split);
+            }
+            let keys = (split * SPLIT_KV).max(start / BLOCK_KV * BLOCK_KV)
+                ..((split + 1) * SPLIT_KV).min(end);
+            for first in keys.step_by(BLOCK_KV) {
+                for tile in tiles.iter_mut() {
+                    self.block(tile, first, care);
+                }
+            }
+            if self.job.plan.layout.merged > 0 {
+                tiles.iter_mut().for_each(|tile| self.merge_split(tile));
+            }
+        }
+    }
+
+    /// One key block through one tile.
+    fn block(&mut self, tile: &mut Tile<'_>, first: usize, care: Care) {
+        let keys = tile.keys_of_block(first);
+        if keys.is_empty() {
+            return;
+        }
+        let open = tile.sees_all(first, &keys);
+        let seen = if open { WHOLE_BLOCK } else { tile.seen(first) };
+        let block = |rows| Block { rows, first, start: keys.start, end: keys.end };
+        let before = tile.state;
+        let mut needs = before.row_ref.flags(|row_ref| row_ref == f32::NEG_INFINITY);
+        let known = !(0..tile.lanes).any(|lane| needs.is_set(lane));
+        let mut rescale = Lanes::splat(1.0);
+        if open && known && !self.job.masked && keys.start == 0 && keys.end.is_multiple_of(8) {
+            self.simd.vectorize(Scores::<true> {
+                q_t: tile.q_t,
+                keys: block(self.keys),
+                lanes: tile.lanes,
+                start: &before.row_ref.map(|row_ref| -row_ref),
+                row_sum: &mut tile.state.row_sum,
+                seen: &seen,
+                prob: self.prob,
+            });
+        } else {
+            if self.job.masked {
+                self.pack_bias(tile, first, keys.end);
+            }
+            self.swept(tile, block(self.keys), &seen, &needs, &mut rescale, care);
+        }
+
+        // A row sum that grew too large, or is no number, wants a higher reference, once.
+        let limit = care.limit();
+        let mut tripped = false;
+        for lane in 0..tile.lanes {
+            let (old, new) = (before.row_sum.0[lane], tile.state.row_sum.0[lane]);
+            if !needs.is_set(lane) && old < limit && !(new < limit) {
+                needs.set(lane);
+                tripped = true;
+            }
+        }
+        if tripped {
+            tile.state = before;
+            rescale = Lanes::splat(1.0);
+            self.swept(tile, block(self.keys), &seen, &needs, &mut rescale, care);
+            let width = self.job.plan.layout.acc_width;
+            for (r, row) in tile.acc.chunks_exact_mut(width).enumerate().take(tile.rows.len()) {
+                if rescale.0[r] != 1.0 {
+                    row.iter_mut().for_each(|x| *x *= rescale.0[r]);
+                }
+            }
+        }
+        let values = block(self.values);
+        if care == Care::Fast {
+            self.values::<false>(tile, values, &seen);
+        } else {
+            self.values::<true>(tile, values, &seen);
+        }
+    }
+
+    /// Probabilities by way of scores in memory; rows in `needs` take the block's maximum as
+    /// their reference.
+    fn swept(
+        &mut self,
+        tile: &mut Tile<'_>,
+        keys: Block<'_>,
+        seen: &[(usize, usize); BLOCK_Q],
+        needs: &Lanes,
+        rescale: &mut Lanes,
+        care: Care,
+    ) {
+        let (start, end) = (keys.start, keys.end);
+        let mut started = tile.state.row_ref.map(|row_ref| -row_ref);
+        for lane in 0..tile.lanes {
+            if needs.is_set(lane) {
+                started.0[lane] = 0.0;
+            }
+        }
+        self.simd.vectorize(Scores::<false> {
+            q_t: tile.q_t,
+            keys,
+            lanes: tile.lanes,
+            start: &started,
+            row_sum: &mut tile.state.row_sum,
+            seen,
+            prob: self.prob,
+        });
+        self.simd.vectorize(Sweep {
+            prob: self.prob,
+            bias: self.job.masked.then_some(&*self.bias),
+            start,
+            end,
+            lanes: tile.lanes,
+            seen,
+            to_log2: self.job.to_log2,
+            headroom: care.headroom() / self.job.to_log2,
+            needs,
+            row_ref: &mut tile.state.row_ref,
+            row_sum: &mut tile.state.row_sum,
+            rescale,
+        });
+    }
+
+    fn values<const CAREFUL: bool>(
+        &mut self,
+        tile: &mut Tile<'_>,
+        values: Block<'_>,
+        seen: &[(usize, usize); BLOCK_Q],
+    ) {
+        self.simd.vectorize(Values::<CAREFUL> {
+            prob: self.prob,
+            values,
+            rows: tile.rows.len(),
+            seen,
+            acc: tile.acc,
+            acc_width: self.job.plan.layout.acc_width,
+        });
+    }
+
+    /// The dense masks of a block, transposed to the tile's orientation: the bias, -inf where the
+    /// boolean mask is false.
+    fn pack_bias(&mut self, tile: &Tile<'_>, first: usize, end: usize) {
+        let problem = self.job.problem;
+        let mut dense = [[0.0_f32; BLOCK_KV]; BLOCK_Q];
+        for (dense, row) in dense.iter_mut().zip(tile.rows.clone()) {
+            let (head, i) = self.row(row);
+            let dense = &mut dense[..end];
+            if let Some(bias) = &problem.bias {
+                dense.copy_from_slice(&bias.rows(self.batch, head).slice(i)[first..first + end]);
+            }
+            if let Some(mask) = &problem.boolean {
+                let mask = &mask.rows(self.batch, head).slice(i)[first..first + end];
+                for (x, &attend) in dense.iter_mut().zip(mask) {
+                    *x = if attend { *x } else { f32::NEG_INFINITY };
+                }
+            }
+        }
+        let rows = dense.each_ref().map(|row| row.as_slice());
+        self.simd.vectorize(Pack {
+            rows: &rows,
+            width: end,
+            factor: 1.0,
+            lanes: tile.lanes,
+            dst: self.bias,
+        });
+    }
+
+    /// `merged = merge(merged, split)`, row by row; an empty side changes no bit of the other.
+    fn merge_split(&self, tile: &mut Tile<'_>) {
+        let width = self.job.plan.layout.acc_width;
+        let power = |x: f32| (x * self.job.to_log2).exp2();
+        for r in 0..tile.rows.len() {
+            let (old, new) = (tile.merged.row_ref.0[r], tile.state.row_ref.0[r]);
+            // A comparison that a NaN fails keeps the NaN.
+            let top = if old > new { old } else { new };
+            let (a, b) = if top == f32::NEG_INFINITY {
+                (1.0, 1.0)
+            } else {
+                (power(old - top), power(new - top))
+            };
+            tile.merged.row_ref.0[r] = top;
+            tile.merged.row_sum.0[r] = a * tile.merged.row_sum.0[r] + b * tile.state.row_sum.0[r];
+            let row = r * width..(r + 1) * width;
+            self.simd.vectorize(Combine {
+                dst: &mut tile.merged_acc[row.clone()],
+                a,
+                src: &tile.acc[row],
+                b,
+            });
+        }
+    }
+
+    /// Writes the tile's rows to the outputs; says whether they are finite, but for rows whose
+    /// scores are not.
+    fn finish(&self, tile: &Tile<'_>, care: Care) -> bool {
+        let outputs = self.job.outputs;
+        let (acc, state) = self.totals(tile);
+        let value_dim = self.job.problem.dims().value_dim;
+        let mut all_finite = true;
+        for (r, row) in tile.rows.clone().enumerate() {
+            let (head, i) = self.row(row);
+            let (row_ref, row_sum) = (state.row_ref.0[r], state.row_sum.0[r]);
+            // SAFETY: the outputs were checked against the problem: the row exists and has
+            // value_dim contiguous floats, and no other item has a row of this number. Writing
+            // before reading: the memory may be uninitialised, but f32 may hold any bits.
+            let out = unsafe {
+                std::slice::from_raw_parts_mut(outputs.out.row(self.batch, head, i), value_dim)
+            };
+            if row_sum == 0.0 {
+                out.fill(0.0);
+            } else if !(row_sum < f32::INFINITY) {
+                out.fill(f32::NAN);
+            } else {
+                let src = &acc[r * self.job.plan.layout.acc_width..][..value_dim];
+                let factor = 1.0 / row_sum;
+                if care == Care::Headroom {
+                    // What was finite without headroom stays.
+                    for (out, x) in out.iter_mut().zip(src) {
+                        if !out.is_finite() {
+                            *out = x * factor;
+                        }
+                    }
+                } else {
+                    all_finite &= self.simd.vectorize(Normalize { src, factor, dst: out });
+                }
+            }
+            if let Some(lse) = &outputs.lse
+                && care != Care::Headroom
+            {
+                let ln = f64::from(row_ref) * self.job.to_ln + f64::from(row_sum).ln();
+                let ln = if row_sum == 0.0 { f64::NEG_INFINITY } else { ln };
+                let ln = if row_sum < f32::INFINITY { ln } else { f64::NAN };
+                // SAFETY: as above; lse has one element for each row.
+                unsafe { lse.row(self.batch, head, i).write(ln as f32) };
+            }
+        }
+        all_finite
+    }
+
+    /// The sums over all splits.
+    fn totals<'t>(&self, tile: &'t Tile<'_>) -> (&'t [f32], &'t super::tile::Softmax) {
+        if self.job.plan.layout.merged > 0 {
+            (&*tile.merged_acc, &tile.merged)
+        } else {
+            (&*tile.acc, &tile.state)
+        }
+    }
+
+    /// The second pass, for the weights: the scores again, block by block, now with the final
+    /// reference and sum.
+    fn weights(&mut self, tile: &mut Tile<'_>) {
+        let Some(weights) = &self.job.outputs.weights else { return };
+        let seq_kv = self.job.problem.dims().seq_kv;
+        let (_, state) = self.totals(tile);
+        let factor = state.row_sum.map(|sum| if sum == 0.0 { 0.0 } else { 1.0 / sum });
+        let row_ref = state.row_ref.map(|x| if x == f32::NEG_INFINITY { 0.0 } else { x });
+        tile.state.row_ref = row_ref;
+        let mut rows: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
+        for (slice, row) in rows.iter_mut().zip(tile.rows.clone()) {
+            let (head, i) = self.row(row);
+            // SAFETY: the outputs were checked against the problem: the row exists and has
+            // seq_kv contiguous floats, and no other item has a row of this number.
+            *slice =
+                unsafe { std::slice::from_raw_parts_mut(weights.row(self.batch, head, i), seq_kv) };
+            slice[..tile.any.start].fill(0.0);
+            slice[tile.any.end..].fill(0.0);
+        }
+        let first_block = tile.any.start / BLOCK_KV * BLOCK_KV;
+        for first in (first_block..tile.any.end).step_by(BLOCK_KV) {
+            let keys = tile.keys_of_block(first);
+            let seen = tile.seen(first);
+            if self.job.masked {
+                self.pack_bias(tile, first, keys.end);
+            }
+            let block = Block { rows: self.keys, first, start: keys.start, end: keys.end };
+            let known = Lanes::splat(0.0);
+            self.swept(tile, block, &seen, &known, &mut Lanes::splat(1.0), Care::Fast);
+            let at = first + keys.start..first + keys.end;
+            let mut parts: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
+            for (part, row) in parts.iter_mut().zip(rows.iter_mut()).take(tile.rows.len()) {
+                *part = &mut row[at.clone()];
+            }
+            self.simd.vectorize(Unpack {
+                prob: self.prob,
+                start: keys.start,
+                factor: &factor,
+                rows: &mut parts[..tile.rows.len()],
+            });
+        }
+    }
+}

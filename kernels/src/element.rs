@@ -1,0 +1,51 @@
+//! The element types that attention is computed in.
+
+use crate::settings::sealed::Sealed;
+
+/// The two ways to compute attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// Tile by tile, scores never in memory.
+    Fused,
+    /// Scores in memory.
+    Unfused,
+}
+
+/// An element type of query, key, value and output. Sealed: `f32` has the fused kernels, `f64` the
+/// unfused path.
+pub trait Element: Sealed + Copy + Default + Send + Sync + std::fmt::Debug + 'static {
+    /// The type's name as safetensors and NumPy users know it: `f32`, `f64`.
+    const NAME: &'static str;
+    /// Rounds a double to this type.
+    fn from_f64(x: f64) -> Self;
+    /// Widens to a double, exactly.
+    fn to_f64(self) -> f64;
+    /// `a + b`, rounded to this type.
+    fn sum(a: Self, b: Self) -> Self;
+}
+
+impl Element for f32 {
+    const NAME: &'static str = "f32";
+    fn from_f64(x: f64) -> Self {
+        x as f32
+    }
+    fn to_f64(self) -> f64 {
+        self.into()
+    }
+    fn sum(a: Self, b: Self) -> Self {
+        a + b
+    }
+}
+
+impl Element for f64 {
+    const NAME: &'static str = "f64";
+    fn from_f64(x: f64) -> Self {
+        x
+    }
+    fn to_f64(self) -> f64 {
+        self
+    }
+    fn sum(a: Self, b: Self) -> Self {
+        a + b
+    }
+}

@@ -1,0 +1,237 @@
+//! Who does the work. An executor runs one closure on some threads; the closure claims tiles
+//! from an atomic counter until none is left, so an executor decides about speed, never about
+//! what is computed or whether it is sound.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Runs one closure on several threads at once.
+///
+/// A panic in the closure must reach the caller of [`Executor::run`].
+///
+/// ```
+/// use headwise_kernels::Executor;
+///
+/// struct Scoped(usize);
+///
+/// impl Executor for Scoped {
+///     fn threads(&self) -> usize {
+///         self.0
+///     }
+///     fn run(&self, threads: usize, work: &(dyn Fn() + Sync)) {
+///         std::thread::scope(|scope| {
+///             (1..threads).for_each(|_| drop(scope.spawn(work)));
+///             work();
+///         });
+///     }
+/// }
+/// ```
+pub trait Executor: Sync {
+    /// The number of threads worth using, the caller's own included.
+    fn threads(&self) -> usize;
+
+    /// Calls `work` once on each of up to `threads` threads, the calling one among them and
+    /// starting at once. Calling it less often costs speed alone.
+    fn run(&self, threads: usize, work: &(dyn Fn() + Sync));
+}
+
+/// The calling thread, alone.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Serial;
+
+impl Executor for Serial {
+    fn threads(&self) -> usize {
+        1
+    }
+
+    fn run(&self, _threads: usize, work: &(dyn Fn() + Sync)) {
+        work();
+    }
+}
+
+/// The current rayon pool: the one that the caller runs in, or else the global one.
+///
+/// Inside a pool nothing is allocated; from outside rayon allocates a task per helper.
+#[cfg(feature = "rayon")]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rayon;
+
+#[cfg(feature = "rayon")]
+impl Executor for Rayon {
+    fn threads(&self) -> usize {
+        rayon::current_num_threads()
+    }
+
+    fn run(&self, threads: usize, work: &(dyn Fn() + Sync)) {
+        if rayon::current_thread_index().is_some() {
+            fan_out(threads, work);
+        } else {
+            // `join` would park the caller; a scope in place lets it work.
+            rayon::in_place_scope(|scope| {
+                (1..threads).for_each(|_| scope.spawn(|_| work()));
+                work();
+            });
+        }
+    }
+}
+
+/// Calls `work` up to `threads` times by halves; `join` keeps its tasks on the stack.
+#[cfg(feature = "rayon")]
+fn fan_out(threads: usize, work: &(dyn Fn() + Sync)) {
+    if threads <= 1 {
+        work();
+    } else {
+        rayon::join(|| fan_out(threads - threads / 2, work), || fan_out(threads / 2, work));
+    }
+}
+
+/// The most threads that one call uses.
+pub(crate) const MAX_THREADS: usize = 256;
+
+/// Hands out the numbers `0..threads` so that no two holders have the same: each holder owns the
+/// scratch of its number.
+#[derive(Debug)]
+struct Slots {
+    taken: [AtomicU64; MAX_THREADS / 64],
+    threads: usize,
+}
+
+struct Slot<'a> {
+    slots: &'a Slots,
+    index: usize,
+}
+
+impl Slots {
+    fn claim(&self) -> Option<Slot<'_>> {
+        (0..self.threads).find_map(|index| {
+            let bit = 1 << (index % 64);
+            // Acquire: what the slot's last holder wrote is seen.
+            let before = self.taken[index / 64].fetch_or(bit, Ordering::Acquire);
+            (before & bit == 0).then_some(Slot { slots: self, index })
+        })
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.slots.taken[self.index / 64].fetch_and(!(1 << (self.index % 64)), Ordering::Release);
+    }
+}
+
+/// What [`for_each_tile`] is to run on.
+#[derive(Clone, Copy)]
+pub(crate) struct Crew<'a> {
+    pub(crate) executor: &'a dyn Executor,
+    /// The most threads.
+    pub(crate) threads: usize,
+}
+
+/// A slice that threads share by slots.
+struct Shared<T>(*mut T);
+// SAFETY: each slot's part is used by the one thread that holds the slot.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// # Safety
+    /// The slice must have `slot + 1` parts of this length, and nobody else hold the slot.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn part(&self, slot: usize, len: usize) -> &mut [T] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(slot * len), len) }
+    }
+}
+
+/// Calls `tile(part, index)` for every index in `0..tiles`, each once, on the crew's threads.
+/// `scratch` is cut into parts of `part_len`, one for each thread; a part is in one thread's
+/// hands at a time. There are no more threads than parts.
+pub(crate) fn for_each_tile<T: Send>(
+    crew: Crew<'_>,
+    tiles: usize,
+    scratch: &mut [T],
+    part_len: usize,
+    tile: impl Fn(&mut [T], usize) + Sync,
+) {
+    let parts = scratch.len().checked_div(part_len).unwrap_or(MAX_THREADS);
+    let threads = crew.threads.min(MAX_THREADS).min(tiles).min(parts);
+    if threads <= 1 {
+        let part = &mut scratch[..part_len];
+        return (0..tiles).for_each(|index| tile(part, index));
+    }
+    let shared = Shared(scratch.as_mut_ptr());
+    let slots = Slots { taken: [const { AtomicU64::new(0) }; MAX_THREADS / 64], threads };
+    let next = AtomicU64::new(0);
+    let work = || {
+        // A worker that comes when all slots are held finds the work in good hands.
+        let Some(slot) = slots.claim() else { return };
+        // SAFETY: the slot is below `threads`, of which each has a part, and is held until the
+        // end of this call.
+        let part = unsafe { shared.part(slot.index, part_len) };
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= tiles as u64 {
+                return;
+            }
+            tile(part, index as usize);
+        }
+    };
+    crew.executor.run(threads, &work);
+    // Whatever the executor left undone is done here.
+    work();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    struct Lazy;
+    impl Executor for Lazy {
+        fn threads(&self) -> usize {
+            4
+        }
+        fn run(&self, _threads: usize, _work: &(dyn Fn() + Sync)) {}
+    }
+
+    struct Eager;
+    impl Executor for Eager {
+        fn threads(&self) -> usize {
+            2
+        }
+        fn run(&self, _threads: usize, work: &(dyn Fn() + Sync)) {
+            std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(work))));
+        }
+    }
+
+    fn check(executor: &dyn Executor, threads: usize) {
+        let done: Vec<AtomicUsize> = (0..1000).map(|_| AtomicUsize::new(0)).collect();
+        let mut held: Vec<AtomicUsize> = (0..threads).map(|_| AtomicUsize::new(0)).collect();
+        for_each_tile(Crew { executor, threads }, done.len(), &mut held, 1, |held, index| {
+            assert_eq!(held[0].fetch_add(1, Ordering::SeqCst), 0, "part shared");
+            done[index].fetch_add(1, Ordering::SeqCst);
+            held[0].fetch_sub(1, Ordering::SeqCst);
+        });
+        assert!(done.iter().all(|n| n.load(Ordering::SeqCst) == 1));
+    }
+
+    #[test]
+    fn every_tile_once_whatever_the_executor() {
+        check(&Serial, 1);
+        check(&Serial, 3);
+        check(&Lazy, 4);
+        check(&Eager, 2);
+    }
+
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn rayon_inside_and_outside_a_pool() {
+        check(&Rayon, 3);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build();
+        pool.unwrap_or_else(|e| panic!("{e}")).install(|| check(&Rayon, 3));
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller() {
+        let crew = Crew { executor: &Eager, threads: 2 };
+        let run = || for_each_tile(crew, 10, &mut [0; 2], 1, |_, i| assert_ne!(i, 7, "boom"));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+    }
+}

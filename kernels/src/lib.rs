@@ -1,0 +1,52 @@
+//! The kernels behind `headwise`: everything that is unsafe or SIMD. Applications use the
+//! `headwise` crate, which re-exports what they need.
+//!
+//! A [`Problem`] validates its parts; [`attention`] computes it. Every safe function of this crate
+//! is sound for any argument.
+//!
+//! ```
+//! use headwise_kernels::{attention, Masking, Outputs, Problem, Scale, Settings, View, ViewMut, Workspace};
+//!
+//! // One head, two queries, three keys, head_dim 4, value_dim 1.
+//! let (q, k, v) = ([1.0_f32; 8], [0.5_f32; 12], [1.0_f32, 2.0, 3.0]);
+//! let problem = Problem::new(
+//!     View::bhsd(&q, [1, 1, 2, 4])?,
+//!     View::bhsd(&k, [1, 1, 3, 4])?,
+//!     View::bhsd(&v, [1, 1, 3, 1])?,
+//!     Scale::InvSqrtHeadDim,
+//!     &Masking::default(),
+//! )?;
+//! let mut out = [0.0; 2];
+//! let outputs = Outputs::new(ViewMut::bhsd(&mut out, [1, 1, 2, 1])?);
+//! attention(&problem, outputs, &Settings::default(), &mut Workspace::new())?;
+//! assert!(out.iter().all(|x| (x - 2.0).abs() < 1e-6));
+//! # Ok::<(), headwise_kernels::Error>(())
+//! ```
+
+mod attention;
+mod element;
+mod error;
+mod executor;
+mod microkernel;
+mod plan;
+pub mod probe;
+mod problem;
+pub mod reference;
+mod settings;
+mod simd;
+mod softmax;
+mod unfused;
+mod view;
+mod workspace;
+
+pub use element::Element;
+pub use error::{Error, Result};
+#[cfg(feature = "rayon")]
+pub use executor::Rayon;
+pub use executor::{Executor, Serial};
+pub use problem::{Causal, Dims, Masking, Outputs, Problem, Scale, Window};
+pub use settings::{Algorithm, Settings, attention, workspace_bytes};
+pub use simd::Isa;
+pub use softmax::{softmax_in_place, softmax_into, softmax_workspace_bytes};
+pub use view::{Shape, Strides, View, ViewMut};
+pub use workspace::Workspace;

@@ -1,0 +1,66 @@
+//! What happens to a row's sums: merged into those of earlier splits, scaled, written out.
+
+use crate::simd::{Kernel, Simd};
+
+/// `dst = a * dst + b * src`, in place.
+pub(crate) struct Combine<'a> {
+    pub(crate) dst: &'a mut [f32],
+    pub(crate) a: f32,
+    pub(crate) src: &'a [f32],
+    pub(crate) b: f32,
+}
+
+impl Kernel for Combine<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        assert_eq!(self.dst.len(), self.src.len());
+        let (a, b) = (s.splat(self.a), s.splat(self.b));
+        let mut i = 0;
+        while i < self.dst.len() {
+            let count = (self.dst.len() - i).min(S::LANES);
+            // SAFETY: i + count lies within both slices.
+            unsafe {
+                let dst = self.dst.as_mut_ptr().add(i);
+                let old = s.load_first(dst, count);
+                let new = s.load_first(self.src.as_ptr().add(i), count);
+                s.store_first(dst, count, s.mul_add(old, a, s.mul(new, b)));
+            }
+            i += S::LANES;
+        }
+    }
+}
+
+/// `dst = factor * src`; says whether everything written is finite. A zero is written as +0.
+pub(crate) struct Normalize<'a> {
+    pub(crate) src: &'a [f32],
+    pub(crate) factor: f32,
+    pub(crate) dst: &'a mut [f32],
+}
+
+impl Kernel for Normalize<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        assert!(self.src.len() >= self.dst.len());
+        let factor = s.splat(self.factor);
+        let zero = s.splat(0.0);
+        // x - x is 0, or NaN where x is not finite.
+        let mut finite = zero;
+        let mut i = 0;
+        while i < self.dst.len() {
+            let count = (self.dst.len() - i).min(S::LANES);
+            // SAFETY: i + count lies within both slices.
+            unsafe {
+                let src = s.load_first(self.src.as_ptr().add(i), count);
+                let out = s.mul_add(src, factor, zero);
+                finite = s.add(finite, s.sub(out, out));
+                s.store_first(self.dst.as_mut_ptr().add(i), count, out);
+            }
+            i += S::LANES;
+        }
+        !s.any(s.ne(finite, zero))
+    }
+}

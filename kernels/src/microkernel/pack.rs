@@ -1,0 +1,111 @@
+//! Transposing into and out of a tile: rows of floats to `[column][BLOCK_Q]` and back, a square
+//! of vectors at a time in registers.
+
+use super::{BLOCK_Q, Lanes};
+use crate::simd::{Kernel, MAX_LANES, Simd};
+
+/// Writes `factor * rows` to `dst`, transposed: `dst[c][r] = factor * rows[r][c]`. Lanes without
+/// a row, up to `lanes`, become zero.
+pub(crate) struct Pack<'a> {
+    pub(crate) rows: &'a [&'a [f32]],
+    /// Columns to take from each row.
+    pub(crate) width: usize,
+    pub(crate) factor: f32,
+    /// A multiple of the vector's lanes, at least the number of rows.
+    pub(crate) lanes: usize,
+    /// `[width][BLOCK_Q]`.
+    pub(crate) dst: &'a mut [f32],
+}
+
+impl Kernel for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        assert!(self.rows.iter().all(|row| row.len() >= self.width));
+        assert!(self.lanes.is_multiple_of(S::LANES) && self.lanes <= BLOCK_Q);
+        assert!(self.dst.len() >= self.width * BLOCK_Q);
+        let factor = s.splat(self.factor);
+        let mut lane = 0;
+        while lane < self.lanes {
+            let mut column = 0;
+            while column < self.width {
+                let count = (self.width - column).min(S::LANES);
+                let mut square = [s.splat(0.0); MAX_LANES];
+                for (r, v) in square.iter_mut().enumerate().take(S::LANES) {
+                    if let Some(row) = self.rows.get(lane + r) {
+                        // SAFETY: the row has at least column + count <= width elements.
+                        unsafe {
+                            let ptr = row.as_ptr().add(column);
+                            *v = if count == S::LANES {
+                                s.load(ptr)
+                            } else {
+                                s.load_first(ptr, count)
+                            };
+                        }
+                    }
+                }
+                s.transpose(&mut square);
+                for (c, v) in square.iter().enumerate().take(count) {
+                    // SAFETY: column + c < width and lane + LANES <= BLOCK_Q stay inside dst.
+                    unsafe {
+                        let at = (column + c) * BLOCK_Q + lane;
+                        s.store(self.dst.as_mut_ptr().add(at), s.mul(*v, factor));
+                    }
+                }
+                column += S::LANES;
+            }
+            lane += S::LANES;
+        }
+    }
+}
+
+/// Writes probabilities to rows of weights: `rows[r][c] = factor[r] * prob[start + c][r]`, 0 where
+/// the probability is masked.
+pub(crate) struct Unpack<'a, 'b> {
+    /// `[BLOCK_KV][BLOCK_Q]`.
+    pub(crate) prob: &'a [f32],
+    /// The first key to take.
+    pub(crate) start: usize,
+    pub(crate) factor: &'a Lanes,
+    /// One row of as many floats as there are keys to take, for each of up to `BLOCK_Q` lanes.
+    pub(crate) rows: &'a mut [&'b mut [f32]],
+}
+
+impl Kernel for Unpack<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let width = self.rows.first().map_or(0, |row| row.len());
+        assert!(self.rows.iter().all(|row| row.len() == width) && self.rows.len() <= BLOCK_Q);
+        assert!(self.prob.len() >= (self.start + width) * BLOCK_Q);
+        let mut lane = 0;
+        while lane < self.rows.len() {
+            let mut column = 0;
+            while column < width {
+                let count = (width - column).min(S::LANES);
+                let mut square = [s.splat(0.0); MAX_LANES];
+                for (c, v) in square.iter_mut().enumerate().take(count) {
+                    // SAFETY: start + column + c < start + width rows of BLOCK_Q floats, and
+                    // lane + LANES <= BLOCK_Q.
+                    *v = unsafe {
+                        let at = (self.start + column + c) * BLOCK_Q + lane;
+                        s.load(self.prob.as_ptr().add(at))
+                    };
+                }
+                s.transpose(&mut square);
+                for (r, v) in square.iter().enumerate().take(S::LANES) {
+                    if let Some(row) = self.rows.get_mut(lane + r) {
+                        let weight = s.mul(*v, s.splat(self.factor.0[lane + r]));
+                        let weight = s.select(s.is_negative(*v), s.splat(0.0), weight);
+                        // SAFETY: the row has `width` floats.
+                        unsafe { s.store_first(row.as_mut_ptr().add(column), count, weight) };
+                    }
+                }
+                column += S::LANES;
+            }
+            lane += S::LANES;
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! How a problem is cut into work: pure arithmetic, no memory touched.
+//!
+//! A head's query rows, flattened over its group (`row = i * group_size + g`, so that the rows of
+//! a tile see nearly the same keys and share one pass over them), are cut into tiles of
+//! `BLOCK_Q`, and runs of tiles into items. A thread claims an item and takes each key block
+//! through all of the item's tiles while the block is in its cache. Neither the cut nor the order
+//! of the items reaches a row's bits.
+
+use std::ops::Range;
+
+use crate::executor::MAX_THREADS;
+use crate::microkernel::{BLOCK_KV, BLOCK_Q};
+use crate::problem::{Dims, Problem};
+use crate::simd::MAX_LANES;
+use crate::workspace::Line;
+
+/// Keys in a split: each split has reference maxima of its own and is merged into the earlier
+/// ones, so that splits can be computed apart. Counted from key 0; part of what a row's bits
+/// depend on.
+pub(crate) const SPLIT_KV: usize = 2048;
+
+/// The most tiles in an item.
+pub(crate) const MAX_TILES: usize = 8;
+
+/// Multiply-adds below which a call stays on the caller's thread: about 50 us of work on one
+/// core, what waking another may cost.
+const SERIAL_WORK: u128 = 2_500_000;
+
+/// Bytes of keys and values of one head that are taken to stay in a core's cache between tiles.
+const CACHED_BYTES: usize = 512 << 10;
+
+/// One thread's scratch, in floats: where its parts begin, each a whole number of lines.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout {
+    pub(crate) q_t: usize,
+    pub(crate) acc: usize,
+    pub(crate) merged: usize,
+    pub(crate) bias: usize,
+    pub(crate) tiles: usize,
+    /// The pitch of a row of `acc`: `value_dim` in whole vectors of any instruction set.
+    pub(crate) acc_width: usize,
+}
+
+impl Layout {
+    /// The floats of `prob`.
+    pub(crate) const PROB: usize = BLOCK_KV * BLOCK_Q;
+
+    /// Floats for one tile.
+    pub(crate) fn tile(&self) -> usize {
+        self.q_t + self.acc + self.merged
+    }
+
+    fn lines(&self) -> usize {
+        Line::count(self.tiles * self.tile() + Self::PROB + self.bias)
+    }
+}
+
+/// The cut of one problem.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) threads: usize,
+    pub(crate) layout: Layout,
+    dims: Dims,
+    rows: usize,
+    items_per_head: usize,
+    last_first: bool,
+}
+
+/// One item of work.
+#[derive(Debug, Clone)]
+pub(crate) struct Item {
+    pub(crate) batch: usize,
+    pub(crate) kv_head: usize,
+    /// Query rows, flattened over the group.
+    pub(crate) rows: Range<usize>,
+}
+
+impl Plan {
+    /// The plan for at most `threads` threads.
+    pub(crate) fn new<T: crate::Element>(problem: &Problem<'_, T>, threads: usize) -> Self {
+        let dims = *problem.dims();
+        let rows = dims.seq_q * dims.group_size();
+        let heads = dims.batch * dims.kv_heads;
+        let work = [rows, heads, dims.seq_kv, dims.head_dim + dims.value_dim]
+            .iter()
+            .fold(1_u128, |product, &n| product.saturating_mul(n as u128));
+        let threads = if work < SERIAL_WORK { 1 } else { threads.clamp(1, MAX_THREADS) };
+
+        let tiles_per_head = rows.div_ceil(BLOCK_Q).max(1);
+        let bytes = dims.seq_kv.saturating_mul((dims.head_dim + dims.value_dim) * size_of::<f32>());
+        let wanted = if bytes > CACHED_BYTES { MAX_TILES } else { 2 };
+        // Four items a thread, so that the last one to finish is not waited for long.
+        let total_tiles = tiles_per_head.saturating_mul(heads);
+        let affordable = if threads == 1 { wanted } else { total_tiles / (4 * threads) };
+        let tiles = wanted.min(affordable).clamp(1, tiles_per_head);
+
+        let acc_width = dims.value_dim.next_multiple_of(MAX_LANES);
+        let acc = BLOCK_Q * acc_width;
+        let layout = Layout {
+            q_t: BLOCK_Q * dims.head_dim,
+            acc,
+            merged: if dims.seq_kv > SPLIT_KV { acc } else { 0 },
+            bias: if problem.boolean.is_some() || problem.bias.is_some() {
+                Layout::PROB
+            } else {
+                0
+            },
+            tiles,
+            acc_width,
+        };
+        Self {
+            threads,
+            layout,
+            dims,
+            rows,
+            items_per_head: tiles_per_head.div_ceil(tiles),
+            last_first: !problem.has_uniform_ranges(),
+        }
+    }
+
+    /// How many items there are.
+    pub(crate) fn items(&self) -> usize {
+        if self.rows == 0 { 0 } else { self.items_per_head * self.dims.batch * self.dims.kv_heads }
+    }
+
+    /// Item `index`. Under a causal mask or a window the last rows come first over all heads,
+    /// since they see the most; otherwise a head's items follow each other and share its keys.
+    pub(crate) fn item(&self, index: usize) -> Item {
+        let heads = self.dims.batch * self.dims.kv_heads;
+        let (head, nth) = if self.last_first {
+            (index % heads, self.items_per_head - 1 - index / heads)
+        } else {
+            (index / self.items_per_head, index % self.items_per_head)
+        };
+        let step = self.layout.tiles * BLOCK_Q;
+        Item {
+            batch: head / self.dims.kv_heads,
+            kv_head: head % self.dims.kv_heads,
+            rows: nth * step..((nth + 1) * step).min(self.rows),
+        }
+    }
+
+    /// Lines of scratch for each thread.
+    pub(crate) fn lines_per_thread(&self) -> usize {
+        self.layout.lines()
+    }
+
+    /// Lines of scratch for all threads.
+    pub(crate) fn lines(&self) -> usize {
+        self.lines_per_thread() * self.threads.min(self.items().max(1))
+    }
+}

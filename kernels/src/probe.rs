@@ -1,0 +1,118 @@
+//! Measuring rods: what the machine's multiply-add units and its memory can do at most, by loops
+//! that do nothing else. A benchmark's figures stand beside these, taken in the same run.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::executor::{Crew, Executor, for_each_tile};
+use crate::simd::{Isa, Kernel, Simd, dispatch};
+
+/// The multiply-add rate of `threads` threads in the widest instruction set, in FLOP/s (a
+/// multiply-add is two), measured over about `time`.
+pub fn fma_flops(executor: &dyn Executor, threads: usize, time: Duration) -> f64 {
+    // Chunks of some 10 us, claimed until time is up.
+    let done = AtomicU64::new(0);
+    let start = Instant::now();
+    for_each_tile(Crew { executor, threads }, threads, &mut [0_u8; 0], 0, |_, _| {
+        while start.elapsed() < time {
+            let flops = dispatch(Isa::widest(), FmaLoop { rounds: 40_000 }).unwrap_or(0);
+            done.fetch_add(flops, Ordering::Relaxed);
+        }
+    });
+    done.into_inner() as f64 / start.elapsed().as_secs_f64()
+}
+
+struct FmaLoop {
+    rounds: u64,
+}
+
+impl Kernel for FmaLoop {
+    type Output = u64;
+
+    fn run<S: Simd>(self, simd: S) -> u64 {
+        simd.vectorize(FmaBody(self.rounds))
+    }
+}
+
+struct FmaBody(u64);
+
+/// Enough to cover the latency of two units.
+const CHAINS: usize = 10;
+
+impl Kernel for FmaBody {
+    type Output = u64;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> u64 {
+        let (a, b) = (s.splat(black_box(0.999)), s.splat(black_box(0.001)));
+        let mut acc = [s.splat(black_box(1.0)); CHAINS];
+        for _ in 0..self.0 {
+            for acc in &mut acc {
+                *acc = s.mul_add(*acc, a, b);
+            }
+        }
+        let sum = acc.into_iter().fold(s.splat(0.0), |sum, v| s.add(sum, v));
+        let mut lanes = [0.0; crate::simd::MAX_LANES];
+        // SAFETY: MAX_LANES floats.
+        unsafe { s.store(lanes.as_mut_ptr(), sum) };
+        black_box(lanes);
+        self.0 * (CHAINS * S::LANES * 2) as u64
+    }
+}
+
+/// Reads all of `buffers` once on `threads` threads with the widest loads and gives the time it
+/// took.
+pub fn read_time(executor: &dyn Executor, threads: usize, buffers: &[&[f32]]) -> Duration {
+    /// Floats in a claim: 64 KiB.
+    const CLAIM: usize = 16 << 10;
+    let claims: usize = buffers.iter().map(|buffer| buffer.len().div_ceil(CLAIM)).sum();
+    let start = Instant::now();
+    for_each_tile(Crew { executor, threads }, claims, &mut [0_u8; 0], 0, |_, claim| {
+        let mut left = claim;
+        for buffer in buffers {
+            let here = buffer.len().div_ceil(CLAIM);
+            if left < here {
+                let data = &buffer[left * CLAIM..((left + 1) * CLAIM).min(buffer.len())];
+                black_box(dispatch(Isa::widest(), ReadLoop(data)).unwrap_or(0.0));
+                return;
+            }
+            left -= here;
+        }
+    });
+    start.elapsed()
+}
+
+struct ReadLoop<'a>(&'a [f32]);
+
+impl Kernel for ReadLoop<'_> {
+    type Output = f32;
+
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        simd.vectorize(ReadBody(self.0))
+    }
+}
+
+struct ReadBody<'a>(&'a [f32]);
+
+impl Kernel for ReadBody<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        const CHAINS: usize = 8;
+        let mut sums = [s.splat(0.0); CHAINS];
+        let step = CHAINS * S::LANES;
+        for block in self.0.chunks_exact(step) {
+            for (c, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: the block has CHAINS vectors.
+                *sum = s.add(*sum, unsafe { s.load(block.as_ptr().add(c * S::LANES)) });
+            }
+        }
+        let sum = sums.into_iter().fold(s.splat(0.0), |sum, v| s.add(sum, v));
+        let mut lanes = [0.0; crate::simd::MAX_LANES];
+        // SAFETY: MAX_LANES floats.
+        unsafe { s.store(lanes.as_mut_ptr(), sum) };
+        lanes.iter().sum()
+    }
+}

@@ -1,0 +1,352 @@
+//! What is to be computed: validated once, here. Behind this border the kernels trust every
+//! number, so nothing is a [`Problem`] or an [`Outputs`] check away from memory.
+
+use std::fmt::Debug;
+use std::ops::Range;
+
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::view::{Shape, Strides, View, ViewMut};
+
+/// The factor on every score `q . k`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Scale {
+    /// `1 / sqrt(head_dim)`, as in "Attention Is All You Need" (Vaswani et al., 2017).
+    InvSqrtHeadDim,
+    /// No scaling.
+    One,
+    /// Any finite factor, negative and zero included.
+    Value(f32),
+}
+
+impl Scale {
+    fn factor(self, head_dim: usize) -> f64 {
+        match self {
+            Self::InvSqrtHeadDim => 1.0 / (head_dim as f64).sqrt(),
+            Self::One => 1.0,
+            Self::Value(x) => x.into(),
+        }
+    }
+}
+
+/// Where the causal diagonal lies: query `i` sees key `j` if `j <= i + offset`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Causal {
+    /// The last query sees the last key: `offset = seq_kv - seq_q`. What a cache needs.
+    BottomRight,
+    /// The first query sees the first key alone: `offset = 0`.
+    TopLeft,
+    /// Any offset: the position of query 0 among the keys.
+    Offset(i64),
+}
+
+/// How far from its own position `i + offset` a query sees, its own position not counted; `None`
+/// is without limit. `left: Some(2)` sees 3 keys: two before and its own.
+///
+/// The offset is that of the causal mask, or `seq_kv - seq_q` without one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Window {
+    /// Keys visible before the query's own position.
+    pub left: Option<usize>,
+    /// Keys visible after it.
+    pub right: Option<usize>,
+}
+
+/// Which keys each query sees, and what is added to its scores. All parts combine: a key is
+/// visible where every part lets it be.
+#[derive(Debug, Clone, Copy)]
+pub struct Masking<'a, T> {
+    /// The causal diagonal.
+    pub causal: Option<Causal>,
+    /// The sliding window.
+    pub window: Window,
+    /// Per batch entry, the number of leading keys that exist. The diagonal does not move by it.
+    pub key_lengths: Option<&'a [usize]>,
+    /// `true` = attend. `[batch, q_heads, seq_q, seq_kv]`, each of the first three may be 1.
+    pub boolean: Option<View<'a, bool>>,
+    /// Added to the scaled scores; exactly -inf masks. Shaped as `boolean`.
+    pub bias: Option<View<'a, T>>,
+}
+
+impl<T> Default for Masking<'_, T> {
+    fn default() -> Self {
+        Self {
+            causal: None,
+            window: Window::default(),
+            key_lengths: None,
+            boolean: None,
+            bias: None,
+        }
+    }
+}
+
+/// The extents of an attention problem, in elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dims {
+    /// Independent sequences.
+    pub batch: usize,
+    /// Query heads.
+    pub q_heads: usize,
+    /// Key/value heads; divides `q_heads`.
+    pub kv_heads: usize,
+    /// Queries in a sequence.
+    pub seq_q: usize,
+    /// Keys in a sequence.
+    pub seq_kv: usize,
+    /// Length of a query and of a key.
+    pub head_dim: usize,
+    /// Length of a value and of an output row.
+    pub value_dim: usize,
+}
+
+impl Dims {
+    /// Query heads per key/value head: query head `h` reads kv head `h / group_size`.
+    pub fn group_size(&self) -> usize {
+        self.q_heads / self.kv_heads
+    }
+}
+
+/// A validated attention problem: `softmax(scale * query key^T + bias, masked) value`.
+#[derive(Debug, Clone, Copy)]
+pub struct Problem<'a, T: Element> {
+    pub(crate) query: View<'a, T>,
+    pub(crate) key: View<'a, T>,
+    pub(crate) value: View<'a, T>,
+    pub(crate) boolean: Option<View<'a, bool>>,
+    pub(crate) bias: Option<View<'a, T>>,
+    pub(crate) scale: f64,
+    dims: Dims,
+    /// Query `i` stands at key position `i + offset`.
+    offset: i128,
+    causal: bool,
+    window: Window,
+    key_lengths: Option<&'a [usize]>,
+}
+
+fn shape_error<T>(argument: &'static str, got: Shape, expected: String) -> Result<T> {
+    Err(Error::Shape { argument, got: format!("{got:?}"), expected })
+}
+
+fn value_error<T>(argument: &'static str, got: impl Debug, expected: String) -> Result<T> {
+    Err(Error::Value { argument, got: format!("{got:?}"), expected })
+}
+
+fn check_unit_inner_stride(argument: &'static str, shape: Shape, strides: Strides) -> Result<()> {
+    if shape[3] > 1 && strides[3] != 1 && !shape.contains(&0) {
+        return Err(Error::Stride {
+            argument,
+            got: format!("{strides:?}"),
+            expected: "an inner stride of 1; copy the tensor so that the last axis is contiguous"
+                .into(),
+        });
+    }
+    Ok(())
+}
+
+/// A mask whose axes of extent 1 repeat, stretched to the whole problem with strides of zero.
+fn broadcast<'a, E>(argument: &'static str, mask: View<'a, E>, dims: &Dims) -> Result<View<'a, E>> {
+    let whole = [dims.batch, dims.q_heads, dims.seq_q, dims.seq_kv];
+    let (shape, mut strides) = (mask.shape(), mask.strides());
+    let fits = (0..3).all(|axis| shape[axis] == 1 || shape[axis] == whole[axis]);
+    if !fits || shape[3] != whole[3] {
+        return shape_error(
+            argument,
+            shape,
+            format!("{whole:?}, where each of the first three may be 1"),
+        );
+    }
+    check_unit_inner_stride(argument, shape, strides)?;
+    for axis in 0..3 {
+        if shape[axis] == 1 {
+            strides[axis] = 0;
+        }
+    }
+    Ok(mask.with_layout(whole, strides))
+}
+
+impl<'a, T: Element> Problem<'a, T> {
+    /// Checks that the parts fit each other.
+    ///
+    /// `query` is `[batch, q_heads, seq_q, head_dim]`, `key` `[batch, kv_heads, seq_kv,
+    /// head_dim]`, `value` `[batch, kv_heads, seq_kv, value_dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::Stride`] or [`Error::Value`] with the argument that does not
+    /// fit.
+    pub fn new(
+        query: View<'a, T>,
+        key: View<'a, T>,
+        value: View<'a, T>,
+        scale: Scale,
+        masking: &Masking<'a, T>,
+    ) -> Result<Self> {
+        let dims = check_dims(query.shape(), key.shape(), value.shape())?;
+        for (argument, view) in [("query", &query), ("key", &key), ("value", &value)] {
+            check_unit_inner_stride(argument, view.shape(), view.strides())?;
+        }
+        if let Scale::Value(x) = scale
+            && !x.is_finite()
+        {
+            return value_error("scale", x, "a finite number".into());
+        }
+        if let Some(lengths) = masking.key_lengths {
+            if lengths.len() != dims.batch {
+                return value_error(
+                    "key_lengths",
+                    format_args!("{} lengths", lengths.len()),
+                    format!("one for each of the {} batch entries", dims.batch),
+                );
+            }
+            if let Some(length) = lengths.iter().find(|&&n| n > dims.seq_kv) {
+                return value_error("key_lengths", length, format!("at most {}", dims.seq_kv));
+            }
+        }
+        let aligned_ends = dims.seq_kv as i128 - dims.seq_q as i128;
+        Ok(Self {
+            query,
+            key,
+            value,
+            boolean: masking.boolean.map(|m| broadcast("mask", m, &dims)).transpose()?,
+            bias: masking.bias.map(|m| broadcast("bias", m, &dims)).transpose()?,
+            scale: scale.factor(dims.head_dim),
+            dims,
+            offset: match masking.causal {
+                Some(Causal::TopLeft) => 0,
+                Some(Causal::Offset(offset)) => offset.into(),
+                Some(Causal::BottomRight) | None => aligned_ends,
+            },
+            causal: masking.causal.is_some(),
+            window: masking.window,
+            key_lengths: masking.key_lengths,
+        })
+    }
+
+    /// The extents.
+    pub fn dims(&self) -> &Dims {
+        &self.dims
+    }
+
+    /// The keys that the structural masks (causal, window, key lengths) leave to query `i` of
+    /// batch entry `b`. Boolean and additive masks may hide more.
+    pub fn visible_keys(&self, b: usize, i: usize) -> Range<usize> {
+        let keys = self.key_lengths.map_or(self.dims.seq_kv, |lengths| lengths[b]);
+        let position = i as i128 + self.offset;
+        let clamp = |x: i128| x.clamp(0, keys as i128) as usize;
+        let start = self.window.left.map_or(0, |left| clamp(position - left as i128));
+        let ahead = match (self.causal, self.window.right) {
+            (true, _) => Some(0),
+            (false, right) => right,
+        };
+        let end = ahead.map_or(keys, |right| clamp(position + right as i128 + 1));
+        start.min(end)..end
+    }
+
+    /// The number of visible query-key pairs over all heads and batch entries, structural masks
+    /// only: what useful FLOPs are counted from.
+    pub fn visible_pairs(&self) -> u128 {
+        let per_head: u128 = (0..self.dims.batch)
+            .flat_map(|b| (0..self.dims.seq_q).map(move |i| (b, i)))
+            .map(|(b, i)| self.visible_keys(b, i).len() as u128)
+            .sum();
+        per_head * self.dims.q_heads as u128
+    }
+
+    /// Whether every query sees every key by structure, so that tiles need no ranges.
+    pub(crate) fn has_uniform_ranges(&self) -> bool {
+        !self.causal && self.window == Window::default()
+    }
+}
+
+fn check_dims(q: Shape, k: Shape, v: Shape) -> Result<Dims> {
+    for (argument, shape) in [("query", q), ("key", k), ("value", v)] {
+        if shape[1] == 0 || shape[3] == 0 {
+            return shape_error(
+                argument,
+                shape,
+                "[batch, heads, seq, dim] with at least one head and a dim of at least 1".into(),
+            );
+        }
+    }
+    if k[0] != q[0] || k[3] != q[3] {
+        return shape_error(
+            "key",
+            k,
+            format!("[{}, kv_heads, seq_kv, {}] to fit query {q:?}", q[0], q[3]),
+        );
+    }
+    if q[1] % k[1] != 0 {
+        return shape_error(
+            "key",
+            k,
+            format!("a number of heads that divides the query's {} heads", q[1]),
+        );
+    }
+    if v[..3] != k[..3] {
+        return shape_error(
+            "value",
+            v,
+            format!("[{}, {}, {}, value_dim] to fit key {k:?}", k[0], k[1], k[2]),
+        );
+    }
+    Ok(Dims {
+        batch: q[0],
+        q_heads: q[1],
+        kv_heads: k[1],
+        seq_q: q[2],
+        seq_kv: k[2],
+        head_dim: q[3],
+        value_dim: v[3],
+    })
+}
+
+/// Where the results go: the output, and on request the log-sum-exp and the weights.
+#[derive(Debug)]
+pub struct Outputs<'a, T> {
+    pub(crate) out: ViewMut<'a, T>,
+    pub(crate) lse: Option<ViewMut<'a, T>>,
+    pub(crate) weights: Option<ViewMut<'a, T>>,
+}
+
+impl<'a, T: Element> Outputs<'a, T> {
+    /// The output alone, `[batch, q_heads, seq_q, value_dim]`.
+    pub fn new(out: ViewMut<'a, T>) -> Self {
+        Self { out, lse: None, weights: None }
+    }
+
+    /// Also the log-sum-exp of each row, natural logarithm, `[batch, q_heads, seq_q, 1]`.
+    #[must_use]
+    pub fn with_lse(mut self, lse: ViewMut<'a, T>) -> Self {
+        self.lse = Some(lse);
+        self
+    }
+
+    /// Also the attention weights, `[batch, q_heads, seq_q, seq_kv]`; costs a second pass over
+    /// the scores.
+    #[must_use]
+    pub fn with_weights(mut self, weights: ViewMut<'a, T>) -> Self {
+        self.weights = Some(weights);
+        self
+    }
+
+    /// Checks that the outputs fit the problem.
+    pub(crate) fn check(&self, dims: &Dims) -> Result<()> {
+        let rows = [dims.batch, dims.q_heads, dims.seq_q];
+        let expect = |argument, view: &ViewMut<'_, T>, inner: usize| {
+            let shape = [rows[0], rows[1], rows[2], inner];
+            if view.shape() != shape {
+                return shape_error(argument, view.shape(), format!("{shape:?}"));
+            }
+            check_unit_inner_stride(argument, shape, view.strides())
+        };
+        expect("out", &self.out, dims.value_dim)?;
+        if let Some(lse) = &self.lse {
+            expect("lse", lse, 1)?;
+        }
+        if let Some(weights) = &self.weights {
+            expect("weights", weights, dims.seq_kv)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,120 @@
+//! The executable specification: attention in `f64`, naive and obvious. It shares no code with
+//! what it checks; dense arrays in, dense arrays out.
+//!
+//! For each row, over its visible keys: `score = scale * q . k + bias`; `row_max = max score`;
+//! `row_sum = sum exp(score - row_max)`; `weight = exp(score - row_max) / row_sum`;
+//! `out = sum weight * value`; `lse = row_max + ln row_sum`. A bias of exactly -inf hides the
+//! key. A row that sees nothing, or nothing but scores of -inf, has `out = 0`, `weights = 0` and
+//! `lse = -inf`.
+
+/// The extents and the data of a dense attention problem, each tensor in memory order batch,
+/// heads, seq, dim.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct Dense<'a> {
+    pub batch: usize,
+    pub q_heads: usize,
+    pub kv_heads: usize,
+    pub seq_q: usize,
+    pub seq_kv: usize,
+    pub head_dim: usize,
+    pub value_dim: usize,
+    pub query: &'a [f64],
+    pub key: &'a [f64],
+    pub value: &'a [f64],
+    pub scale: f64,
+}
+
+/// What [`attention`] computes, dense: `out` `[batch, q_heads, seq_q, value_dim]`, `lse` without
+/// the last axis, `weights` with `seq_kv` instead.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct Answer {
+    pub out: Vec<f64>,
+    pub lse: Vec<f64>,
+    pub weights: Vec<f64>,
+}
+
+/// Attention by the definition. `visible(b, h, i, j)` says whether query `i` of query head `h`
+/// sees key `j`; `bias` is asked for visible keys only.
+///
+/// # Panics
+/// Where the slices are shorter than the extents: it is a test's tool.
+pub fn attention(
+    p: Dense<'_>,
+    visible: impl Fn(usize, usize, usize, usize) -> bool,
+    bias: impl Fn(usize, usize, usize, usize) -> f64,
+) -> Answer {
+    let mut answer = Answer { out: vec![], lse: vec![], weights: vec![] };
+    for b in 0..p.batch {
+        for h in 0..p.q_heads {
+            let kv = b * p.kv_heads + h / (p.q_heads / p.kv_heads);
+            for i in 0..p.seq_q {
+                let q = row(p.query, (b * p.q_heads + h) * p.seq_q + i, p.head_dim);
+                let seen: Vec<(usize, f64)> = (0..p.seq_kv)
+                    .filter(|&j| visible(b, h, i, j))
+                    .map(|j| (j, bias(b, h, i, j)))
+                    .filter(|&(_, bias)| bias != f64::NEG_INFINITY)
+                    .map(|(j, bias)| {
+                        let k = row(p.key, kv * p.seq_kv + j, p.head_dim);
+                        let dot: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
+                        (j, p.scale * dot + bias)
+                    })
+                    .collect();
+
+                let row_max = seen.iter().fold(f64::NEG_INFINITY, |max, &(_, s)| {
+                    if s.is_nan() || max.is_nan() { f64::NAN } else { max.max(s) }
+                });
+                let mut out = vec![0.0; p.value_dim];
+                let mut weights = vec![0.0; p.seq_kv];
+                let mut lse = f64::NEG_INFINITY;
+                if row_max != f64::NEG_INFINITY {
+                    let row_sum: f64 = seen.iter().map(|&(_, s)| (s - row_max).exp()).sum();
+                    lse = row_max + row_sum.ln();
+                    for &(j, s) in &seen {
+                        weights[j] = (s - row_max).exp() / row_sum;
+                        let v = row(p.value, kv * p.seq_kv + j, p.value_dim);
+                        out.iter_mut().zip(v).for_each(|(out, v)| *out += weights[j] * v);
+                    }
+                }
+                answer.out.extend(out);
+                answer.lse.push(lse);
+                answer.weights.extend(weights);
+            }
+        }
+    }
+    answer
+}
+
+fn row(data: &[f64], index: usize, len: usize) -> &[f64] {
+    &data[index * len..][..len]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_worked_by_hand() {
+        // Scores ln 1 and ln 3 give weights 1/4 and 3/4.
+        let p = Dense {
+            batch: 1,
+            q_heads: 1,
+            kv_heads: 1,
+            seq_q: 1,
+            seq_kv: 3,
+            head_dim: 1,
+            value_dim: 1,
+            query: &[1.0],
+            key: &[0.0, 3.0_f64.ln(), f64::NAN],
+            value: &[4.0, 8.0, f64::NAN],
+            scale: 1.0,
+        };
+        let answer = attention(p, |_, _, _, j| j < 2, |_, _, _, _| 0.0);
+        assert!((answer.out[0] - 7.0).abs() < 1e-12);
+        assert!((answer.lse[0] - 4.0_f64.ln()).abs() < 1e-12);
+        assert!((answer.weights[1] - 0.75).abs() < 1e-12);
+        let nothing = attention(p, |_, _, _, _| false, |_, _, _, _| 0.0);
+        assert_eq!((nothing.out[0], nothing.lse[0]), (0.0, f64::NEG_INFINITY));
+    }
+}

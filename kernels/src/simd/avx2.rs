@@ -1,0 +1,137 @@
+//! AVX2 and FMA: 8 lanes, 16 registers; a mask is a vector whose sign bits say it.
+
+use core::arch::x86_64::*;
+
+use super::{Isa, Kernel, MAX_LANES, Simd, exp2_by_magic};
+
+/// Proof that AVX2 and FMA are present.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    pub(super) fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+    }
+}
+
+/// Eight -1, then eight 0: a load at `8 - count` gives a mask of the first `count` lanes.
+static FIRST: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// An operation that is nothing but an intrinsic.
+macro_rules! ops {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> $out {
+            // SAFETY: the token proves that the instruction set is present.
+            unsafe { $body }
+        }
+    )*};
+}
+
+impl Avx2 {
+    #[inline(always)]
+    fn first(self, count: usize) -> __m256i {
+        debug_assert!(count <= 8);
+        // SAFETY: the token; count <= 8 keeps the eight integers inside the table.
+        unsafe { _mm256_loadu_si256(FIRST.as_ptr().add(8 - count).cast()) }
+    }
+}
+
+// SAFETY: the field is private and `detect` the only maker; 8 lanes in a __m256.
+unsafe impl Simd for Avx2 {
+    const ISA: Isa = Isa::Avx2;
+    const LANES: usize = 8;
+    type Vector = __m256;
+    type Mask = __m256;
+
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma")]
+        fn enter<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
+            kernel.run(token)
+        }
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe { enter(self, kernel) }
+    }
+
+    ops! {
+        splat(x: f32) -> __m256 = _mm256_set1_ps(x);
+        add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
+        sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
+        mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
+        mul_add(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
+        max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
+        lt(a: __m256, b: __m256) -> __m256 = _mm256_cmp_ps::<_CMP_LT_OQ>(a, b);
+        ge(a: __m256, b: __m256) -> __m256 = _mm256_cmp_ps::<_CMP_GE_OQ>(a, b);
+        ne(a: __m256, b: __m256) -> __m256 = _mm256_cmp_ps::<_CMP_NEQ_UQ>(a, b);
+        and(a: __m256, b: __m256) -> __m256 = _mm256_and_ps(a, b);
+        any(mask: __m256) -> bool = _mm256_movemask_ps(mask) != 0;
+        select(m: __m256, a: __m256, b: __m256) -> __m256 = _mm256_blendv_ps(b, a, m);
+    }
+
+    #[inline(always)]
+    fn is_negative(self, a: __m256) -> __m256 {
+        // Only the sign bit of a mask counts.
+        a
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, ptr: *const f32) -> __m256 {
+        // SAFETY: the token, and the caller's promise.
+        unsafe { _mm256_loadu_ps(ptr) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, ptr: *mut f32, v: __m256) {
+        // SAFETY: the token, and the caller's promise.
+        unsafe { _mm256_storeu_ps(ptr, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(self, ptr: *const f32, count: usize) -> __m256 {
+        // SAFETY: the token, and the caller's promise; masked lanes are not touched.
+        unsafe { _mm256_maskload_ps(ptr, self.first(count)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, ptr: *mut f32, count: usize, v: __m256) {
+        // SAFETY: the token, and the caller's promise; masked lanes are not touched.
+        unsafe { _mm256_maskstore_ps(ptr, self.first(count), v) }
+    }
+
+    #[inline(always)]
+    fn exp2(self, x: __m256) -> __m256 {
+        exp2_by_magic(self, x, |biased| {
+            // SAFETY: the token proves that the instruction set is present.
+            unsafe {
+                let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(biased));
+                _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(127 << 23)))
+            }
+        })
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: &mut [__m256; MAX_LANES]) {
+        // Pairs of floats, pairs of doubles, then halves.
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let mut a = *rows;
+            for i in 0..4 {
+                a[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+                a[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+            }
+            let mut b = a;
+            for i in 0..2 {
+                for j in 0..2 {
+                    let (lo, hi) =
+                        (_mm256_castps_pd(a[4 * i + j]), _mm256_castps_pd(a[4 * i + j + 2]));
+                    b[4 * i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(lo, hi));
+                    b[4 * i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(lo, hi));
+                }
+            }
+            for c in 0..4 {
+                rows[c] = _mm256_permute2f128_ps::<0x20>(b[c], b[4 + c]);
+                rows[4 + c] = _mm256_permute2f128_ps::<0x31>(b[c], b[4 + c]);
+            }
+        }
+    }
+}

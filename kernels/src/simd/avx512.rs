@@ -1,0 +1,148 @@
+//! AVX-512 F, BW, DQ and VL: 16 lanes, 32 registers, masks of their own.
+
+use core::arch::x86_64::*;
+
+use super::{Isa, Kernel, MAX_LANES, Simd, polynomial};
+
+/// Proof that AVX-512 F, BW, DQ and VL are present.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    pub(super) fn detect() -> Option<Self> {
+        let present = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("fma");
+        present.then_some(Self(()))
+    }
+}
+
+/// The lowest `count` bits, `count <= 16`.
+#[inline(always)]
+fn first(count: usize) -> __mmask16 {
+    ((1_u32 << count) - 1) as __mmask16
+}
+
+/// An operation that is nothing but an intrinsic.
+macro_rules! ops {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> $out {
+            // SAFETY: the token proves that the instruction set is present.
+            unsafe { $body }
+        }
+    )*};
+}
+
+// SAFETY: the field is private and `detect` the only maker; 16 lanes in a __m512.
+unsafe impl Simd for Avx512 {
+    const ISA: Isa = Isa::Avx512;
+    const LANES: usize = 16;
+    type Vector = __m512;
+    type Mask = __mmask16;
+
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+        fn enter<K: Kernel>(token: Avx512, kernel: K) -> K::Output {
+            kernel.run(token)
+        }
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe { enter(self, kernel) }
+    }
+
+    ops! {
+        splat(x: f32) -> __m512 = _mm512_set1_ps(x);
+        add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+        sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+        mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        mul_add(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+        max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        lt(a: __m512, b: __m512) -> __mmask16 = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b);
+        ge(a: __m512, b: __m512) -> __mmask16 = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b);
+        ne(a: __m512, b: __m512) -> __mmask16 = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(a, b);
+        is_negative(a: __m512) -> __mmask16 = _mm512_movepi32_mask(_mm512_castps_si512(a));
+        select(m: __mmask16, a: __m512, b: __m512) -> __m512 = _mm512_mask_blend_ps(m, b, a);
+    }
+
+    #[inline(always)]
+    fn and(self, a: __mmask16, b: __mmask16) -> __mmask16 {
+        a & b
+    }
+
+    #[inline(always)]
+    fn any(self, mask: __mmask16) -> bool {
+        mask != 0
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, ptr: *const f32) -> __m512 {
+        // SAFETY: the token, and the caller's promise.
+        unsafe { _mm512_loadu_ps(ptr) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, ptr: *mut f32, v: __m512) {
+        // SAFETY: the token, and the caller's promise.
+        unsafe { _mm512_storeu_ps(ptr, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(self, ptr: *const f32, count: usize) -> __m512 {
+        // SAFETY: the token, and the caller's promise; masked lanes are not touched.
+        unsafe { _mm512_maskz_loadu_ps(first(count), ptr) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, ptr: *mut f32, count: usize, v: __m512) {
+        // SAFETY: the token, and the caller's promise; masked lanes are not touched.
+        unsafe { _mm512_mask_storeu_ps(ptr, first(count), v) }
+    }
+
+    /// `vreduce` gives x - floor(x), also 0 for an infinite x, and `vscalef` multiplies by
+    /// 2^floor(x) with the right ends: no clamp is needed.
+    #[inline(always)]
+    fn exp2(self, x: __m512) -> __m512 {
+        // Round down, no exceptions.
+        const FLOOR: i32 = 0b1001;
+        // SAFETY: the token proves that the instruction set is present.
+        let f = unsafe { _mm512_reduce_ps::<FLOOR>(x) };
+        let p = polynomial::horner(self, polynomial::FLOOR, f);
+        // SAFETY: as above.
+        unsafe { _mm512_scalef_ps(p, x) }
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: &mut [__m512; MAX_LANES]) {
+        // Three butterflies: pairs of floats, of doubles, then of 128-bit quarters twice.
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let mut a = *rows;
+            for i in 0..8 {
+                a[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+                a[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+            }
+            let mut b = a;
+            for i in 0..4 {
+                for j in 0..2 {
+                    let (lo, hi) =
+                        (_mm512_castps_pd(a[4 * i + j]), _mm512_castps_pd(a[4 * i + j + 2]));
+                    b[4 * i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(lo, hi));
+                    b[4 * i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(lo, hi));
+                }
+            }
+            // b[4 i + c] holds, per quarter q, column 4 q + c of rows 4 i .. 4 i + 4.
+            for c in 0..4 {
+                let even = _mm512_shuffle_f32x4::<0x88>(b[c], b[4 + c]);
+                let odd = _mm512_shuffle_f32x4::<0xdd>(b[c], b[4 + c]);
+                let even2 = _mm512_shuffle_f32x4::<0x88>(b[8 + c], b[12 + c]);
+                let odd2 = _mm512_shuffle_f32x4::<0xdd>(b[8 + c], b[12 + c]);
+                rows[c] = _mm512_shuffle_f32x4::<0x88>(even, even2);
+                rows[8 + c] = _mm512_shuffle_f32x4::<0xdd>(even, even2);
+                rows[4 + c] = _mm512_shuffle_f32x4::<0x88>(odd, odd2);
+                rows[12 + c] = _mm512_shuffle_f32x4::<0xdd>(odd, odd2);
+            }
+        }
+    }
+}

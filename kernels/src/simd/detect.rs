@@ -1,0 +1,128 @@
+//! Which instruction sets there are, which of them this machine has, and which one to use.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use super::{Kernel, portable::Portable};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2::Avx2, avx512::Avx512};
+use crate::error::{Error, Result};
+
+/// An instruction set that kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Isa {
+    /// AVX-512 F, BW, DQ, VL: 16 lanes of `f32`.
+    Avx512,
+    /// AVX2 and FMA: 8 lanes.
+    Avx2,
+    /// The target's baseline, by way of `wide`: 4 lanes.
+    Portable,
+}
+
+impl Isa {
+    /// Every instruction set of the library, fastest first, available or not.
+    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+
+    /// The name, as options and `HEADWISE_ISA` spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+            Self::Portable => "portable",
+        }
+    }
+
+    /// Whether this machine can run it. The processor is asked once per process.
+    pub fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => tokens().avx512.is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => tokens().avx2.is_some(),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx512 | Self::Avx2 => false,
+            Self::Portable => true,
+        }
+    }
+
+    /// The instruction sets that this machine can run, fastest first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|isa| isa.is_available())
+    }
+
+    /// The fastest that this machine can run.
+    pub fn widest() -> Self {
+        Self::available().next().unwrap_or(Self::Portable)
+    }
+
+    /// What a call uses that names none: `HEADWISE_ISA`, read once per process, or else the
+    /// widest.
+    ///
+    /// # Errors
+    /// [`Error::IsaName`] where the variable holds something else, [`Error::IsaUnavailable`]
+    /// where this machine cannot run it.
+    pub fn from_env() -> Result<Self> {
+        static CHOICE: OnceLock<Result<Isa>> = OnceLock::new();
+        CHOICE
+            .get_or_init(|| match std::env::var_os("HEADWISE_ISA") {
+                None => Ok(Self::widest()),
+                Some(name) => name.to_string_lossy().parse::<Self>()?.check(),
+            })
+            .clone()
+    }
+
+    /// The same, if this machine can run it.
+    ///
+    /// # Errors
+    /// [`Error::IsaUnavailable`], with those that it can.
+    pub fn check(self) -> Result<Self> {
+        if self.is_available() {
+            return Ok(self);
+        }
+        let available: Vec<_> = Self::available().map(Self::name).collect();
+        Err(Error::IsaUnavailable { requested: self, available: available.join(", ") })
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Isa {
+    type Err = Error;
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| Error::IsaName {
+            got: name.into(),
+            expected: Self::ALL.map(Self::name).join(", "),
+        })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+struct Tokens {
+    avx512: Option<Avx512>,
+    avx2: Option<Avx2>,
+}
+
+#[cfg(target_arch = "x86_64")]
+fn tokens() -> &'static Tokens {
+    static TOKENS: OnceLock<Tokens> = OnceLock::new();
+    TOKENS.get_or_init(|| Tokens { avx512: Avx512::detect(), avx2: Avx2::detect() })
+}
+
+/// Runs `kernel` with the token of `isa`, in code compiled for the baseline: the place for what
+/// stands above the loops. Falls back on none: an unavailable `isa` is an error.
+pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> Result<K::Output> {
+    #[cfg(target_arch = "x86_64")]
+    match (isa, tokens()) {
+        (Isa::Avx512, Tokens { avx512: Some(token), .. }) => return Ok(kernel.run(*token)),
+        (Isa::Avx2, Tokens { avx2: Some(token), .. }) => return Ok(kernel.run(*token)),
+        _ => {}
+    }
+    // Portable, or an error: one with a token has returned above.
+    isa.check().map(|_| kernel.run(Portable))
+}

@@ -1,0 +1,139 @@
+//! Four lanes on `wide`, which compiles to the target's baseline (SSE2, NEON, wasm's simd128) or
+//! to scalar code: the fallback that runs everywhere. A multiply-add may round twice here.
+
+use wide::{f32x4, i32x4};
+
+use super::{Isa, Kernel, MAX_LANES, Simd, exp2_by_magic};
+
+/// Needs no proof.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Portable;
+
+#[inline(always)]
+fn bits(v: f32x4) -> i32x4 {
+    i32x4::new(v.to_array().map(|x| x.to_bits() as i32))
+}
+
+#[inline(always)]
+fn from_bits(v: i32x4) -> f32x4 {
+    f32x4::new(v.to_array().map(|x| f32::from_bits(x as u32)))
+}
+
+// SAFETY: nothing beyond the target's baseline is used; 4 lanes in an f32x4.
+unsafe impl Simd for Portable {
+    const ISA: Isa = Isa::Portable;
+    const LANES: usize = 4;
+    type Vector = f32x4;
+    /// All bits of a lane are set, or none.
+    type Mask = f32x4;
+
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> f32x4 {
+        f32x4::splat(x)
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, ptr: *const f32) -> f32x4 {
+        // SAFETY: the caller's promise; an array of floats may lie anywhere when read unaligned.
+        f32x4::new(unsafe { ptr.cast::<[f32; 4]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, ptr: *mut f32, v: f32x4) {
+        // SAFETY: the caller's promise.
+        unsafe { ptr.cast::<[f32; 4]>().write_unaligned(v.to_array()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(self, ptr: *const f32, count: usize) -> f32x4 {
+        let mut lanes = [0.0; 4];
+        for (i, lane) in lanes.iter_mut().enumerate().take(count) {
+            // SAFETY: the caller's promise for the first `count`.
+            *lane = unsafe { *ptr.add(i) };
+        }
+        f32x4::new(lanes)
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, ptr: *mut f32, count: usize, v: f32x4) {
+        for (i, lane) in v.to_array().into_iter().enumerate().take(count) {
+            // SAFETY: the caller's promise for the first `count`.
+            unsafe { *ptr.add(i) = lane };
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: f32x4, b: f32x4) -> f32x4 {
+        a + b
+    }
+
+    #[inline(always)]
+    fn sub(self, a: f32x4, b: f32x4) -> f32x4 {
+        a - b
+    }
+
+    #[inline(always)]
+    fn mul(self, a: f32x4, b: f32x4) -> f32x4 {
+        a * b
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: f32x4, b: f32x4, c: f32x4) -> f32x4 {
+        a.mul_add(b, c)
+    }
+
+    #[inline(always)]
+    fn max(self, a: f32x4, b: f32x4) -> f32x4 {
+        a.simd_gt(b).select(a, b)
+    }
+
+    #[inline(always)]
+    fn lt(self, a: f32x4, b: f32x4) -> f32x4 {
+        a.simd_lt(b)
+    }
+
+    #[inline(always)]
+    fn ge(self, a: f32x4, b: f32x4) -> f32x4 {
+        a.simd_ge(b)
+    }
+
+    #[inline(always)]
+    fn ne(self, a: f32x4, b: f32x4) -> f32x4 {
+        a.simd_ne(b)
+    }
+
+    #[inline(always)]
+    fn is_negative(self, a: f32x4) -> f32x4 {
+        from_bits(bits(a) >> 31)
+    }
+
+    #[inline(always)]
+    fn and(self, a: f32x4, b: f32x4) -> f32x4 {
+        a & b
+    }
+
+    #[inline(always)]
+    fn any(self, mask: f32x4) -> bool {
+        mask.any()
+    }
+
+    #[inline(always)]
+    fn select(self, mask: f32x4, a: f32x4, b: f32x4) -> f32x4 {
+        mask.select(a, b)
+    }
+
+    #[inline(always)]
+    fn exp2(self, x: f32x4) -> f32x4 {
+        exp2_by_magic(self, x, |biased| from_bits((bits(biased) << 23) + i32x4::splat(127 << 23)))
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: &mut [f32x4; MAX_LANES]) {
+        let square = [rows[0], rows[1], rows[2], rows[3]];
+        rows[..4].copy_from_slice(&f32x4::transpose(square));
+    }
+}

@@ -1,0 +1,275 @@
+//! Attention the plain way: the scores in memory, softmax, a second product, each product by
+//! `matrixmultiply`. It is the baseline of the benchmarks, a second oracle in the tests, and the
+//! `f64` implementation.
+//!
+//! `matrixmultiply` packs both operands on every call and allocates for it.
+
+use crate::Settings;
+use crate::element::Element;
+use crate::error::Result;
+use crate::executor::{Crew, for_each_tile};
+use crate::microkernel::row_softmax::RowSoftmax;
+use crate::plan::Plan;
+use crate::problem::{Outputs, Problem};
+use crate::simd::{Isa, Kernel, Simd, dispatch};
+use crate::workspace::{Line, Workspace};
+
+/// Query rows whose scores are in memory at once.
+const ROWS: usize = 256;
+
+/// An element type with a product and a softmax of its own.
+pub(crate) trait Plain: Element {
+    /// `c = alpha a b`, `c` `m x n` with rows `ldc` apart, `a` `m x k` and `b` `k x n` with the
+    /// given row and column strides.
+    ///
+    /// # Safety
+    /// As `matrixmultiply::sgemm`: every element of the operands must be readable, of `c`
+    /// writable.
+    unsafe fn product(
+        sizes: [usize; 3],
+        alpha: f64,
+        a: Operand<Self>,
+        b: Operand<Self>,
+        c: *mut Self,
+        ldc: isize,
+    );
+
+    /// Softmax of a row, giving its maximum and the sum of its exponentials.
+    fn softmax<S: Simd>(simd: S, row: &mut [Self]) -> (Self, Self);
+}
+
+/// A matrix to read: its first element, row stride and column stride.
+pub(crate) type Operand<T> = (*const T, isize, isize);
+
+macro_rules! product {
+    ($gemm:ident) => {
+        unsafe fn product(
+            [m, k, n]: [usize; 3],
+            alpha: f64,
+            a: Operand<Self>,
+            b: Operand<Self>,
+            c: *mut Self,
+            ldc: isize,
+        ) {
+            let alpha = Self::from_f64(alpha);
+            // SAFETY: the caller's promise.
+            unsafe {
+                matrixmultiply::$gemm(m, k, n, alpha, a.0, a.1, a.2, b.0, b.1, b.2, 0.0, c, ldc, 1)
+            }
+        }
+    };
+}
+
+impl Plain for f32 {
+    product!(sgemm);
+
+    fn softmax<S: Simd>(simd: S, row: &mut [f32]) -> (f32, f32) {
+        simd.vectorize(RowSoftmax { row, scale: 1.0 })
+    }
+}
+
+impl Plain for f64 {
+    product!(dgemm);
+
+    fn softmax<S: Simd>(_simd: S, row: &mut [f64]) -> (f64, f64) {
+        let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let shift = if max == f64::NEG_INFINITY { 0.0 } else { max };
+        row.iter_mut().for_each(|x| *x = (*x - shift).exp());
+        let sum: f64 = row.iter().sum();
+        let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+        row.iter_mut().for_each(|x| *x *= factor);
+        (max, sum)
+    }
+}
+
+/// A chunk of scores, in lines.
+fn lines_per_thread<T>(problem: &Problem<'_, T>) -> usize
+where
+    T: Element,
+{
+    let dims = problem.dims();
+    Line::count((dims.seq_q.min(ROWS) * dims.seq_kv * size_of::<T>()).div_ceil(size_of::<f32>()))
+}
+
+/// The lines of workspace that [`unfused`] uses.
+pub(crate) fn lines<T: Element>(problem: &Problem<'_, T>, settings: &Settings<'_>) -> usize {
+    lines_per_thread(problem) * Plan::new(problem, settings.threads()).threads
+}
+
+/// Attention by the three plain steps.
+pub(crate) fn unfused<T: Plain>(
+    problem: &Problem<'_, T>,
+    outputs: &Outputs<'_, T>,
+    settings: &Settings<'_>,
+    workspace: &mut Workspace,
+) -> Result<Isa> {
+    let isa = settings.isa()?;
+    let threads = Plan::new(problem, settings.threads()).threads;
+    let scratch = workspace.scratch(lines(problem, settings));
+    let crew = Crew { executor: settings.executor, threads };
+    dispatch(isa, Drive { problem, outputs, crew, scratch })?;
+    Ok(isa)
+}
+
+struct Drive<'a, 'p, T: Element> {
+    problem: &'a Problem<'p, T>,
+    outputs: &'a Outputs<'p, T>,
+    crew: Crew<'a>,
+    scratch: &'a mut [T],
+}
+
+impl<T: Plain> Kernel for Drive<'_, '_, T> {
+    type Output = ();
+
+    fn run<S: Simd>(self, simd: S) {
+        let dims = self.problem.dims();
+        let part = lines_per_thread(self.problem) * size_of::<Line>() / size_of::<T>();
+        let chunks = dims.seq_q.div_ceil(ROWS);
+        let tiles = dims.batch * dims.q_heads * chunks;
+        for_each_tile(self.crew, tiles, self.scratch, part, |scratch, tile| {
+            let (head, chunk) = (tile / chunks, tile % chunks);
+            let rows = chunk * ROWS..((chunk + 1) * ROWS).min(dims.seq_q);
+            let scores = &mut scratch[..rows.len() * dims.seq_kv];
+            let chunk = Chunk {
+                problem: self.problem,
+                outputs: self.outputs,
+                batch: head / dims.q_heads,
+                head: head % dims.q_heads,
+                rows,
+            };
+            chunk.run(simd, scores);
+        });
+    }
+}
+
+/// Some query rows of one head.
+struct Chunk<'a, 'p, T: Element> {
+    problem: &'a Problem<'p, T>,
+    outputs: &'a Outputs<'p, T>,
+    batch: usize,
+    head: usize,
+    rows: std::ops::Range<usize>,
+}
+
+impl<T: Plain> Chunk<'_, '_, T> {
+    fn run<S: Simd>(&self, simd: S, scores: &mut [T]) {
+        let problem = self.problem;
+        let dims = problem.dims();
+        let kv_head = self.head / dims.group_size();
+        let (seq_kv, rows) = (dims.seq_kv, self.rows.len());
+        let query = problem.query.row(self.batch, self.head, self.rows.start);
+        let keys = problem.key.rows(self.batch, kv_head);
+        let values = problem.value.rows(self.batch, kv_head);
+        if seq_kv > 0 {
+            let (q_step, k_step) = (problem.query.strides()[2], problem.key.strides()[2]);
+            // SAFETY: the views vouch for these rows of head_dim contiguous elements, and scores
+            // has room for rows x seq_kv.
+            unsafe {
+                T::product(
+                    [rows, dims.head_dim, seq_kv],
+                    problem.scale,
+                    (query, q_step, 1),
+                    (keys.row(0), 1, k_step),
+                    scores.as_mut_ptr(),
+                    seq_kv as isize,
+                );
+            }
+        }
+        let mut sums = [(0.0, 0.0); ROWS];
+        for (r, i) in self.rows.clone().enumerate() {
+            let row = &mut scores[r * seq_kv..(r + 1) * seq_kv];
+            self.mask(i, row);
+            let (max, sum) = T::softmax(simd, row);
+            sums[r] = (max.to_f64(), sum.to_f64());
+        }
+        let out = self.outputs.out.row(self.batch, self.head, self.rows.start);
+        let out_step = self.outputs.out.strides()[2];
+        if seq_kv > 0 {
+            // SAFETY: as above; the outputs were checked against the problem, and no other chunk
+            // has these rows.
+            unsafe {
+                T::product(
+                    [rows, seq_kv, dims.value_dim],
+                    1.0,
+                    (scores.as_ptr(), seq_kv as isize, 1),
+                    (values.row(0), problem.value.strides()[2], 1),
+                    out,
+                    out_step,
+                );
+            }
+        }
+        for (r, i) in self.rows.clone().enumerate() {
+            let (max, sum) = sums[r];
+            let weights = &scores[r * seq_kv..(r + 1) * seq_kv];
+            // SAFETY: as above.
+            let out = unsafe {
+                std::slice::from_raw_parts_mut(out.offset(r as isize * out_step), dims.value_dim)
+            };
+            // A masked value that is no number leaks through the product.
+            if sum == 0.0 || out.iter().any(|x| !x.to_f64().is_finite()) {
+                self.careful(i, weights, out, sum == 0.0);
+            }
+            if let Some(lse) = &self.outputs.lse {
+                let ln = if sum == 0.0 { f64::NEG_INFINITY } else { max + sum.ln() };
+                // SAFETY: as above; lse has one element for each row.
+                unsafe { lse.row(self.batch, self.head, i).write(T::from_f64(ln)) };
+            }
+            if let Some(view) = &self.outputs.weights {
+                let dst = view.row(self.batch, self.head, i);
+                for (j, &weight) in weights.iter().enumerate() {
+                    let weight = if self.is_visible(i, j) { weight } else { T::default() };
+                    // SAFETY: as above; weights has seq_kv contiguous elements in each row.
+                    unsafe { dst.add(j).write(weight) };
+                }
+            }
+        }
+    }
+
+    fn bias(&self, i: usize) -> Option<&[T]> {
+        self.problem.bias.as_ref().map(|bias| bias.rows(self.batch, self.head).slice(i))
+    }
+
+    fn boolean(&self, i: usize) -> Option<&[bool]> {
+        self.problem.boolean.as_ref().map(|mask| mask.rows(self.batch, self.head).slice(i))
+    }
+
+    fn is_visible(&self, i: usize, j: usize) -> bool {
+        self.problem.visible_keys(self.batch, i).contains(&j)
+            && self.boolean(i).is_none_or(|mask| mask[j])
+            && self.bias(i).is_none_or(|bias| bias[j].to_f64() != f64::NEG_INFINITY)
+    }
+
+    /// Adds the bias and hides what is masked.
+    fn mask(&self, i: usize, scores: &mut [T]) {
+        let hidden = T::from_f64(f64::NEG_INFINITY);
+        if let Some(bias) = self.bias(i) {
+            for (x, &bias) in scores.iter_mut().zip(bias) {
+                let masked = bias.to_f64() == f64::NEG_INFINITY;
+                *x = if masked { hidden } else { T::sum(*x, bias) };
+            }
+        }
+        if let Some(mask) = self.boolean(i) {
+            for (x, &attend) in scores.iter_mut().zip(mask) {
+                *x = if attend { *x } else { hidden };
+            }
+        }
+        let keys = self.problem.visible_keys(self.batch, i);
+        scores[keys.end..].fill(hidden);
+        scores[..keys.start].fill(hidden);
+    }
+
+    /// The row's output from its weights, masked values left out.
+    fn careful(&self, i: usize, weights: &[T], out: &mut [T], nothing: bool) {
+        let values =
+            self.problem.value.rows(self.batch, self.head / self.problem.dims().group_size());
+        for (d, out) in out.iter_mut().enumerate() {
+            let mut sum = 0.0;
+            for (j, weight) in weights.iter().enumerate() {
+                if !nothing && self.is_visible(i, j) {
+                    sum += weight.to_f64() * values.slice(j)[d].to_f64();
+                }
+            }
+            *out = T::from_f64(sum);
+        }
+    }
+}

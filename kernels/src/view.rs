@@ -1,0 +1,504 @@
+//! Borrowed strided tensors: a pointer, an extent of four axes and their strides.
+//!
+//! The axes are always `[batch, heads, seq, dim]`, whatever their order in memory: strides say
+//! where things lie. Strides count elements and may be zero (an input's broadcast axis) or
+//! negative. The safe constructors check that every index stays inside the slice, and, for an
+//! output, that no two indices name one element.
+
+use std::marker::PhantomData;
+
+use crate::error::{Error, Result};
+
+/// The extent of the axes `[batch, heads, seq, dim]`.
+pub type Shape = [usize; 4];
+/// The distance, in elements, between neighbours along each axis.
+pub type Strides = [isize; 4];
+
+/// A tensor to read, `[batch, heads, seq, dim]`.
+///
+/// ```
+/// # use headwise_kernels::View;
+/// let data = [0.0_f32; 2 * 3 * 4];
+/// let view = View::bhsd(&data, [1, 2, 3, 4])?;
+/// assert_eq!(view.strides(), [24, 12, 4, 1]);
+/// # Ok::<(), headwise_kernels::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct View<'a, T> {
+    ptr: *const T,
+    shape: Shape,
+    strides: Strides,
+    lifetime: PhantomData<&'a [T]>,
+}
+
+impl<T> Clone for View<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for View<'_, T> {}
+
+/// A tensor to write, `[batch, heads, seq, dim]`: like [`View`], with distinct elements.
+#[derive(Debug)]
+pub struct ViewMut<'a, T> {
+    ptr: *mut T,
+    shape: Shape,
+    strides: Strides,
+    lifetime: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: a view is a shared slice in all but layout.
+unsafe impl<T: Sync> Send for View<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for View<'_, T> {}
+// SAFETY: a mutable view is an exclusive slice in all but layout.
+unsafe impl<T: Send> Send for ViewMut<'_, T> {}
+// SAFETY: sharing a `&ViewMut` gives out `&T` and raw pointers at most.
+unsafe impl<T: Sync> Sync for ViewMut<'_, T> {}
+
+/// Rows of contiguous elements, evenly spaced: the sequence axis of one head.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows<'a, T> {
+    ptr: *const T,
+    stride: isize,
+    len: usize,
+    width: usize,
+    lifetime: PhantomData<&'a [T]>,
+}
+
+impl<'a, T> Rows<'a, T> {
+    /// How many rows there are.
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Elements in a row.
+    #[inline(always)]
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The address of row `index`: `width` readable elements for `index < len`.
+    #[inline(always)]
+    pub(crate) fn row(&self, index: usize) -> *const T {
+        self.ptr.wrapping_offset(index as isize * self.stride)
+    }
+
+    /// Row `index`.
+    ///
+    /// # Panics
+    /// Where there is no such row.
+    #[inline(always)]
+    pub(crate) fn slice(&self, index: usize) -> &'a [T] {
+        assert!(index < self.len, "row {index} of {}", self.len);
+        // SAFETY: the view that this came from vouches for `len` rows of `width` elements.
+        unsafe { std::slice::from_raw_parts(self.row(index), self.width) }
+    }
+}
+
+/// The number of elements of `shape`; an error names `argument` where it overflows.
+pub(crate) fn element_count(argument: &'static str, shape: Shape) -> Result<usize> {
+    shape
+        .iter()
+        .try_fold(1_usize, |n, &len| n.checked_mul(len))
+        .filter(|&n| isize::try_from(n).is_ok())
+        .ok_or_else(|| Error::Overflow {
+            argument,
+            got: format!("the number of elements of {shape:?}"),
+            expected: format!("at most {} elements", isize::MAX),
+        })
+}
+
+/// The strides of a dense tensor whose memory order is `order` (outermost first). A tensor
+/// without elements has strides of zero.
+fn dense_strides(argument: &'static str, shape: Shape, order: [usize; 4]) -> Result<Strides> {
+    let mut strides = [0; 4];
+    if element_count(argument, shape)? > 0 {
+        let mut step = 1_usize;
+        for &axis in order.iter().rev() {
+            strides[axis] = step as isize;
+            step *= shape[axis];
+        }
+    }
+    Ok(strides)
+}
+
+/// The lowest and the highest offset that `shape` and `strides` reach from their first element,
+/// or `None` where there is no element.
+fn reach(argument: &'static str, shape: Shape, strides: Strides) -> Result<Option<(i128, i128)>> {
+    if element_count(argument, shape)? == 0 {
+        return Ok(None);
+    }
+    let (mut low, mut high) = (0_i128, 0_i128);
+    for (&len, &stride) in shape.iter().zip(&strides) {
+        // Both factors are below 2^64, so the product of two and a sum of four fit i128.
+        let far = (len as i128 - 1) * stride as i128;
+        low += far.min(0);
+        high += far.max(0);
+    }
+    if high - low > isize::MAX as i128 {
+        return Err(Error::Overflow {
+            argument,
+            got: format!("the extent of shape {shape:?} with strides {strides:?}"),
+            expected: format!("a span of at most {} elements", isize::MAX),
+        });
+    }
+    Ok(Some((low, high)))
+}
+
+fn check_bounds(
+    argument: &'static str,
+    len: usize,
+    offset: usize,
+    shape: Shape,
+    strides: Strides,
+) -> Result<()> {
+    let Some((low, high)) = reach(argument, shape, strides)? else {
+        return Ok(());
+    };
+    let (first, last) = (offset as i128 + low, offset as i128 + high);
+    let reached = if first < 0 { first } else { last };
+    if first < 0 || last >= len as i128 {
+        return Err(Error::Bounds {
+            argument,
+            reached,
+            len,
+            expected: format!(
+                "shape {shape:?} with strides {strides:?} from element {offset} needs elements \
+                 {first} to {last}"
+            ),
+        });
+    }
+    Ok(())
+}
+
+/// Refuses strides by which two indices could name one element. The rule is the usual one: sorted
+/// by size, each stride must step over everything that the smaller ones reach.
+fn check_distinct(argument: &'static str, shape: Shape, strides: Strides) -> Result<()> {
+    if shape.contains(&0) {
+        return Ok(());
+    }
+    let mut axes: Vec<(u128, u128)> = shape
+        .iter()
+        .zip(&strides)
+        .filter(|&(&len, _)| len > 1)
+        .map(|(&len, &stride)| (stride.unsigned_abs() as u128, len as u128 - 1))
+        .collect();
+    axes.sort_unstable();
+    let mut reached = 0_u128;
+    for (stride, steps) in axes {
+        if stride <= reached {
+            return Err(Error::Stride {
+                argument,
+                got: format!("{strides:?} for shape {shape:?}"),
+                expected: "strides that give every index an element of its own, since it is \
+                           written to"
+                    .into(),
+            });
+        }
+        reached += stride * steps;
+    }
+    Ok(())
+}
+
+/// The memory order of BHSD, outermost first.
+const BHSD: [usize; 4] = [0, 1, 2, 3];
+/// The memory order of BSHD, outermost first.
+const BSHD: [usize; 4] = [0, 2, 1, 3];
+
+macro_rules! shared_accessors {
+    () => {
+        /// The extents, `[batch, heads, seq, dim]`.
+        pub fn shape(&self) -> Shape {
+            self.shape
+        }
+
+        /// The strides in elements, `[batch, heads, seq, dim]`.
+        pub fn strides(&self) -> Strides {
+            self.strides
+        }
+
+        /// Whether there is no element at all.
+        pub fn is_empty(&self) -> bool {
+            self.shape.contains(&0)
+        }
+
+        /// The offset in elements of an index that lies inside the shape.
+        fn offset(&self, index: [usize; 4]) -> isize {
+            debug_assert!(index.iter().zip(&self.shape).all(|(i, n)| i < n));
+            // The constructors bounded every reachable offset by isize.
+            (0..4).map(|axis| index[axis] as isize * self.strides[axis]).sum()
+        }
+    };
+}
+
+impl<'a, T> View<'a, T> {
+    /// A dense tensor in memory order batch, heads, seq, dim. The slice may be longer than
+    /// the shape needs.
+    ///
+    /// # Errors
+    /// [`Error::Bounds`] where the slice is too short, [`Error::Overflow`] where the sizes are
+    /// too large.
+    pub fn bhsd(data: &'a [T], shape: Shape) -> Result<Self> {
+        Self::strided(data, 0, shape, dense_strides("view", shape, BHSD)?)
+    }
+
+    /// A dense tensor in memory order batch, seq, heads, dim, as projections leave it. `shape` is
+    /// `[batch, heads, seq, dim]` here as everywhere.
+    ///
+    /// # Errors
+    /// As [`View::bhsd`].
+    pub fn bshd(data: &'a [T], shape: Shape) -> Result<Self> {
+        Self::strided(data, 0, shape, dense_strides("view", shape, BSHD)?)
+    }
+
+    /// Any strides, in elements; index zero lies at `data[offset]`.
+    ///
+    /// # Errors
+    /// As [`View::bhsd`].
+    pub fn strided(data: &'a [T], offset: usize, shape: Shape, strides: Strides) -> Result<Self> {
+        check_bounds("view", data.len(), offset, shape, strides)?;
+        let ptr = data.as_ptr().wrapping_add(offset);
+        Ok(Self { ptr, shape, strides, lifetime: PhantomData })
+    }
+
+    /// A view of memory that somebody else describes: the entry for bindings.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] where the extent does not fit the machine.
+    ///
+    /// # Safety
+    /// For every index inside `shape`, `ptr` plus the sum of index times stride must be readable
+    /// as an initialised `T` for `'a`, and nobody may write there meanwhile.
+    pub unsafe fn from_raw_parts(ptr: *const T, shape: Shape, strides: Strides) -> Result<Self> {
+        reach("view", shape, strides)?;
+        Ok(Self { ptr, shape, strides, lifetime: PhantomData })
+    }
+
+    shared_accessors!();
+
+    /// The element at `[batch, head, seq, dim]`, or `None` outside the shape.
+    pub fn get(&self, index: [usize; 4]) -> Option<&'a T> {
+        let inside = index.iter().zip(&self.shape).all(|(i, n)| i < n);
+        // SAFETY: the constructors guarantee every index inside the shape.
+        inside.then(|| unsafe { &*self.ptr.offset(self.offset(index)) })
+    }
+
+    /// The elements in order batch, heads, seq, dim.
+    pub fn to_vec(&self) -> Vec<T>
+    where
+        T: Copy,
+    {
+        let [batch, heads, seq, dim] = self.shape;
+        let mut data = Vec::with_capacity(batch * heads * seq * dim);
+        for b in 0..batch {
+            for h in 0..heads {
+                for s in 0..seq {
+                    data.extend((0..dim).filter_map(|d| self.get([b, h, s, d])));
+                }
+            }
+        }
+        data
+    }
+
+    /// The address of `[batch, head, seq, 0]`.
+    pub(crate) fn row(&self, batch: usize, head: usize, seq: usize) -> *const T {
+        // In a tensor without elements the offset is never dereferenced.
+        self.ptr.wrapping_offset(
+            batch as isize * self.strides[0]
+                + head as isize * self.strides[1]
+                + seq as isize * self.strides[2],
+        )
+    }
+
+    /// The rows of one head: the seam where keys and values are addressed.
+    ///
+    /// # Panics
+    /// Where the inner stride is not 1, which `Problem` refuses.
+    pub(crate) fn rows(&self, batch: usize, head: usize) -> Rows<'a, T> {
+        assert!(batch < self.shape[0] && head < self.shape[1]);
+        assert!(self.strides[3] == 1 || self.shape[3] <= 1);
+        Rows {
+            ptr: self.row(batch, head, 0),
+            stride: self.strides[2],
+            len: self.shape[2],
+            width: self.shape[3],
+            lifetime: PhantomData,
+        }
+    }
+
+    /// The same data under new extents and strides.
+    pub(crate) fn with_layout(self, shape: Shape, strides: Strides) -> Self {
+        Self { shape, strides, ..self }
+    }
+}
+
+impl<'a, T> ViewMut<'a, T> {
+    /// A dense tensor in memory order batch, heads, seq, dim. The slice may be longer than
+    /// the shape needs.
+    ///
+    /// # Errors
+    /// [`Error::Bounds`] where the slice is too short, [`Error::Overflow`] where the sizes are
+    /// too large.
+    pub fn bhsd(data: &'a mut [T], shape: Shape) -> Result<Self> {
+        let strides = dense_strides("output view", shape, BHSD)?;
+        Self::strided(data, 0, shape, strides)
+    }
+
+    /// A dense tensor in memory order batch, seq, heads, dim; `shape` is `[batch, heads, seq,
+    /// dim]`.
+    ///
+    /// # Errors
+    /// As [`ViewMut::bhsd`].
+    pub fn bshd(data: &'a mut [T], shape: Shape) -> Result<Self> {
+        let strides = dense_strides("output view", shape, BSHD)?;
+        Self::strided(data, 0, shape, strides)
+    }
+
+    /// Any strides, in elements; index zero lies at `data[offset]`.
+    ///
+    /// # Errors
+    /// As [`ViewMut::bhsd`], and [`Error::Stride`] where two indices could name one element.
+    pub fn strided(
+        data: &'a mut [T],
+        offset: usize,
+        shape: Shape,
+        strides: Strides,
+    ) -> Result<Self> {
+        check_bounds("output view", data.len(), offset, shape, strides)?;
+        check_distinct("output view", shape, strides)?;
+        let ptr = data.as_mut_ptr().wrapping_add(offset);
+        Ok(Self { ptr, shape, strides, lifetime: PhantomData })
+    }
+
+    /// A view of memory that somebody else describes: the entry for bindings. The memory may be
+    /// uninitialised.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] where the extent does not fit the machine, [`Error::Stride`] where two
+    /// indices could name one element.
+    ///
+    /// # Safety
+    /// For every index inside `shape`, `ptr` plus the sum of index times stride must be writable
+    /// for `'a`, and nobody else may read or write there meanwhile.
+    pub unsafe fn from_raw_parts(ptr: *mut T, shape: Shape, strides: Strides) -> Result<Self> {
+        reach("output view", shape, strides)?;
+        check_distinct("output view", shape, strides)?;
+        Ok(Self { ptr, shape, strides, lifetime: PhantomData })
+    }
+
+    shared_accessors!();
+
+    /// A view that borrows this one for a shorter while.
+    pub fn reborrow(&mut self) -> ViewMut<'_, T> {
+        ViewMut { ptr: self.ptr, shape: self.shape, strides: self.strides, lifetime: PhantomData }
+    }
+
+    /// Writes one element; `false` where the index lies outside the shape.
+    pub fn set(&mut self, index: [usize; 4], value: T) -> bool
+    where
+        T: Copy,
+    {
+        let inside = index.iter().zip(&self.shape).all(|(i, n)| i < n);
+        if inside {
+            // SAFETY: the constructors guarantee every index inside the shape.
+            unsafe { self.ptr.offset(self.offset(index)).write(value) }
+        }
+        inside
+    }
+
+    /// The address of `[batch, head, seq, 0]`.
+    pub(crate) fn row(&self, batch: usize, head: usize, seq: usize) -> *mut T {
+        // In a tensor without elements the offset is never dereferenced.
+        self.ptr.wrapping_offset(
+            batch as isize * self.strides[0]
+                + head as isize * self.strides[1]
+                + seq as isize * self.strides[2],
+        )
+    }
+}
+
+#[cfg(feature = "ndarray")]
+mod from_ndarray {
+    use super::{View, ViewMut};
+    use crate::error::{Error, Result};
+    use ndarray::{ArrayView4, ArrayViewMut4};
+
+    fn four<I: TryInto<[U; 4]>, U>(parts: I) -> [U; 4] {
+        // A four-dimensional array has four of each.
+        parts.try_into().unwrap_or_else(|_| unreachable!())
+    }
+
+    impl<'a, T> TryFrom<ArrayView4<'a, T>> for View<'a, T> {
+        type Error = Error;
+        /// The array's axes are taken as `[batch, heads, seq, dim]`; use `permuted_axes` for
+        /// other orders.
+        fn try_from(array: ArrayView4<'a, T>) -> Result<Self> {
+            let (shape, strides) = (four(array.shape()), four(array.strides()));
+            // SAFETY: the array view vouches for its elements for 'a.
+            unsafe { View::from_raw_parts(array.as_ptr(), shape, strides) }
+        }
+    }
+
+    impl<'a, T> TryFrom<ArrayViewMut4<'a, T>> for ViewMut<'a, T> {
+        type Error = Error;
+        /// The array's axes are taken as `[batch, heads, seq, dim]`; use `permuted_axes` for
+        /// other orders.
+        fn try_from(mut array: ArrayViewMut4<'a, T>) -> Result<Self> {
+            let (shape, strides) = (four(array.shape()), four(array.strides()));
+            // SAFETY: the mutable array view vouches for its elements for 'a.
+            unsafe { ViewMut::from_raw_parts(array.as_mut_ptr(), shape, strides) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dense_orders() -> Result<()> {
+        let data: Vec<f32> = (0..24).map(|x| x as f32).collect();
+        let a = View::bhsd(&data, [1, 2, 3, 4])?;
+        assert_eq!(a.get([0, 1, 2, 3]), Some(&23.0));
+        assert_eq!(a.get([0, 2, 0, 0]), None);
+        let b = View::bshd(&data, [1, 2, 3, 4])?;
+        assert_eq!(b.strides(), [24, 4, 8, 1]);
+        assert_eq!(b.get([0, 1, 2, 0]), Some(&20.0));
+        assert_eq!(a.to_vec(), data);
+        Ok(())
+    }
+
+    #[test]
+    fn bounds_are_checked_at_both_ends() {
+        let data = [0.0_f32; 10];
+        assert!(View::strided(&data, 9, [1, 1, 10, 1], [0, 0, -1, 1]).is_ok());
+        assert!(View::strided(&data, 8, [1, 1, 10, 1], [0, 0, -1, 1]).is_err());
+        assert!(View::strided(&data, 1, [1, 1, 10, 1], [0, 0, 1, 1]).is_err());
+        assert!(View::strided(&data, 0, [1, 1, 2, 1], [0, 0, isize::MIN, 1]).is_err());
+        assert!(View::strided(&data, 99, [0, 1, 1, 1], [0; 4]).is_ok());
+    }
+
+    #[test]
+    fn sizes_that_overflow_are_errors() {
+        let data = [0.0_f32; 10];
+        for shape in [[usize::MAX, 2, 1, 1], [1 << 32, 1 << 32, 1 << 32, 1]] {
+            assert!(matches!(View::bhsd(&data, shape), Err(Error::Overflow { .. })), "{shape:?}");
+        }
+        let wide = View::strided(&data, 0, [1, 1, 3, 2], [0, 0, isize::MAX, isize::MAX]);
+        assert!(matches!(wide, Err(Error::Overflow { .. })));
+    }
+
+    #[test]
+    fn outputs_need_distinct_elements() {
+        let mut data = [0.0_f32; 100];
+        let refused = [([1, 1, 2, 2], [0, 0, 0, 1]), ([1, 1, 3, 3], [0, 0, 2, 1])];
+        for (shape, strides) in refused {
+            let view = ViewMut::strided(&mut data, 0, shape, strides);
+            assert!(matches!(view, Err(Error::Stride { .. })), "{shape:?} {strides:?}");
+        }
+        assert!(ViewMut::strided(&mut data, 0, [1, 1, 3, 3], [0, 0, 3, 1]).is_ok());
+        assert!(ViewMut::strided(&mut data, 50, [1, 1, 3, 3], [7, 9, -3, 1]).is_ok());
+    }
+}

@@ -1,0 +1,55 @@
+//! Scratch memory that outlives a call, so that a call need not allocate.
+
+use crate::element::Element;
+
+/// A cache line of floats: the unit of scratch, so that every buffer is aligned.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Line([f32; Line::FLOATS]);
+
+impl Line {
+    /// Floats in a line.
+    pub(crate) const FLOATS: usize = 16;
+    /// The lines that hold `floats` floats.
+    pub(crate) const fn count(floats: usize) -> usize {
+        floats.div_ceil(Self::FLOATS)
+    }
+}
+
+/// Reusable scratch memory. It grows to what a call needs and keeps that; a call that finds
+/// enough allocates nothing.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    lines: Vec<Line>,
+}
+
+impl Workspace {
+    /// An empty workspace; the first call will allocate.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A workspace of at least `bytes`, for calls that may not allocate.
+    pub fn with_bytes(bytes: usize) -> Self {
+        let mut workspace = Self::new();
+        workspace.scratch::<f32>(bytes.div_ceil(size_of::<Line>()));
+        workspace
+    }
+
+    /// The bytes held.
+    pub fn bytes(&self) -> usize {
+        self.lines.len() * size_of::<Line>()
+    }
+
+    /// The first `count` lines' worth of `T`, initialised with whatever was there.
+    pub(crate) fn scratch<T: Element>(&mut self, lines: usize) -> &mut [T] {
+        const { assert!(align_of::<T>() <= align_of::<Line>()) };
+        if self.lines.len() < lines {
+            self.lines.resize(lines, Line([0.0; Line::FLOATS]));
+        }
+        let elements = lines * (size_of::<Line>() / size_of::<T>());
+        // SAFETY: `lines` lines exist, aligned for a T; any bits are an f32 or an f64, the only
+        // elements there are.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), elements) }
+    }
+}

@@ -1,0 +1,67 @@
+//! Fused attention on the CPU: `softmax(scale * query key^T + bias, masked) value`, vectorised,
+//! split over threads, with no score matrix in memory.
+//!
+//! Tensors are borrowed [`View`]s over four axes, `[batch, heads, seq, dim]`, in any memory order
+//! with a contiguous last axis. Query heads may be a multiple of the key/value heads (grouped and
+//! multi-query attention), and `value_dim` may differ from `head_dim`.
+//!
+//! ```
+//! use headwise::{AttentionOptions, View, attention};
+//!
+//! let (batch, heads, seq, dim) = (1, 2, 5, 8);
+//! let data: Vec<f32> = (0..batch * heads * seq * dim).map(|i| (i as f32).sin()).collect();
+//! let view = View::bhsd(&data, [batch, heads, seq, dim])?;
+//!
+//! let options = AttentionOptions::new().causal().return_lse();
+//! let result = attention(view, view, view, &options)?;
+//! assert_eq!(result.out.shape(), [batch, heads, seq, dim]);
+//! // The first query sees the first key alone, so its output is the first value.
+//! assert!((result.out.data()[0] - data[0]).abs() < 1e-6);
+//! # Ok::<(), headwise::Error>(())
+//! ```
+//!
+//! # What is promised
+//! - **Masked is masked.** A key hidden by any mask, or by a bias of exactly -inf, changes no bit
+//!   of the output, even where it holds NaN or infinity. A row that sees nothing gives 0, with a
+//!   log-sum-exp of -inf.
+//! - **The same bits** for any number of threads, any executor, any batch, and however the
+//!   queries are split into calls, on one [`Isa`] of one build.
+//! - **Errors, not panics.** Whatever is passed, a call computes or says in an [`Error`] which
+//!   argument does not fit and what would.
+//!
+//! # What there is
+//!
+//! | | `f32` | `f64` |
+//! |---|---|---|
+//! | [`attention`], [`dot_product_attention`] | fused | unfused |
+//! | causal, window, key lengths, boolean and additive masks | yes | yes |
+//! | grouped and multi-query heads, `value_dim` apart from `head_dim` | yes | yes |
+//! | log-sum-exp and weights on request | yes | yes |
+//! | [`softmax_into`], [`softmax_in_place`] | yes | |
+//!
+//! # Features
+//! `rayon` (default): work is split over the current rayon pool. `ndarray`: views of its arrays.
+//! `half`: tensors widened from its types. `safetensors`: tensors read from its files.
+
+mod attention;
+#[cfg(feature = "safetensors")]
+pub mod safetensors;
+mod tensor;
+
+pub use attention::{
+    Attention, AttentionOptions, attention, attention_into, dot_product_attention,
+    dot_product_attention_into,
+};
+#[cfg(feature = "rayon")]
+pub use headwise_kernels::Rayon;
+pub use headwise_kernels::{
+    Algorithm, Causal, Element, Error, Executor, Isa, Outputs, Result, Scale, Serial, Settings,
+    Shape, Strides, View, ViewMut, Window, Workspace, softmax_in_place, softmax_into,
+    softmax_workspace_bytes,
+};
+pub use tensor::Tensor;
+
+/// What the library is tested and measured against.
+pub mod oracle {
+    pub use headwise_kernels::{probe, reference};
+}

@@ -1,0 +1,97 @@
+//! Owned results.
+
+use crate::{Element, Error, Result, Shape, View, ViewMut};
+
+/// A dense tensor that owns its data, `[batch, heads, seq, dim]` in that memory order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor<T = f32> {
+    data: Vec<T>,
+    shape: Shape,
+}
+
+fn element_count(shape: Shape) -> Result<usize> {
+    shape
+        .iter()
+        .try_fold(1_usize, |n, &len| n.checked_mul(len))
+        .filter(|&n| n <= isize::MAX as usize / size_of::<f64>())
+        .ok_or_else(|| Error::Overflow {
+            argument: "tensor",
+            got: format!("the number of elements of {shape:?}"),
+            expected: "a size that fits memory".into(),
+        })
+}
+
+impl<T: Element> Tensor<T> {
+    /// A tensor of `data` in memory order batch, heads, seq, dim.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the length of `data` is not that of `shape`.
+    pub fn new(data: Vec<T>, shape: Shape) -> Result<Self> {
+        if element_count(shape)? != data.len() {
+            return Err(Error::Shape {
+                argument: "tensor",
+                got: format!("{shape:?} for {} elements", data.len()),
+                expected: "a shape of as many elements as there are".into(),
+            });
+        }
+        Ok(Self { data, shape })
+    }
+
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] where the size does not fit the machine.
+    pub fn zeros(shape: Shape) -> Result<Self> {
+        Ok(Self { data: vec![T::default(); element_count(shape)?], shape })
+    }
+
+    /// The extents, `[batch, heads, seq, dim]`.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The elements in memory order.
+    pub fn data(&self) -> &[T] {
+        &self.data
+    }
+
+    /// The elements, without the shape.
+    pub fn into_vec(self) -> Vec<T> {
+        self.data
+    }
+
+    /// The tensor, to read.
+    pub fn view(&self) -> View<'_, T> {
+        match View::bhsd(&self.data, self.shape) {
+            Ok(view) => view,
+            Err(error) => unreachable!("the constructors checked the shape: {error}"),
+        }
+    }
+
+    /// The tensor, to write.
+    pub fn view_mut(&mut self) -> ViewMut<'_, T> {
+        match ViewMut::bhsd(&mut self.data, self.shape) {
+            Ok(view) => view,
+            Err(error) => unreachable!("the constructors checked the shape: {error}"),
+        }
+    }
+}
+
+#[cfg(feature = "half")]
+impl Tensor<f32> {
+    /// A tensor of half-precision data, widened exactly.
+    ///
+    /// # Errors
+    /// As [`Tensor::new`].
+    pub fn from_f16(data: &[half::f16], shape: Shape) -> Result<Self> {
+        Self::new(data.iter().map(|x| x.to_f32()).collect(), shape)
+    }
+
+    /// A tensor of bfloat16 data, widened exactly.
+    ///
+    /// # Errors
+    /// As [`Tensor::new`].
+    pub fn from_bf16(data: &[half::bf16], shape: Shape) -> Result<Self> {
+        Self::new(data.iter().map(|x| x.to_f32()).collect(), shape)
+    }
+}

@@ -1,0 +1,97 @@
+//! Real activations against answers that others computed in float64: every capture, on every
+//! instruction set of this machine. `docs/numerics.md` says where the tolerances come from.
+#![cfg(feature = "safetensors")]
+
+use headwise::safetensors::{read_f32, read_tensor};
+use headwise::{Algorithm, AttentionOptions, Isa, Result, Scale, attention, dot_product_attention};
+use safetensors::SafeTensors;
+
+/// Relative to the largest magnitude in the row; absolute for lse and weights.
+const TOLERANCE: f32 = 2e-5;
+
+fn read(name: &str) -> Vec<u8> {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let paths = ["cli/fixtures", "tests/fixtures"].map(|dir| format!("{root}/{dir}/{name}"));
+    paths.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_else(|| panic!("{paths:?}"))
+}
+
+fn assert_rows_close(got: &[f32], expected: &[f32], width: usize, tolerance: f32, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (row, (got, expected)) in got.chunks(width).zip(expected.chunks(width)).enumerate() {
+        let largest = expected.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+        for (got, expected) in got.iter().zip(expected) {
+            let error = (got - expected).abs();
+            assert!(error <= tolerance * largest, "{what}, row {row}: {got} for {expected}");
+        }
+    }
+}
+
+fn check(name: &str, options: AttentionOptions<'_>) -> Result<()> {
+    let bytes = read(name);
+    let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let tensor = |part| read_tensor(&file, part);
+    let (q, k, v, out) = (tensor("q")?, tensor("k")?, tensor("v")?, tensor("out")?);
+    let (lse, _) = read_f32(&file, "lse")?;
+    for isa in Isa::available() {
+        for algorithm in [Algorithm::Auto, Algorithm::Unfused] {
+            let options = options.isa(isa).algorithm(algorithm).return_lse();
+            let result = attention(q.view(), k.view(), v.view(), &options)?;
+            let what = format!("{name} on {isa}, {algorithm:?}");
+            assert_eq!(result.isa, isa, "{what}");
+            let width = out.shape()[3];
+            assert_rows_close(result.out.data(), out.data(), width, TOLERANCE, &what);
+            let got = result.lse.as_ref().map_or(&[][..], |lse| lse.data());
+            assert_eq!(got.len(), lse.len());
+            for (got, expected) in got.iter().zip(&lse) {
+                assert!((got - expected).abs() <= TOLERANCE, "{what}: lse {got} for {expected}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn encoder_self_attention() -> Result<()> {
+    check("minilm_l0_t128.safetensors", AttentionOptions::new())?;
+    check("minilm_l4_t128.safetensors", AttentionOptions::new())
+}
+
+#[test]
+fn grouped_causal_prefill() -> Result<()> {
+    check("smollm2_l2_prefill256.safetensors", AttentionOptions::new().causal())?;
+    check("smollm2_l18_prefill256.safetensors", AttentionOptions::new().causal())
+}
+
+#[test]
+fn decode_step() -> Result<()> {
+    check("smollm2_l18_decode_kv257.safetensors", AttentionOptions::new().causal())
+}
+
+#[test]
+fn cross_attention() -> Result<()> {
+    let options = AttentionOptions::new().scale(Scale::One);
+    check("whisper_dec_cross_l0_q9_k1500_f16.safetensors", options)
+}
+
+#[test]
+fn dot_product_form_with_weights() -> Result<()> {
+    let bytes = read("forms.safetensors");
+    let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{e}"));
+    let tensor = |part| read_tensor(&file, &format!("dot_product.{part}"));
+    let (q, k, v) = (tensor("q")?, tensor("k")?, tensor("v")?);
+    let (out, weights) = (tensor("out")?, tensor("weights")?);
+    for isa in Isa::available() {
+        for algorithm in [Algorithm::Auto, Algorithm::Unfused] {
+            let options = AttentionOptions::new().isa(isa).algorithm(algorithm).return_weights();
+            let result = dot_product_attention(q.view(), k.view(), v.view(), &options)?;
+            let what = format!("dot product on {isa}, {algorithm:?}");
+            assert_rows_close(result.out.data(), out.data(), 32, TOLERANCE, &what);
+            let got = result.weights.as_ref().map_or(&[][..], |weights| weights.data());
+            assert_eq!(got.len(), weights.data().len());
+            for (got, expected) in got.iter().zip(weights.data()) {
+                assert!((got - expected).abs() <= TOLERANCE, "{what}: {got} for {expected}");
+            }
+        }
+    }
+    Ok(())
+}
