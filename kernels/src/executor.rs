@@ -140,21 +140,23 @@ impl<T> Shared<T> {
     }
 }
 
-/// Calls `tile(part, index)` for every index in `0..tiles`, each once, on the crew's threads.
-/// `scratch` is cut into parts of `part_len`, one for each thread; a part is in one thread's
-/// hands at a time. There are no more threads than parts.
-pub(crate) fn for_each_tile<T: Send>(
+/// Calls `tile((local, part), index)` for every index in `0..tiles`, each once, on the crew's
+/// threads. The scratch slice is cut into parts of the given length, one for each thread; a part
+/// is in one thread's hands at a time, and there are no more threads than parts. `local` makes
+/// what a thread keeps on its stack from tile to tile.
+pub(crate) fn for_each_tile<T: Send, L>(
     crew: Crew<'_>,
     tiles: usize,
-    scratch: &mut [T],
-    part_len: usize,
-    tile: impl Fn(&mut [T], usize) + Sync,
+    (scratch, part_len): (&mut [T], usize),
+    local: impl Fn() -> L + Sync,
+    tile: impl Fn((&mut L, &mut [T]), usize) + Sync,
 ) {
     let parts = scratch.len().checked_div(part_len).unwrap_or(MAX_THREADS);
     let threads = crew.threads.min(MAX_THREADS).min(tiles).min(parts);
     if threads <= 1 {
+        let mut local = local();
         let part = &mut scratch[..part_len];
-        return (0..tiles).for_each(|index| tile(part, index));
+        return (0..tiles).for_each(|index| tile((&mut local, part), index));
     }
     let shared = Shared(scratch.as_mut_ptr());
     let slots = Slots { taken: [const { AtomicU64::new(0) }; MAX_THREADS / 64], threads };
@@ -165,12 +167,13 @@ pub(crate) fn for_each_tile<T: Send>(
         // SAFETY: the slot is below `threads`, of which each has a part, and is held until the
         // end of this call.
         let part = unsafe { shared.part(slot.index, part_len) };
+        let mut local = local();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             if index >= tiles as u64 {
                 return;
             }
-            tile(part, index as usize);
+            tile((&mut local, part), index as usize);
         }
     };
     crew.executor.run(threads, &work);
@@ -204,11 +207,18 @@ mod tests {
     fn check(executor: &dyn Executor, threads: usize) {
         let done: Vec<AtomicUsize> = (0..1000).map(|_| AtomicUsize::new(0)).collect();
         let mut held: Vec<AtomicUsize> = (0..threads).map(|_| AtomicUsize::new(0)).collect();
-        for_each_tile(Crew { executor, threads }, done.len(), &mut held, 1, |held, index| {
-            assert_eq!(held[0].fetch_add(1, Ordering::SeqCst), 0, "part shared");
-            done[index].fetch_add(1, Ordering::SeqCst);
-            held[0].fetch_sub(1, Ordering::SeqCst);
-        });
+        let crew = Crew { executor, threads };
+        for_each_tile(
+            crew,
+            done.len(),
+            (&mut held, 1),
+            || (),
+            |(_, held), index| {
+                assert_eq!(held[0].fetch_add(1, Ordering::SeqCst), 0, "part shared");
+                done[index].fetch_add(1, Ordering::SeqCst);
+                held[0].fetch_sub(1, Ordering::SeqCst);
+            },
+        );
         assert!(done.iter().all(|n| n.load(Ordering::SeqCst) == 1));
     }
 
@@ -231,7 +241,8 @@ mod tests {
     #[test]
     fn a_panic_reaches_the_caller() {
         let crew = Crew { executor: &Eager, threads: 2 };
-        let run = || for_each_tile(crew, 10, &mut [0; 2], 1, |_, i| assert_ne!(i, 7, "boom"));
+        let tile = |_: (&mut (), &mut [i32]), i| assert_ne!(i, 7, "boom");
+        let run = || for_each_tile(crew, 10, (&mut [0; 2], 1), || (), tile);
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
     }
 }

@@ -14,12 +14,19 @@ pub fn fma_flops(executor: &dyn Executor, threads: usize, time: Duration) -> f64
     // Chunks of some 10 us, claimed until time is up.
     let done = AtomicU64::new(0);
     let start = Instant::now();
-    for_each_tile(Crew { executor, threads }, threads, &mut [0_u8; 0], 0, |_, _| {
-        while start.elapsed() < time {
-            let flops = dispatch(Isa::widest(), FmaLoop { rounds: 40_000 }).unwrap_or(0);
-            done.fetch_add(flops, Ordering::Relaxed);
-        }
-    });
+    let crew = Crew { executor, threads };
+    for_each_tile(
+        crew,
+        threads,
+        (&mut [0_u8; 0], 0),
+        || (),
+        |_, _| {
+            while start.elapsed() < time {
+                let flops = dispatch(Isa::widest(), FmaLoop { rounds: 40_000 }).unwrap_or(0);
+                done.fetch_add(flops, Ordering::Relaxed);
+            }
+        },
+    );
     done.into_inner() as f64 / start.elapsed().as_secs_f64()
 }
 
@@ -68,18 +75,25 @@ pub fn read_time(executor: &dyn Executor, threads: usize, buffers: &[&[f32]]) ->
     const CLAIM: usize = 16 << 10;
     let claims: usize = buffers.iter().map(|buffer| buffer.len().div_ceil(CLAIM)).sum();
     let start = Instant::now();
-    for_each_tile(Crew { executor, threads }, claims, &mut [0_u8; 0], 0, |_, claim| {
-        let mut left = claim;
-        for buffer in buffers {
-            let here = buffer.len().div_ceil(CLAIM);
-            if left < here {
-                let data = &buffer[left * CLAIM..((left + 1) * CLAIM).min(buffer.len())];
-                black_box(dispatch(Isa::widest(), ReadLoop(data)).unwrap_or(0.0));
-                return;
+    let crew = Crew { executor, threads };
+    for_each_tile(
+        crew,
+        claims,
+        (&mut [0_u8; 0], 0),
+        || (),
+        |_, claim| {
+            let mut left = claim;
+            for buffer in buffers {
+                let here = buffer.len().div_ceil(CLAIM);
+                if left < here {
+                    let data = &buffer[left * CLAIM..((left + 1) * CLAIM).min(buffer.len())];
+                    black_box(dispatch(Isa::widest(), ReadLoop(data)).unwrap_or(0.0));
+                    return;
+                }
+                left -= here;
             }
-            left -= here;
-        }
-    });
+        },
+    );
     start.elapsed()
 }
 

@@ -106,6 +106,13 @@ impl Dims {
     pub fn group_size(&self) -> usize {
         self.q_heads / self.kv_heads
     }
+
+    /// The query head and the query of `row`, where a kv head's query rows are counted query by
+    /// query, over its group within a query.
+    pub(crate) fn query_row(&self, kv_head: usize, row: usize) -> (usize, usize) {
+        let group_size = self.group_size();
+        (kv_head * group_size + row % group_size, row / group_size)
+    }
 }
 
 /// A validated attention problem: `softmax(scale * query key^T + bias, masked) value`.

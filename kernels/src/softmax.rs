@@ -102,13 +102,20 @@ impl Kernel for Drive<'_> {
         let total: usize = self.rows.output.shape()[..3].iter().product();
         let part = Line::count(len) * Line::FLOATS;
         let claim = (CLAIM_ELEMENTS / len).max(1);
-        for_each_tile(self.crew, total.div_ceil(claim), self.scratch, part, |scratch, tile| {
-            for row in tile * claim..((tile + 1) * claim).min(total) {
-                let index = (row / (heads * seq), row / seq % heads, row % seq);
-                // SAFETY: the row lies inside the views and is claimed once.
-                unsafe { self.rows.row(simd, index, scratch) }
-            }
-        });
+        let scratch = (self.scratch, part);
+        for_each_tile(
+            self.crew,
+            total.div_ceil(claim),
+            scratch,
+            || (),
+            |(_, scratch), tile| {
+                for row in tile * claim..((tile + 1) * claim).min(total) {
+                    let index = (row / (heads * seq), row / seq % heads, row % seq);
+                    // SAFETY: the row lies inside the views and is claimed once.
+                    unsafe { self.rows.row(simd, index, scratch) }
+                }
+            },
+        );
     }
 }
 

@@ -126,19 +126,25 @@ impl<T: Plain> Kernel for Drive<'_, '_, T> {
         let part = lines_per_thread(self.problem) * size_of::<Line>() / size_of::<T>();
         let chunks = dims.seq_q.div_ceil(ROWS);
         let tiles = dims.batch * dims.q_heads * chunks;
-        for_each_tile(self.crew, tiles, self.scratch, part, |scratch, tile| {
-            let (head, chunk) = (tile / chunks, tile % chunks);
-            let rows = chunk * ROWS..((chunk + 1) * ROWS).min(dims.seq_q);
-            let scores = &mut scratch[..rows.len() * dims.seq_kv];
-            let chunk = Chunk {
-                problem: self.problem,
-                outputs: self.outputs,
-                batch: head / dims.q_heads,
-                head: head % dims.q_heads,
-                rows,
-            };
-            chunk.run(simd, scores);
-        });
+        for_each_tile(
+            self.crew,
+            tiles,
+            (self.scratch, part),
+            || (),
+            |(_, scratch), tile| {
+                let (head, chunk) = (tile / chunks, tile % chunks);
+                let rows = chunk * ROWS..((chunk + 1) * ROWS).min(dims.seq_q);
+                let scores = &mut scratch[..rows.len() * dims.seq_kv];
+                let chunk = Chunk {
+                    problem: self.problem,
+                    outputs: self.outputs,
+                    batch: head / dims.q_heads,
+                    head: head % dims.q_heads,
+                    rows,
+                };
+                chunk.run(simd, scores);
+            },
+        );
     }
 }
 

@@ -1,6 +1,7 @@
 //! Fused attention. From a public call to the loop nest: [`fused`] plans, spreads the items over
 //! threads, and [`pass`] takes an item's tiles through the key blocks.
 
+mod ahead;
 pub(crate) mod pass;
 pub(crate) mod tile;
 
@@ -12,6 +13,7 @@ use crate::problem::{Outputs, Problem};
 use crate::simd::{Isa, Kernel, Simd, dispatch};
 use crate::workspace::{Line, Workspace};
 use pass::{Item, Job};
+use tile::TileRows;
 
 /// Attention without a score matrix: time of the two products, memory of a few tiles a thread.
 pub(crate) fn fused(
@@ -40,8 +42,11 @@ impl Kernel for Drive<'_, '_> {
     fn run<S: Simd>(self, simd: S) {
         let plan = &self.job.plan;
         let part = plan.lines_per_thread() * Line::FLOATS;
-        for_each_tile(self.crew, plan.items(), self.scratch, part, |scratch, index| {
-            Item::run(&self.job, simd, plan.item(index), scratch);
+        let local = || std::array::from_fn(|_| TileRows::new());
+        for_each_tile(self.crew, plan.items(), (self.scratch, part), local, |mine, index| {
+            let next = index + self.crew.threads;
+            let next = (next < plan.items()).then(|| plan.item(next));
+            Item::run(&self.job, simd, plan.item(index), next, mine);
         });
     }
 }

@@ -23,7 +23,8 @@
 //! with references raised by 80 powers of two, so that no product of finite numbers overflows;
 //! what is not finite even then comes from the inputs.
 
-use super::tile::{Tile, WHOLE_BLOCK};
+use super::ahead::Ahead;
+use super::tile::{Softmax, Tile, TileRows, WHOLE_BLOCK};
 use crate::microkernel::finish::{Combine, Normalize};
 use crate::microkernel::pack::{Pack, Unpack};
 use crate::microkernel::scores::Scores;
@@ -95,6 +96,15 @@ impl Care {
     }
 }
 
+/// What a thread keeps from item to item beside its scratch.
+pub(crate) type Local = [TileRows; MAX_TILES];
+
+fn ahead(ahead: &mut Option<Ahead<'_, '_>>) {
+    if let Some(ahead) = ahead {
+        ahead.step();
+    }
+}
+
 /// One item in the hands of one thread.
 pub(crate) struct Item<'a, 'p, S> {
     simd: S,
@@ -105,11 +115,19 @@ pub(crate) struct Item<'a, 'p, S> {
     values: Rows<'p, f32>,
     prob: &'a mut [f32],
     bias: &'a mut [f32],
+    ahead: Option<Ahead<'a, 'p>>,
 }
 
 impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     /// Computes the item's rows and writes them to the outputs.
-    pub(crate) fn run(job: &'a Job<'a, 'p>, simd: S, item: plan::Item, scratch: &'a mut [f32]) {
+    /// `next` is the item that the thread will probably run after it.
+    pub(crate) fn run(
+        job: &'a Job<'a, 'p>,
+        simd: S,
+        item: plan::Item,
+        next: Option<plan::Item>,
+        (local, scratch): (&'a mut Local, &'a mut [f32]),
+    ) {
         let layout = &job.plan.layout;
         let (prob, scratch) = scratch.split_at_mut(Layout::PROB);
         let (bias, scratch) = scratch.split_at_mut(layout.bias);
@@ -122,19 +140,17 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             values: job.problem.value.rows(item.batch, item.kv_head),
             prob,
             bias,
+            ahead: next.map(|next| Ahead::new(job.problem, next, (item.batch, item.kv_head))),
         };
-        let mut parts = scratch.chunks_exact_mut(layout.tile().max(1));
-        let mut tiles: [Tile<'_>; MAX_TILES] = std::array::from_fn(|t| {
-            let start = (item.rows.start + t * BLOCK_Q).min(item.rows.end);
+        let mut tiles = local.each_mut().map(Tile::new);
+        let tiles = &mut tiles[..item.rows.len().div_ceil(BLOCK_Q)];
+        let parts = scratch.chunks_exact_mut(layout.tile());
+        for ((t, tile), part) in tiles.iter_mut().enumerate().zip(parts) {
+            let start = item.rows.start + t * BLOCK_Q;
             let rows = start..(start + BLOCK_Q).min(item.rows.end);
             let lanes = rows.len().next_multiple_of(S::LANES);
-            let part = if rows.is_empty() { None } else { parts.next() };
-            match part {
-                Some(part) => Tile::new(job, item.batch, rows, lanes, part),
-                None => Tile::none(),
-            }
-        });
-        let tiles = &mut tiles[..item.rows.len().div_ceil(BLOCK_Q)];
+            tile.begin(job, item.batch, rows, lanes, part);
+        }
         this.compute(tiles);
     }
 
@@ -157,14 +173,13 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
 
     /// The query head and the query of a flattened row.
     fn row(&self, row: usize) -> (usize, usize) {
-        let group_size = self.job.problem.dims().group_size();
-        (self.kv_head * group_size + row % group_size, row / group_size)
+        self.job.problem.dims().query_row(self.kv_head, row)
     }
 
     fn pack_queries(&self, tile: &mut Tile<'_>) {
         let query = &self.job.problem.query;
         let mut rows: [&[f32]; BLOCK_Q] = [&[]; BLOCK_Q];
-        for (slice, row) in rows.iter_mut().zip(tile.rows.clone()) {
+        for (slice, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
             let (head, i) = self.row(row);
             *slice = query.rows(self.batch, head).slice(i);
         }
@@ -172,7 +187,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             rows: &rows[..tile.len()],
             width: self.job.problem.dims().head_dim,
             factor: self.job.q_factor,
-            lanes: tile.lanes,
+            lanes: tile.of.lanes,
             dst: tile.q_t,
         });
     }
@@ -180,8 +195,8 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     /// The splits and blocks that the tiles see, tile by tile within a block.
     fn sums(&mut self, tiles: &mut [Tile<'_>], care: Care) {
         tiles.iter_mut().for_each(Tile::reset);
-        let start = tiles.iter().map(|tile| tile.any.start).min().unwrap_or(0);
-        let end = tiles.iter().map(|tile| tile.any.end).max().unwrap_or(0);
+        let start = tiles.iter().map(|tile| tile.of.any.start).min().unwrap_or(0);
+        let end = tiles.iter().map(|tile| tile.of.any.end).max().unwrap_or(0);
         let first_split = start / SPLIT_KV;
         for split in first_split..end.div_ceil(SPLIT_KV) {
             if split > first_split {
@@ -207,55 +222,63 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             return;
         }
         let open = tile.sees_all(first, &keys);
-        let seen = if open { WHOLE_BLOCK } else { tile.seen(first) };
+        let partly;
+        let seen = if open {
+            &WHOLE_BLOCK
+        } else {
+            partly = tile.seen(first);
+            &partly
+        };
         let block = |rows| Block { rows, first, start: keys.start, end: keys.end };
-        let before = tile.state;
+        let before = tile.of.split;
         let mut needs = before.row_ref.flags(|row_ref| row_ref == f32::NEG_INFINITY);
-        let known = !(0..tile.lanes).any(|lane| needs.is_set(lane));
+        let known = !(0..tile.of.lanes).any(|lane| needs.is_set(lane));
         let mut rescale = Lanes::splat(1.0);
         if open && known && !self.job.masked && keys.start == 0 && keys.end.is_multiple_of(8) {
             self.simd.vectorize(Scores::<true> {
                 q_t: tile.q_t,
                 keys: block(self.keys),
-                lanes: tile.lanes,
+                lanes: tile.of.lanes,
                 start: &before.row_ref.map(|row_ref| -row_ref),
-                row_sum: &mut tile.state.row_sum,
-                seen: &seen,
+                row_sum: &mut tile.of.split.row_sum,
+                seen,
                 prob: self.prob,
+                between: &mut || ahead(&mut self.ahead),
             });
         } else {
             if self.job.masked {
                 self.pack_bias(tile, first, keys.end);
             }
-            self.swept(tile, block(self.keys), &seen, &needs, &mut rescale, care);
+            self.swept(tile, block(self.keys), seen, &needs, &mut rescale, care);
         }
 
         // A row sum that grew too large, or is no number, wants a higher reference, once.
         let limit = care.limit();
         let mut tripped = false;
-        for lane in 0..tile.lanes {
-            let (old, new) = (before.row_sum.0[lane], tile.state.row_sum.0[lane]);
+        for lane in 0..tile.of.lanes {
+            let (old, new) = (before.row_sum.0[lane], tile.of.split.row_sum.0[lane]);
             if !needs.is_set(lane) && old < limit && !(new < limit) {
                 needs.set(lane);
                 tripped = true;
             }
         }
         if tripped {
-            tile.state = before;
+            tile.of.split = before;
             rescale = Lanes::splat(1.0);
-            self.swept(tile, block(self.keys), &seen, &needs, &mut rescale, care);
+            self.swept(tile, block(self.keys), seen, &needs, &mut rescale, care);
             let width = self.job.plan.layout.acc_width;
-            for (r, row) in tile.acc.chunks_exact_mut(width).enumerate().take(tile.rows.len()) {
-                if rescale.0[r] != 1.0 {
-                    row.iter_mut().for_each(|x| *x *= rescale.0[r]);
+            let rows = if tile.fresh { 0 } else { tile.len() };
+            for (row, &factor) in tile.acc.chunks_exact_mut(width).zip(&rescale.0).take(rows) {
+                if factor != 1.0 {
+                    row.iter_mut().for_each(|x| *x *= factor);
                 }
             }
         }
         let values = block(self.values);
         if care == Care::Fast {
-            self.values::<false>(tile, values, &seen);
+            self.values::<false>(tile, values, seen);
         } else {
-            self.values::<true>(tile, values, &seen);
+            self.values::<true>(tile, values, seen);
         }
     }
 
@@ -271,8 +294,8 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         care: Care,
     ) {
         let (start, end) = (keys.start, keys.end);
-        let mut started = tile.state.row_ref.map(|row_ref| -row_ref);
-        for lane in 0..tile.lanes {
+        let mut started = tile.of.split.row_ref.map(|row_ref| -row_ref);
+        for lane in 0..tile.of.lanes {
             if needs.is_set(lane) {
                 started.0[lane] = 0.0;
             }
@@ -280,24 +303,25 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         self.simd.vectorize(Scores::<false> {
             q_t: tile.q_t,
             keys,
-            lanes: tile.lanes,
+            lanes: tile.of.lanes,
             start: &started,
-            row_sum: &mut tile.state.row_sum,
+            row_sum: &mut tile.of.split.row_sum,
             seen,
             prob: self.prob,
+            between: &mut || ahead(&mut self.ahead),
         });
         self.simd.vectorize(Sweep {
             prob: self.prob,
             bias: self.job.masked.then_some(&*self.bias),
             start,
             end,
-            lanes: tile.lanes,
+            lanes: tile.of.lanes,
             seen,
             to_log2: self.job.to_log2,
             headroom: care.headroom() / self.job.to_log2,
             needs,
-            row_ref: &mut tile.state.row_ref,
-            row_sum: &mut tile.state.row_sum,
+            row_ref: &mut tile.of.split.row_ref,
+            row_sum: &mut tile.of.split.row_sum,
             rescale,
         });
     }
@@ -311,9 +335,10 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         self.simd.vectorize(Values::<CAREFUL> {
             prob: self.prob,
             values,
-            rows: tile.rows.len(),
+            rows: tile.len(),
             seen,
             acc: tile.acc,
+            fresh: std::mem::replace(&mut tile.fresh, false),
             acc_width: self.job.plan.layout.acc_width,
         });
     }
@@ -323,7 +348,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     fn pack_bias(&mut self, tile: &Tile<'_>, first: usize, end: usize) {
         let problem = self.job.problem;
         let mut dense = [[0.0_f32; BLOCK_KV]; BLOCK_Q];
-        for (dense, row) in dense.iter_mut().zip(tile.rows.clone()) {
+        for (dense, row) in dense.iter_mut().zip(tile.of.rows.clone()) {
             let (head, i) = self.row(row);
             let dense = &mut dense[..end];
             if let Some(bias) = &problem.bias {
@@ -341,29 +366,28 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             rows: &rows,
             width: end,
             factor: 1.0,
-            lanes: tile.lanes,
+            lanes: tile.of.lanes,
             dst: self.bias,
         });
     }
 
-    /// `merged = merge(merged, split)`, row by row; an empty side changes no bit of the other.
+    /// `total = merge(total, split)`, row by row; an empty side changes no bit of the other.
     fn merge_split(&self, tile: &mut Tile<'_>) {
         let width = self.job.plan.layout.acc_width;
         let power = |x: f32| (x * self.job.to_log2).exp2();
-        for r in 0..tile.rows.len() {
-            let (old, new) = (tile.merged.row_ref.0[r], tile.state.row_ref.0[r]);
-            // A comparison that a NaN fails keeps the NaN.
+        for r in 0..tile.len() {
+            let (old, new) = (tile.of.total.row_ref.0[r], tile.of.split.row_ref.0[r]);
+            if new == f32::NEG_INFINITY {
+                continue;
+            }
             let top = if old > new { old } else { new };
-            let (a, b) = if top == f32::NEG_INFINITY {
-                (1.0, 1.0)
-            } else {
-                (power(old - top), power(new - top))
-            };
-            tile.merged.row_ref.0[r] = top;
-            tile.merged.row_sum.0[r] = a * tile.merged.row_sum.0[r] + b * tile.state.row_sum.0[r];
+            let (a, b) = (power(old - top), power(new - top));
+            tile.of.total.row_ref.0[r] = top;
+            tile.of.total.row_sum.0[r] =
+                a * tile.of.total.row_sum.0[r] + b * tile.of.split.row_sum.0[r];
             let row = r * width..(r + 1) * width;
             self.simd.vectorize(Combine {
-                dst: &mut tile.merged_acc[row.clone()],
+                dst: &mut tile.total_acc[row.clone()],
                 a,
                 src: &tile.acc[row],
                 b,
@@ -378,7 +402,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         let (acc, state) = self.totals(tile);
         let value_dim = self.job.problem.dims().value_dim;
         let mut all_finite = true;
-        for (r, row) in tile.rows.clone().enumerate() {
+        for (r, row) in tile.of.rows.clone().enumerate() {
             let (head, i) = self.row(row);
             let (row_ref, row_sum) = (state.row_ref.0[r], state.row_sum.0[r]);
             // SAFETY: the outputs were checked against the problem: the row exists and has
@@ -419,11 +443,11 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     }
 
     /// The sums over all splits.
-    fn totals<'t>(&self, tile: &'t Tile<'_>) -> (&'t [f32], &'t super::tile::Softmax) {
+    fn totals<'t>(&self, tile: &'t Tile<'_>) -> (&'t [f32], &'t Softmax) {
         if self.job.plan.layout.merged > 0 {
-            (&*tile.merged_acc, &tile.merged)
+            (&*tile.total_acc, &tile.of.total)
         } else {
-            (&*tile.acc, &tile.state)
+            (&*tile.acc, &tile.of.split)
         }
     }
 
@@ -435,21 +459,22 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         let (_, state) = self.totals(tile);
         let factor = state.row_sum.map(|sum| if sum == 0.0 { 0.0 } else { 1.0 / sum });
         let row_ref = state.row_ref.map(|x| if x == f32::NEG_INFINITY { 0.0 } else { x });
-        tile.state.row_ref = row_ref;
+        tile.of.split.row_ref = row_ref;
         let mut rows: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
-        for (slice, row) in rows.iter_mut().zip(tile.rows.clone()) {
+        for (slice, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
             let (head, i) = self.row(row);
             // SAFETY: the outputs were checked against the problem: the row exists and has
             // seq_kv contiguous floats, and no other item has a row of this number.
             *slice =
                 unsafe { std::slice::from_raw_parts_mut(weights.row(self.batch, head, i), seq_kv) };
-            slice[..tile.any.start].fill(0.0);
-            slice[tile.any.end..].fill(0.0);
+            slice[..tile.of.any.start].fill(0.0);
+            slice[tile.of.any.end..].fill(0.0);
         }
-        let first_block = tile.any.start / BLOCK_KV * BLOCK_KV;
-        for first in (first_block..tile.any.end).step_by(BLOCK_KV) {
+        let first_block = tile.of.any.start / BLOCK_KV * BLOCK_KV;
+        for first in (first_block..tile.of.any.end).step_by(BLOCK_KV) {
             let keys = tile.keys_of_block(first);
-            let seen = tile.seen(first);
+            let open = tile.sees_all(first, &keys);
+            let seen = if open { WHOLE_BLOCK } else { tile.seen(first) };
             if self.job.masked {
                 self.pack_bias(tile, first, keys.end);
             }
@@ -458,14 +483,14 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             self.swept(tile, block, &seen, &known, &mut Lanes::splat(1.0), Care::Fast);
             let at = first + keys.start..first + keys.end;
             let mut parts: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
-            for (part, row) in parts.iter_mut().zip(rows.iter_mut()).take(tile.rows.len()) {
+            for (part, row) in parts.iter_mut().zip(rows.iter_mut()).take(tile.len()) {
                 *part = &mut row[at.clone()];
             }
             self.simd.vectorize(Unpack {
                 prob: self.prob,
                 start: keys.start,
                 factor: &factor,
-                rows: &mut parts[..tile.rows.len()],
+                rows: &mut parts[..tile.len()],
             });
         }
     }

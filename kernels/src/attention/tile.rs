@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::pass::Job;
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, Lanes};
+use crate::problem::Problem;
 
 /// Every key of a block, for every row.
 pub(crate) static WHOLE_BLOCK: [(usize, usize); BLOCK_Q] = [(0, BLOCK_KV); BLOCK_Q];
@@ -22,50 +23,65 @@ impl Softmax {
         Self { row_ref: Lanes::splat(f32::NEG_INFINITY), row_sum: Lanes::splat(0.0) };
 }
 
-/// Up to [`BLOCK_Q`] query rows of one kv head.
-#[derive(Debug)]
-pub(crate) struct Tile<'a> {
+/// What is known of up to [`BLOCK_Q`] query rows of one kv head. Threads keep theirs from item to
+/// item: it is large enough that making it anew would show.
+#[derive(Debug, Clone)]
+pub(crate) struct TileRows {
     /// Rows flattened over the group, as `Plan` counts them.
     pub(crate) rows: Range<usize>,
     /// The rows rounded up to whole vectors; the lanes beyond repeat the last row's keys and have
     /// queries of zero.
     pub(crate) lanes: usize,
-    /// For each lane the keys that structure lets it see.
+    /// For each lane the keys that structure lets it see; up to date unless all are the same.
     ranges: [(usize, usize); BLOCK_Q],
     /// From the first key that some row sees to behind the last.
     pub(crate) any: Range<usize>,
     /// The keys that every row sees.
     all: Range<usize>,
-    pub(crate) q_t: &'a mut [f32],
-    pub(crate) acc: &'a mut [f32],
-    pub(crate) merged_acc: &'a mut [f32],
-    pub(crate) state: Softmax,
-    pub(crate) merged: Softmax,
+    /// The sums of the current split.
+    pub(crate) split: Softmax,
+    /// The sums of the splits before it; unused where there is but one.
+    pub(crate) total: Softmax,
 }
 
-impl<'a> Tile<'a> {
-    /// The tile of `rows` in batch entry `batch`, its sums in `scratch`.
-    pub(crate) fn new(
-        job: &Job<'_, '_>,
+impl TileRows {
+    pub(crate) fn new() -> Self {
+        Self {
+            rows: 0..0,
+            lanes: 0,
+            ranges: [(0, 0); BLOCK_Q],
+            any: 0..0,
+            all: 0..0,
+            split: Softmax::EMPTY,
+            total: Softmax::EMPTY,
+        }
+    }
+
+    /// Takes up `rows` of batch entry `batch`.
+    fn begin(
+        &mut self,
+        problem: &Problem<'_, f32>,
         batch: usize,
         rows: Range<usize>,
         lanes: usize,
-        scratch: &'a mut [f32],
-    ) -> Self {
-        let layout = &job.plan.layout;
-        let (q_t, scratch) = scratch.split_at_mut(layout.q_t);
-        let (acc, merged_acc) = scratch.split_at_mut(layout.acc);
-        let last = rows.end.max(rows.start + 1) - 1;
-        let group_size = job.problem.dims().group_size();
-        let mut ranges = [(0, 0); BLOCK_Q];
+    ) {
+        self.rows = rows;
+        self.lanes = lanes;
+        if problem.has_uniform_ranges() {
+            self.all = problem.visible_keys(batch, 0);
+            self.any = self.all.clone();
+            return;
+        }
+        let group_size = problem.dims().group_size();
+        let last = self.rows.end - 1;
         let (mut any, mut all) = (usize::MAX..0, 0..usize::MAX);
         let mut query = usize::MAX;
         let mut keys = 0..0;
-        for (lane, range) in ranges.iter_mut().enumerate().take(lanes) {
-            let i = (rows.start + lane).min(last) / group_size;
+        for (lane, range) in self.ranges.iter_mut().enumerate().take(lanes) {
+            let i = (self.rows.start + lane).min(last) / group_size;
             if i != query {
                 query = i;
-                keys = job.problem.visible_keys(batch, i);
+                keys = problem.visible_keys(batch, i);
             }
             *range = (keys.start, keys.end);
             all = all.start.max(keys.start)..all.end.min(keys.end);
@@ -73,69 +89,82 @@ impl<'a> Tile<'a> {
                 any = any.start.min(keys.start)..any.end.max(keys.end);
             }
         }
-        let any = any.start.min(any.end)..any.end;
-        Self {
-            rows,
-            lanes,
-            ranges,
-            any,
-            all,
-            q_t,
-            acc,
-            merged_acc,
-            state: Softmax::EMPTY,
-            merged: Softmax::EMPTY,
-        }
+        self.any = any.start.min(any.end)..any.end;
+        self.all = all;
+    }
+}
+
+/// A query tile at work: its rows and the memory of its sums.
+#[derive(Debug)]
+pub(crate) struct Tile<'a> {
+    pub(crate) of: &'a mut TileRows,
+    /// `[head_dim][BLOCK_Q]`: the queries.
+    pub(crate) q_t: &'a mut [f32],
+    /// `[BLOCK_Q][acc_width]`: the weighted values of the current split.
+    pub(crate) acc: &'a mut [f32],
+    /// Those of the splits before it; empty where there is but one.
+    pub(crate) total_acc: &'a mut [f32],
+    /// Whether `acc` has nothing of the current split yet.
+    pub(crate) fresh: bool,
+}
+
+impl<'a> Tile<'a> {
+    /// A tile of no rows, to [`Tile::begin`].
+    pub(crate) fn new(of: &'a mut TileRows) -> Self {
+        Self { of, q_t: &mut [], acc: &mut [], total_acc: &mut [], fresh: true }
     }
 
-    /// A tile without rows, in the place of one that an item does not have.
-    pub(crate) fn none() -> Self {
-        Self {
-            rows: 0..0,
-            lanes: 0,
-            ranges: [(0, 0); BLOCK_Q],
-            any: 0..0,
-            all: 0..0,
-            q_t: &mut [],
-            acc: &mut [],
-            merged_acc: &mut [],
-            state: Softmax::EMPTY,
-            merged: Softmax::EMPTY,
-        }
+    /// Takes up `rows`, with `lanes` lanes and its sums in `scratch`.
+    pub(crate) fn begin(
+        &mut self,
+        job: &Job<'_, '_>,
+        batch: usize,
+        rows: Range<usize>,
+        lanes: usize,
+        scratch: &'a mut [f32],
+    ) {
+        let (q_t, scratch) = scratch.split_at_mut(job.plan.layout.q_t);
+        let (acc, total_acc) = scratch.split_at_mut(job.plan.layout.acc);
+        (self.q_t, self.acc, self.total_acc) = (q_t, acc, total_acc);
+        self.of.begin(job.problem, batch, rows, lanes);
     }
 
     /// Forgets all sums.
     pub(crate) fn reset(&mut self) {
         self.reset_split();
-        self.merged_acc.fill(0.0);
-        self.merged = Softmax::EMPTY;
+        self.total_acc.fill(0.0);
+        self.of.total = Softmax::EMPTY;
     }
 
     /// Forgets the sums of the current split.
     pub(crate) fn reset_split(&mut self) {
-        self.acc.fill(0.0);
-        self.state = Softmax::EMPTY;
-    }
-
-    /// The keys of the block at `first` that some row sees, counted from `first`.
-    pub(crate) fn keys_of_block(&self, first: usize) -> Range<usize> {
-        let clamp = |key: usize| key.clamp(first, first + BLOCK_KV) - first;
-        clamp(self.any.start)..clamp(self.any.end)
-    }
-
-    /// Whether every row sees all of `keys` of the block at `first`.
-    pub(crate) fn sees_all(&self, first: usize, keys: &Range<usize>) -> bool {
-        self.all.start <= first + keys.start && self.all.end >= first + keys.end
-    }
-
-    /// For each lane the keys it sees of the block at `first`, counted from `first`.
-    pub(crate) fn seen(&self, first: usize) -> [(usize, usize); BLOCK_Q] {
-        let clamp = |key: usize| key.clamp(first, first + BLOCK_KV) - first;
-        self.ranges.map(|(start, end)| (clamp(start), clamp(end)))
+        self.fresh = true;
+        self.of.split = Softmax::EMPTY;
     }
 
     /// How many rows the tile has.
     pub(crate) fn len(&self) -> usize {
-        self.rows.len()
+        self.of.rows.len()
     }
+
+    /// The keys of the block at `first` that some row sees, counted from `first`.
+    pub(crate) fn keys_of_block(&self, first: usize) -> Range<usize> {
+        in_block(self.of.any.start, first)..in_block(self.of.any.end, first)
+    }
+
+    /// Whether every row sees all of `keys` of the block at `first`.
+    pub(crate) fn sees_all(&self, first: usize, keys: &Range<usize>) -> bool {
+        self.of.all.start <= first + keys.start && self.of.all.end >= first + keys.end
+    }
+
+    /// For each lane the keys it sees of the block at `first`, counted from `first`; of those
+    /// that some row sees.
+    pub(crate) fn seen(&self, first: usize) -> [(usize, usize); BLOCK_Q] {
+        self.of.ranges.map(|(start, end)| (in_block(start, first), in_block(end, first)))
+    }
+}
+
+/// A key counted from its block's first, moved to the nearer end if it lies in another block.
+fn in_block(key: usize, first: usize) -> usize {
+    key.clamp(first, first + BLOCK_KV) - first
 }

@@ -49,17 +49,27 @@ impl Kernel for Normalize<'_> {
         let zero = s.splat(0.0);
         // x - x is 0, or NaN where x is not finite.
         let mut finite = zero;
+        let mut normalize = |src| {
+            let out = s.mul_add(src, factor, zero);
+            finite = s.add(finite, s.sub(out, out));
+            out
+        };
         let mut i = 0;
-        while i < self.dst.len() {
-            let count = (self.dst.len() - i).min(S::LANES);
-            // SAFETY: i + count lies within both slices.
+        while i + S::LANES <= self.dst.len() {
+            // SAFETY: i + LANES lies within both slices.
             unsafe {
-                let src = s.load_first(self.src.as_ptr().add(i), count);
-                let out = s.mul_add(src, factor, zero);
-                finite = s.add(finite, s.sub(out, out));
-                s.store_first(self.dst.as_mut_ptr().add(i), count, out);
+                let out = normalize(s.load(self.src.as_ptr().add(i)));
+                s.store(self.dst.as_mut_ptr().add(i), out);
             }
             i += S::LANES;
+        }
+        if i < self.dst.len() {
+            let count = self.dst.len() - i;
+            // SAFETY: i + count is the end of dst, and src is no shorter.
+            unsafe {
+                let out = normalize(s.load_first(self.src.as_ptr().add(i), count));
+                s.store_first(self.dst.as_mut_ptr().add(i), count, out);
+            }
         }
         !s.any(s.ne(finite, zero))
     }

@@ -32,17 +32,17 @@ impl Kernel for Pack<'_> {
             while column < self.width {
                 let count = (self.width - column).min(S::LANES);
                 let mut square = [s.splat(0.0); MAX_LANES];
-                for (r, v) in square.iter_mut().enumerate().take(S::LANES) {
-                    if let Some(row) = self.rows.get(lane + r) {
+                let rows = &self.rows[lane.min(self.rows.len())..];
+                let rows = &rows[..rows.len().min(S::LANES)];
+                if rows.len() == S::LANES && count == S::LANES {
+                    for r in 0..S::LANES {
+                        // SAFETY: the row has at least column + LANES <= width elements.
+                        square[r] = unsafe { s.load(rows[r].as_ptr().add(column)) };
+                    }
+                } else {
+                    for (v, row) in square.iter_mut().zip(rows) {
                         // SAFETY: the row has at least column + count <= width elements.
-                        unsafe {
-                            let ptr = row.as_ptr().add(column);
-                            *v = if count == S::LANES {
-                                s.load(ptr)
-                            } else {
-                                s.load_first(ptr, count)
-                            };
-                        }
+                        *v = unsafe { s.load_first(row.as_ptr().add(column), count) };
                     }
                 }
                 s.transpose(&mut square);

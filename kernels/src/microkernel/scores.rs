@@ -34,6 +34,8 @@ pub(crate) struct Scores<'a, const KNOWN: bool> {
     pub(crate) seen: &'a [(usize, usize); BLOCK_Q],
     /// `[BLOCK_KV][BLOCK_Q]`: probabilities if `KNOWN`, else scores above `start`.
     pub(crate) prob: &'a mut [f32],
+    /// Called once for each group of keys, to slip other work between micro-tiles.
+    pub(crate) between: &'a mut dyn FnMut(),
 }
 
 /// The keys of one micro-tile: a group's rows, the last repeated where the block ends.
@@ -68,6 +70,7 @@ impl<const KNOWN: bool> Scores<'_, KNOWN> {
             let fits = lane + wide <= self.lanes;
             let mut group = group_start;
             while group < self.keys.end {
+                (self.between)();
                 if fits && (KNOWN || self.is_seen(lane, wide, group, S::LANES)) {
                     let mut key = group;
                     while key < (group + GROUP).min(self.keys.end) {

@@ -3,7 +3,7 @@
 //! ```text
 //! for each panel of 2 value vectors                     the block's panel stays in L1
 //!   for each group of ROWS query rows                   accumulators: ROWS x 2 vectors
-//!     load acc
+//!     load acc, or begin at zero
 //!     for each key of the block that the group sees, in order
 //!       acc[r][v] += splat(prob[key][r]) * value[key][v]  2 loads, ROWS broadcasts, 2 ROWS FMAs
 //!     store acc
@@ -30,6 +30,8 @@ pub(crate) struct Values<'a, const CAREFUL: bool> {
     pub(crate) seen: &'a [(usize, usize); BLOCK_Q],
     /// `[BLOCK_Q][acc_width]`.
     pub(crate) acc: &'a mut [f32],
+    /// Whether the sums start here, whatever `acc` holds.
+    pub(crate) fresh: bool,
     /// `value_dim` rounded up to whole vectors.
     pub(crate) acc_width: usize,
 }
@@ -110,9 +112,14 @@ impl<const CAREFUL: bool> Values<'_, CAREFUL> {
         // `end` and are `width` floats long, of which a tail reads no more than are left.
         unsafe {
             let acc_ptr = self.acc.as_mut_ptr().add(row * self.acc_width + column);
-            let mut acc: [[S::Vector; VECS]; ROWS] = core::array::from_fn(|r| {
-                core::array::from_fn(|v| s.load(acc_ptr.add(r * self.acc_width + v * S::LANES)))
-            });
+            let mut acc = [[s.splat(0.0); VECS]; ROWS];
+            if !self.fresh {
+                for r in 0..ROWS {
+                    for v in 0..VECS {
+                        acc[r][v] = s.load(acc_ptr.add(r * self.acc_width + v * S::LANES));
+                    }
+                }
+            }
             let mut prob = self.prob.as_ptr().add(start * BLOCK_Q + row);
             for key in start..end {
                 let value = self.values.rows.row(self.values.first + key).add(column);

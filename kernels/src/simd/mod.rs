@@ -20,6 +20,20 @@ mod portable;
 pub use detect::Isa;
 pub(crate) use detect::dispatch;
 
+/// Asks for the cache line of `ptr`, wherever that points; where the target has no such hint,
+/// nothing.
+#[inline(always)]
+pub(crate) fn prefetch(ptr: *const f32) {
+    // SAFETY: SSE is part of the target's baseline, and a hint reads nothing.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(ptr.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = ptr;
+}
+
 /// The widest vector of any instruction set, in `f32` lanes.
 pub(crate) const MAX_LANES: usize = 16;
 
