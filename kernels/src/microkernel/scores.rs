@@ -122,12 +122,24 @@ impl<const KNOWN: bool> Scores<'_, KNOWN> {
             let mut acc = [start; KEYS];
             let mut q = self.q_t.as_ptr().add(lane);
             for d in 0..self.keys.rows.width() {
-                let queries: [S::Vector; VECS] =
-                    core::array::from_fn(|v| s.load(q.add(v * S::LANES)));
-                for k in 0..KEYS {
-                    let key = s.splat(*rows[k].add(d));
+                // The shorter side waits in registers, so that one more suffices for the other.
+                if KEYS < VECS {
+                    let keys: [S::Vector; KEYS] =
+                        core::array::from_fn(|k| s.splat(*rows[k].add(d)));
                     for v in 0..VECS {
-                        acc[k][v] = s.mul_add(key, queries[v], acc[k][v]);
+                        let query = s.load(q.add(v * S::LANES));
+                        for k in 0..KEYS {
+                            acc[k][v] = s.mul_add(keys[k], query, acc[k][v]);
+                        }
+                    }
+                } else {
+                    let queries: [S::Vector; VECS] =
+                        core::array::from_fn(|v| s.load(q.add(v * S::LANES)));
+                    for k in 0..KEYS {
+                        let key = s.splat(*rows[k].add(d));
+                        for v in 0..VECS {
+                            acc[k][v] = s.mul_add(key, queries[v], acc[k][v]);
+                        }
                     }
                 }
                 q = q.add(BLOCK_Q);
