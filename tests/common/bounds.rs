@@ -27,8 +27,8 @@
 //! Probabilities below 2^-126 are flushed, for huge values relative to a reference raised by 2^80:
 //! 1e-13 of the largest value in the column.
 
-use headwise::Element;
 use headwise::oracle::reference::{self, Answer, Dense};
+use headwise::{Attention, Element, Tensor};
 
 use super::case::Inputs;
 
@@ -71,6 +71,17 @@ pub struct Got {
     pub out: Vec<f64>,
     pub lse: Vec<f64>,
     pub weights: Vec<f64>,
+}
+
+impl Got {
+    /// Of a result with log-sum-exp and weights.
+    pub fn of<T: Element>(result: &Attention<T>) -> Self {
+        let part = |tensor: &Option<Tensor<T>>| {
+            tensor.as_ref().map_or_else(Vec::new, |tensor| doubles(tensor.data()))
+        };
+        let out = doubles(result.out.data());
+        Self { out, lse: part(&result.lse), weights: part(&result.weights) }
+    }
 }
 
 fn doubles<T: Element>(data: &[T]) -> Vec<f64> {

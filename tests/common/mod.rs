@@ -6,9 +6,10 @@
 pub mod bounds;
 pub mod case;
 pub mod executors;
+pub mod strategies;
 pub mod strided;
 
-use headwise::{Attention, Element};
+use headwise::{Attention, Element, Tensor};
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 
@@ -33,10 +34,34 @@ pub fn bits<T: Element>(data: &[T]) -> Vec<u64> {
 
 /// The bits of a whole result: output, log-sum-exp and weights.
 pub fn result_bits<T: Element>(result: &Attention<T>) -> [Vec<u64>; 3] {
-    let part = |tensor: &Option<headwise::Tensor<T>>| {
+    let part = |tensor: &Option<Tensor<T>>| {
         tensor.as_ref().map_or_else(Vec::new, |tensor| bits(tensor.data()))
     };
     [bits(result.out.data()), part(&result.lse), part(&result.weights)]
+}
+
+/// The bits of one row, `[batch, query head, query]`: output, log-sum-exp and weights.
+pub fn row_bits<T: Element>(result: &Attention<T>, at: [usize; 3]) -> [Vec<u64>; 3] {
+    let part = |tensor: &Option<Tensor<T>>| {
+        tensor.as_ref().map_or_else(Vec::new, |tensor| bits(case::row(tensor, at)))
+    };
+    [bits(case::row(&result.out, at)), part(&result.lse), part(&result.weights)]
+}
+
+/// What may lie in masked memory: every kind of NaN, infinities, the largest numbers.
+pub const POISON: [u32; 8] = [
+    0x7fc0_0000, // quiet NaN
+    0xffc0_0000, // negative quiet NaN
+    0x7f80_0001, // signalling NaN
+    0xffbf_ffff, // negative signalling NaN
+    0x7f80_0000, // +inf
+    0xff80_0000, // -inf
+    0x7f7f_ffff, // largest
+    0xff7f_ffff, // lowest
+];
+
+pub fn poison(rng: &mut Rng) -> f32 {
+    f32::from_bits(POISON[rng.below(POISON.len())])
 }
 
 /// A small generator of test data: splitmix64.
