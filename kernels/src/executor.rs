@@ -106,7 +106,8 @@ impl Slots {
             let bit = 1 << (index % 64);
             // Acquire: what the slot's last holder wrote is seen.
             let before = self.taken[index / 64].fetch_or(bit, Ordering::Acquire);
-            (before & bit == 0).then_some(Slot { slots: self, index })
+            // Lazily: a slot that is made is released when it is dropped.
+            (before & bit == 0).then(|| Slot { slots: self, index })
         })
     }
 }
@@ -228,6 +229,21 @@ mod tests {
         check(&Serial, 3);
         check(&Lazy, 4);
         check(&Eager, 2);
+    }
+
+    /// A claim that comes too late must not free what another holds.
+    #[test]
+    fn a_held_slot_stays_held() {
+        let slots = Slots { taken: [const { AtomicU64::new(0) }; MAX_THREADS / 64], threads: 2 };
+        let first = slots.claim();
+        let second = slots.claim();
+        assert!(first.as_ref().is_some_and(|slot| slot.index == 0));
+        assert!(second.as_ref().is_some_and(|slot| slot.index == 1));
+        assert!(slots.claim().is_none());
+        assert!(slots.claim().is_none());
+        drop(first);
+        assert!(slots.claim().is_some_and(|slot| slot.index == 0));
+        drop(second);
     }
 
     #[cfg(feature = "rayon")]

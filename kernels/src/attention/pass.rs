@@ -158,17 +158,21 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         for tile in tiles.iter_mut() {
             self.pack_queries(tile);
         }
-        for care in [Care::Fast, Care::Select, Care::Headroom] {
-            self.sums(tiles, care);
-            // Not `all`, which would leave tiles unwritten.
-            let finite = tiles.iter().fold(true, |finite, tile| self.finish(tile, care) && finite);
-            if finite {
-                break;
-            }
-        }
+        let finite = self.pass(tiles, Care::Fast) || self.pass(tiles, Care::Select);
+        // Before references are raised, which may be for another row's sake.
         if self.job.outputs.weights.is_some() {
             tiles.iter_mut().for_each(|tile| self.weights(tile));
         }
+        if !finite {
+            self.pass(tiles, Care::Headroom);
+        }
+    }
+
+    /// Computes the tiles' outputs and says whether they are finite.
+    fn pass(&mut self, tiles: &mut [Tile<'_>], care: Care) -> bool {
+        self.sums(tiles, care);
+        // Not `all`, which would leave tiles unwritten.
+        tiles.iter().fold(true, |finite, tile| self.finish(tile, care) && finite)
     }
 
     /// The query head and the query of a flattened row.

@@ -85,7 +85,8 @@ impl Kernel for Unpack<'_, '_> {
             let mut column = 0;
             while column < width {
                 let count = (width - column).min(S::LANES);
-                let mut square = [s.splat(0.0); MAX_LANES];
+                let zero = s.splat(0.0);
+                let mut square = [zero; MAX_LANES];
                 for (c, v) in square.iter_mut().enumerate().take(count) {
                     // SAFETY: start + column + c < start + width rows of BLOCK_Q floats, and
                     // lane + LANES <= BLOCK_Q.
@@ -98,7 +99,9 @@ impl Kernel for Unpack<'_, '_> {
                 for (r, v) in square.iter().enumerate().take(S::LANES) {
                     if let Some(row) = self.rows.get_mut(lane + r) {
                         let weight = s.mul(*v, s.splat(self.factor.0[lane + r]));
-                        let weight = s.select(s.is_negative(*v), s.splat(0.0), weight);
+                        // Masked is -0.0; a NaN may be negative too.
+                        let masked = s.and(s.is_negative(*v), s.ge(*v, zero));
+                        let weight = s.select(masked, zero, weight);
                         // SAFETY: the row has `width` floats.
                         unsafe { s.store_first(row.as_mut_ptr().add(column), count, weight) };
                     }

@@ -1,0 +1,207 @@
+//! The f64 answer to a problem, and how far from it a computation may be.
+//!
+//! # The bound
+//!
+//! With `u` the unit roundoff (2^-24 for f32), take a row that sees `n` keys. A score is a chain
+//! of `head_dim` multiply-adds over `scale * q_d * k_jd`, begun at minus the row's reference (a
+//! score of the same row), with a bias added. Let `m_j = sum_d |scale q_d k_jd| + |bias_j|` and
+//! `S = max_j m_j`; every partial sum is at most `2 S`. Folding the scale into q costs two
+//! roundings of each factor, each step of the chain one (two where a multiply-add rounds twice,
+//! of which the product's is on a term only), bias, shift and change of base one each:
+//!
+//! `|score error| <= delta = 2 S u (head_dim + 8)`.
+//!
+//! A probability `exp(score - reference)` then has a relative error of at most
+//! `expm1(delta) + 2.5e-7`, 2.5e-7 being that of the exponential. Sums over the keys in order add
+//! `n u` relative to the sum of magnitudes, two levels of merging and rescaling a few exponentials
+//! more, whose error the sums of probabilities and of values share but for rounding. So, with
+//! `e = expm1(delta) + 1e-6 + (n + 16) u` and to first order,
+//!
+//! - a weight has relative error `2 e`: its own and that of the sum it is divided by;
+//! - an output has absolute error `2 e A`, `A = sum_j weight_j |v_j|`;
+//! - the log-sum-exp has absolute error `delta + e + 2 u |lse|`.
+//!
+//! The second order is covered by 2.5 instead of 2 as long as `e <= 0.1`; beyond, the only claim
+//! is that weights are weights and outputs convex combinations. Keys whose score lies more than
+//! 150 (and its own error) under the maximum have weights below 1e-65 and take no part in `S`.
+//! Probabilities below 2^-126 are flushed, for huge values relative to a reference raised by 2^80:
+//! 1e-13 of the largest value in the column.
+
+use headwise::oracle::reference::{self, Answer, Dense};
+use headwise::{Attention, Element, Tensor};
+
+use super::case::Inputs;
+
+/// The arithmetic of a computation.
+#[derive(Debug, Clone, Copy)]
+pub struct Arithmetic {
+    /// The unit roundoff.
+    pub roundoff: f64,
+    /// The error of a few exponentials.
+    pub exp: f64,
+    /// What underflows.
+    pub tiny: f64,
+}
+
+pub const F32: Arithmetic = Arithmetic { roundoff: 1.0 / (1 << 24) as f64, exp: 1e-6, tiny: 1e-37 };
+pub const F64: Arithmetic = Arithmetic { roundoff: f64::EPSILON / 2.0, exp: 1e-15, tiny: 1e-300 };
+
+/// What a bound needs to know of a row.
+#[derive(Debug, Clone)]
+struct RowFacts {
+    /// `S`.
+    magnitude: f64,
+    /// `n`.
+    seen: usize,
+    /// For each column `A` and the largest visible |v|.
+    columns: Vec<(f64, f64)>,
+}
+
+/// The f64 answer with what its bounds need.
+#[derive(Debug, Clone)]
+pub struct Expected {
+    pub answer: Answer,
+    rows: Vec<RowFacts>,
+    head_dim: usize,
+}
+
+/// What was computed, dense.
+#[derive(Debug, Clone)]
+pub struct Got {
+    pub out: Vec<f64>,
+    pub lse: Vec<f64>,
+    pub weights: Vec<f64>,
+}
+
+impl Got {
+    /// Of a result with log-sum-exp and weights.
+    pub fn of<T: Element>(result: &Attention<T>) -> Self {
+        let part = |tensor: &Option<Tensor<T>>| {
+            tensor.as_ref().map_or_else(Vec::new, |tensor| doubles(tensor.data()))
+        };
+        let out = doubles(result.out.data());
+        Self { out, lse: part(&result.lse), weights: part(&result.weights) }
+    }
+}
+
+fn doubles<T: Element>(data: &[T]) -> Vec<f64> {
+    data.iter().map(|x| x.to_f64()).collect()
+}
+
+impl Expected {
+    pub fn of<T: Element>(inputs: &Inputs<T>) -> Self {
+        let d = inputs.dims();
+        let query = doubles(&inputs.query.dense());
+        let key = doubles(&inputs.key.dense());
+        let value = doubles(&inputs.value.dense());
+        let problem = Dense {
+            batch: d.batch,
+            q_heads: d.q_heads(),
+            kv_heads: d.kv_heads,
+            seq_q: d.seq_q,
+            seq_kv: d.seq_kv,
+            head_dim: d.head_dim,
+            value_dim: d.value_dim,
+            query: &query,
+            key: &key,
+            value: &value,
+            scale: inputs.scale_factor(),
+        };
+        let answer = reference::attention(
+            problem,
+            |b, h, i, j| inputs.sees([b, h, i, j]),
+            |b, h, i, j| inputs.bias_at([b, h, i, j]),
+        );
+        let rows = inputs.rows().into_iter().enumerate();
+        let rows = rows.map(|(at, row)| {
+            let weights = &answer.weights[at * d.seq_kv..][..d.seq_kv];
+            facts(inputs, &problem, row, (at, weights))
+        });
+        let rows = rows.collect();
+        Self { answer, rows, head_dim: d.head_dim }
+    }
+
+    /// Panics where `got` is farther from the answer than the arithmetic explains.
+    pub fn assert_explains(&self, got: &Got, arithmetic: Arithmetic, what: &str) {
+        let Arithmetic { roundoff: u, exp, tiny } = arithmetic;
+        let (width, keys) = match self.rows.len() {
+            0 => return,
+            n => (self.answer.out.len() / n, self.answer.weights.len() / n),
+        };
+        for (r, row) in self.rows.iter().enumerate() {
+            let delta = 2.0 * row.magnitude * u * (self.head_dim + 8) as f64;
+            let e = delta.exp_m1() + exp + (row.seen + 16) as f64 * u;
+            let near = |part: &str, at: usize, pair: (f64, f64), bound: f64| {
+                let ok = pair.0 == pair.1 || (pair.0 - pair.1).abs() <= bound;
+                assert!(
+                    ok,
+                    "{part} {at} of row {r}: {} for {}, bound {bound:e}; {what}",
+                    pair.0, pair.1
+                );
+            };
+            let certain = e <= 0.1;
+            let out = r * width..(r + 1) * width;
+            let pairs = got.out[out.clone()].iter().zip(&self.answer.out[out]);
+            for (c, ((&got, &expected), &(sum, largest))) in pairs.zip(&row.columns).enumerate() {
+                if certain {
+                    let bound = 2.5 * e * sum + 1e-13 * largest + tiny;
+                    near("out", c, (got, expected), bound);
+                } else {
+                    let convex = got.abs() <= largest * (1.0 + 2.5 * exp + 1e-3) + tiny;
+                    assert!(convex, "out {c} of row {r}: {got} beyond {largest}; {what}");
+                }
+            }
+            if certain {
+                let bound = delta + e + 2.0 * u * self.answer.lse[r].abs();
+                near("lse", 0, (got.lse[r], self.answer.lse[r]), bound);
+            }
+            let weights = r * keys..(r + 1) * keys;
+            let pairs = got.weights[weights.clone()].iter().zip(&self.answer.weights[weights]);
+            for (j, (&got, &expected)) in pairs.enumerate() {
+                if certain {
+                    near("weight", j, (got, expected), 2.5 * e * expected + tiny);
+                } else {
+                    let most = 1.0 + 2.5 * e;
+                    assert!((0.0..=most).contains(&got), "weight {j} of row {r}: {got}; {what}");
+                }
+            }
+        }
+    }
+
+    /// The largest error of an output, relative to the largest visible value of its column.
+    pub fn largest_error(&self, got: &Got) -> f64 {
+        let columns = self.rows.iter().flat_map(|row| &row.columns);
+        let pairs = got.out.iter().zip(&self.answer.out);
+        pairs.zip(columns).fold(0.0, |worst, ((got, expected), &(_, largest))| {
+            worst.max((got - expected).abs() / largest.max(f64::MIN_POSITIVE))
+        })
+    }
+}
+
+fn facts<T: Element>(
+    inputs: &Inputs<T>,
+    p: &Dense<'_>,
+    [b, h, i]: [usize; 3],
+    (at, weights): (usize, &[f64]),
+) -> RowFacts {
+    let kv = b * p.kv_heads + h / (p.q_heads / p.kv_heads);
+    let q = &p.query[at * p.head_dim..][..p.head_dim];
+    let mut columns = vec![(0.0, 0.0); p.value_dim];
+    let mut scores = vec![];
+    for j in (0..p.seq_kv).filter(|&j| inputs.is_visible([b, h, i, j])) {
+        let k = &p.key[(kv * p.seq_kv + j) * p.head_dim..][..p.head_dim];
+        let v = &p.value[(kv * p.seq_kv + j) * p.value_dim..][..p.value_dim];
+        for (column, v) in columns.iter_mut().zip(v) {
+            *column = (column.0 + weights[j] * v.abs(), f64::max(column.1, v.abs()));
+        }
+        let bias = inputs.bias_at([b, h, i, j]);
+        let terms = q.iter().zip(k).map(|(q, k)| p.scale * q * k);
+        let (sum, abs) = terms.fold((0.0, 0.0), |(sum, abs), x| (sum + x, abs + x.abs()));
+        scores.push((sum + bias, abs + bias.abs()));
+    }
+    let row_max = scores.iter().fold(f64::NEG_INFINITY, |max, &(score, _)| max.max(score));
+    // 1e-4 is above (head_dim + 8) u for f32.
+    let counts = |&&(score, m): &&(f64, f64)| score + 1e-4 * m >= row_max - 150.0;
+    let magnitude = scores.iter().filter(counts).fold(0.0, |max, &(_, m)| f64::max(max, m));
+    RowFacts { magnitude, seen: scores.len(), columns }
+}
