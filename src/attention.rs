@@ -242,7 +242,7 @@ pub fn attention<T: Element>(
 /// use headwise::{AttentionOptions, Outputs, View, ViewMut, Workspace, attention_into};
 ///
 /// let qkv = [0.5_f32; 4 * 3 * 2 * 8]; // seq, (q, k, v), heads, dim: as one projection leaves it
-/// let part = |n| View::strided(&qkv, n * 16, [1, 2, 4, 8], [0, 8, 48, 1]);
+/// let part = |n: usize| View::strided(&qkv, n * 16, [1, 2, 4, 8], [0, 8, 48, 1]);
 /// let mut out = [0.0; 4 * 2 * 8];
 /// let outputs = Outputs::new(ViewMut::bshd(&mut out, [1, 2, 4, 8])?);
 /// let options = AttentionOptions::new().causal();

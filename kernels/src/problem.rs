@@ -110,8 +110,11 @@ impl Dims {
     /// The query head and the query of `row`, where a kv head's query rows are counted query by
     /// query, over its group within a query.
     pub(crate) fn query_row(&self, kv_head: usize, row: usize) -> (usize, usize) {
-        let group_size = self.group_size();
-        (kv_head * group_size + row % group_size, row / group_size)
+        match self.group_size() {
+            // Without the divisions.
+            1 => (kv_head, row),
+            group_size => (kv_head * group_size + row % group_size, row / group_size),
+        }
     }
 }
 
@@ -283,7 +286,7 @@ fn check_dims(q: Shape, k: Shape, v: Shape) -> Result<Dims> {
             format!("[{}, kv_heads, seq_kv, {}] to fit query {q:?}", q[0], q[3]),
         );
     }
-    if q[1] % k[1] != 0 {
+    if !q[1].is_multiple_of(k[1]) {
         return shape_error(
             "key",
             k,

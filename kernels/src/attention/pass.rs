@@ -171,8 +171,8 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     /// Computes the tiles' outputs and says whether they are finite.
     fn pass(&mut self, tiles: &mut [Tile<'_>], care: Care) -> bool {
         self.sums(tiles, care);
-        // Not `all`, which would leave tiles unwritten.
-        tiles.iter().fold(true, |finite, tile| self.finish(tile, care) && finite)
+        let unfinished = tiles.iter().filter(|tile| !self.finish(tile, care)).count();
+        unfinished == 0
     }
 
     /// The query head and the query of a flattened row.
@@ -261,7 +261,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         let mut tripped = false;
         for lane in 0..tile.of.lanes {
             let (old, new) = (before.row_sum.0[lane], tile.of.split.row_sum.0[lane]);
-            if !needs.is_set(lane) && old < limit && !(new < limit) {
+            if !needs.is_set(lane) && old < limit && (new >= limit || new.is_nan()) {
                 needs.set(lane);
                 tripped = true;
             }
@@ -417,7 +417,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             };
             if row_sum == 0.0 {
                 out.fill(0.0);
-            } else if !(row_sum < f32::INFINITY) {
+            } else if !row_sum.is_finite() {
                 out.fill(f32::NAN);
             } else {
                 let src = &acc[r * self.job.plan.layout.acc_width..][..value_dim];
@@ -438,7 +438,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             {
                 let ln = f64::from(row_ref) * self.job.to_ln + f64::from(row_sum).ln();
                 let ln = if row_sum == 0.0 { f64::NEG_INFINITY } else { ln };
-                let ln = if row_sum < f32::INFINITY { ln } else { f64::NAN };
+                let ln = if row_sum.is_finite() { ln } else { f64::NAN };
                 // SAFETY: as above; lse has one element for each row.
                 unsafe { lse.row(self.batch, head, i).write(ln as f32) };
             }

@@ -74,7 +74,8 @@ impl TileRows {
         }
         let group_size = problem.dims().group_size();
         let last = self.rows.end - 1;
-        let (mut any, mut all) = (usize::MAX..0, 0..usize::MAX);
+        let (mut first, mut last_end) = (usize::MAX, 0);
+        let mut all = 0..usize::MAX;
         let mut query = usize::MAX;
         let mut keys = 0..0;
         for (lane, range) in self.ranges.iter_mut().enumerate().take(lanes) {
@@ -86,10 +87,10 @@ impl TileRows {
             *range = (keys.start, keys.end);
             all = all.start.max(keys.start)..all.end.min(keys.end);
             if !keys.is_empty() {
-                any = any.start.min(keys.start)..any.end.max(keys.end);
+                (first, last_end) = (first.min(keys.start), last_end.max(keys.end));
             }
         }
-        self.any = any.start.min(any.end)..any.end;
+        self.any = first.min(last_end)..last_end;
         self.all = all;
     }
 }
