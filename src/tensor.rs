@@ -10,15 +10,15 @@ pub struct Tensor<T = f32> {
 }
 
 fn element_count(shape: Shape) -> Result<usize> {
-    shape
-        .iter()
-        .try_fold(1_usize, |n, &len| n.checked_mul(len))
-        .filter(|&n| n <= isize::MAX as usize / size_of::<f64>())
-        .ok_or_else(|| Error::Overflow {
-            argument: "tensor",
-            got: format!("the number of elements of {shape:?}"),
-            expected: "a size that fits memory".into(),
-        })
+    shape.iter().try_fold(1_usize, |n, &len| n.checked_mul(len)).ok_or_else(|| too_large(shape))
+}
+
+fn too_large(shape: Shape) -> Error {
+    Error::Overflow {
+        argument: "tensor",
+        got: format!("the size of {shape:?}"),
+        expected: "an amount of memory that can be had".into(),
+    }
 }
 
 impl<T: Element> Tensor<T> {
@@ -40,9 +40,13 @@ impl<T: Element> Tensor<T> {
     /// A tensor of zeros.
     ///
     /// # Errors
-    /// [`Error::Overflow`] where the size does not fit the machine.
+    /// [`Error::Overflow`] where there is not enough memory.
     pub fn zeros(shape: Shape) -> Result<Self> {
-        Ok(Self { data: vec![T::default(); element_count(shape)?], shape })
+        let count = element_count(shape)?;
+        let mut data = Vec::new();
+        data.try_reserve_exact(count).map_err(|_| too_large(shape))?;
+        data.resize(count, T::default());
+        Ok(Self { data, shape })
     }
 
     /// The extents, `[batch, heads, seq, dim]`.

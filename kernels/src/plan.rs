@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use crate::executor::MAX_THREADS;
 use crate::microkernel::{BLOCK_KV, BLOCK_Q};
-use crate::problem::{Dims, Problem};
+use crate::problem::Problem;
 use crate::simd::MAX_LANES;
 use crate::workspace::Line;
 
@@ -60,7 +60,8 @@ impl Layout {
 pub(crate) struct Plan {
     pub(crate) threads: usize,
     pub(crate) layout: Layout,
-    dims: Dims,
+    batch: usize,
+    kv_heads: usize,
     rows: usize,
     items_per_head: usize,
     last_first: bool,
@@ -78,7 +79,11 @@ pub(crate) struct Item {
 impl Plan {
     /// The plan for at most `threads` threads.
     pub(crate) fn new<T: crate::Element>(problem: &Problem<'_, T>, threads: usize) -> Self {
-        let dims = *problem.dims();
+        let mut dims = *problem.dims();
+        if dims.is_empty() {
+            // No memory stands behind these extents, so they may be of any size.
+            (dims.seq_kv, dims.head_dim, dims.value_dim) = (0, 1, 1);
+        }
         let rows = dims.seq_q * dims.group_size();
         let heads = dims.batch * dims.kv_heads;
         let work = [rows, heads, dims.seq_kv, dims.head_dim + dims.value_dim]
@@ -111,22 +116,23 @@ impl Plan {
         Self {
             threads,
             layout,
-            dims,
+            batch: dims.batch,
+            kv_heads: dims.kv_heads,
             rows,
-            items_per_head: tiles_per_head.div_ceil(tiles),
+            items_per_head: if rows == 0 { 0 } else { tiles_per_head.div_ceil(tiles) },
             last_first: !problem.has_uniform_ranges(),
         }
     }
 
     /// How many items there are.
     pub(crate) fn items(&self) -> usize {
-        if self.rows == 0 { 0 } else { self.items_per_head * self.dims.batch * self.dims.kv_heads }
+        self.items_per_head * self.batch * self.kv_heads
     }
 
     /// Item `index`. Under a causal mask or a window the last rows come first over all heads,
     /// since they see the most; otherwise a head's items follow each other and share its keys.
     pub(crate) fn item(&self, index: usize) -> Item {
-        let heads = self.dims.batch * self.dims.kv_heads;
+        let heads = self.batch * self.kv_heads;
         let (head, nth) = if self.last_first {
             (index % heads, self.items_per_head - 1 - index / heads)
         } else {
@@ -134,8 +140,8 @@ impl Plan {
         };
         let step = self.layout.tiles * BLOCK_Q;
         Item {
-            batch: head / self.dims.kv_heads,
-            kv_head: head % self.dims.kv_heads,
+            batch: head / self.kv_heads,
+            kv_head: head % self.kv_heads,
             rows: nth * step..((nth + 1) * step).min(self.rows),
         }
     }

@@ -107,6 +107,11 @@ impl Dims {
         self.q_heads / self.kv_heads
     }
 
+    /// Whether there is no output row.
+    pub fn is_empty(&self) -> bool {
+        self.batch == 0 || self.seq_q == 0
+    }
+
     /// The query head and the query of `row`, where a kv head's query rows are counted query by
     /// query, over its group within a query.
     pub(crate) fn query_row(&self, kv_head: usize, row: usize) -> (usize, usize) {

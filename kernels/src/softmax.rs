@@ -73,7 +73,8 @@ fn run(rows: Rows<'_>, settings: &Settings<'_>, workspace: &mut Workspace) -> Re
     let isa = settings.isa()?;
     if !rows.output.is_empty() {
         let threads = threads(rows.output.shape(), settings);
-        let scratch = workspace.scratch(Line::count(rows.output.shape()[3]) * threads);
+        let scratch =
+            workspace.scratch(Line::count(rows.output.shape()[3]).saturating_mul(threads))?;
         let crew = Crew { executor: settings.executor, threads };
         dispatch(isa, Drive { rows, crew, scratch })?;
     }

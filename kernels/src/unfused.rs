@@ -88,12 +88,16 @@ where
     T: Element,
 {
     let dims = problem.dims();
-    Line::count((dims.seq_q.min(ROWS) * dims.seq_kv * size_of::<T>()).div_ceil(size_of::<f32>()))
+    if dims.is_empty() {
+        return 0;
+    }
+    let bytes = (dims.seq_q.min(ROWS) * size_of::<T>()).saturating_mul(dims.seq_kv);
+    bytes.div_ceil(size_of::<Line>())
 }
 
 /// The lines of workspace that [`unfused`] uses.
 pub(crate) fn lines<T: Element>(problem: &Problem<'_, T>, settings: &Settings<'_>) -> usize {
-    lines_per_thread(problem) * Plan::new(problem, settings.threads()).threads
+    lines_per_thread(problem).saturating_mul(Plan::new(problem, settings.threads()).threads)
 }
 
 /// Attention by the three plain steps.
@@ -105,7 +109,7 @@ pub(crate) fn unfused<T: Plain>(
 ) -> Result<Isa> {
     let isa = settings.isa()?;
     let threads = Plan::new(problem, settings.threads()).threads;
-    let scratch = workspace.scratch(lines(problem, settings));
+    let scratch = workspace.scratch(lines(problem, settings))?;
     let crew = Crew { executor: settings.executor, threads };
     dispatch(isa, Drive { problem, outputs, crew, scratch })?;
     Ok(isa)

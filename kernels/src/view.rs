@@ -6,6 +6,7 @@
 //! output, that no two indices name one element.
 
 use std::marker::PhantomData;
+use std::ptr::NonNull;
 
 use crate::error::{Error, Result};
 
@@ -97,17 +98,19 @@ impl<'a, T> Rows<'a, T> {
     }
 }
 
-/// The number of elements of `shape`; an error names `argument` where it overflows.
-pub(crate) fn element_count(argument: &'static str, shape: Shape) -> Result<usize> {
-    shape
+/// The number of elements of `shape`; an error names `argument` where it overflows, or would if
+/// the axes of extent 0 were not there: nobody need mind the products of a valid shape's extents.
+fn element_count(argument: &'static str, shape: Shape) -> Result<usize> {
+    let count = shape
         .iter()
-        .try_fold(1_usize, |n, &len| n.checked_mul(len))
+        .try_fold(1_usize, |n, &len| n.checked_mul(len.max(1)))
         .filter(|&n| isize::try_from(n).is_ok())
         .ok_or_else(|| Error::Overflow {
             argument,
             got: format!("the number of elements of {shape:?}"),
             expected: format!("at most {} elements", isize::MAX),
-        })
+        })?;
+    Ok(if shape.contains(&0) { 0 } else { count })
 }
 
 /// The strides of a dense tensor whose memory order is `order` (outermost first). A tensor
@@ -269,10 +272,12 @@ impl<'a, T> View<'a, T> {
     /// [`Error::Overflow`] where the extent does not fit the machine.
     ///
     /// # Safety
-    /// For every index inside `shape`, `ptr` plus the sum of index times stride must be readable
-    /// as an initialised `T` for `'a`, and nobody may write there meanwhile.
+    /// For every index inside `shape`, `ptr` plus the sum of index times stride must be aligned
+    /// and readable as an initialised `T` for `'a`, and nobody may write there meanwhile. Without
+    /// elements `ptr` may be anything.
     pub unsafe fn from_raw_parts(ptr: *const T, shape: Shape, strides: Strides) -> Result<Self> {
-        reach("view", shape, strides)?;
+        let empty = reach("view", shape, strides)?.is_none();
+        let ptr = if empty { NonNull::dangling().as_ptr() } else { ptr };
         Ok(Self { ptr, shape, strides, lifetime: PhantomData })
     }
 
@@ -380,10 +385,12 @@ impl<'a, T> ViewMut<'a, T> {
     /// indices could name one element.
     ///
     /// # Safety
-    /// For every index inside `shape`, `ptr` plus the sum of index times stride must be writable
-    /// for `'a`, and nobody else may read or write there meanwhile.
+    /// For every index inside `shape`, `ptr` plus the sum of index times stride must be aligned
+    /// and writable for `'a`, and nobody else may read or write there meanwhile. Without elements
+    /// `ptr` may be anything.
     pub unsafe fn from_raw_parts(ptr: *mut T, shape: Shape, strides: Strides) -> Result<Self> {
-        reach("output view", shape, strides)?;
+        let empty = reach("output view", shape, strides)?.is_none();
+        let ptr = if empty { NonNull::dangling().as_ptr() } else { ptr };
         check_distinct("output view", shape, strides)?;
         Ok(Self { ptr, shape, strides, lifetime: PhantomData })
     }

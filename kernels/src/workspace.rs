@@ -1,6 +1,7 @@
 //! Scratch memory that outlives a call, so that a call need not allocate.
 
 use crate::element::Element;
+use crate::error::{Error, Result};
 
 /// A cache line of floats: the unit of scratch, so that every buffer is aligned.
 #[repr(C, align(64))]
@@ -30,10 +31,13 @@ impl Workspace {
     }
 
     /// A workspace of at least `bytes`, for calls that may not allocate.
-    pub fn with_bytes(bytes: usize) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] where there is not as much memory.
+    pub fn with_bytes(bytes: usize) -> Result<Self> {
         let mut workspace = Self::new();
-        workspace.scratch::<f32>(bytes.div_ceil(size_of::<Line>()));
-        workspace
+        workspace.scratch::<f32>(bytes.div_ceil(size_of::<Line>()))?;
+        Ok(workspace)
     }
 
     /// The bytes held.
@@ -42,14 +46,19 @@ impl Workspace {
     }
 
     /// The first `count` lines' worth of `T`, initialised with whatever was there.
-    pub(crate) fn scratch<T: Element>(&mut self, lines: usize) -> &mut [T] {
+    pub(crate) fn scratch<T: Element>(&mut self, lines: usize) -> Result<&mut [T]> {
         const { assert!(align_of::<T>() <= align_of::<Line>()) };
-        if self.lines.len() < lines {
+        if let Some(more) = lines.checked_sub(self.lines.len()) {
+            self.lines.try_reserve_exact(more).map_err(|_| Error::Overflow {
+                argument: "workspace",
+                got: format!("{lines} lines of {} bytes", size_of::<Line>()),
+                expected: "an amount of memory that can be had".into(),
+            })?;
             self.lines.resize(lines, Line([0.0; Line::FLOATS]));
         }
         let elements = lines * (size_of::<Line>() / size_of::<T>());
         // SAFETY: `lines` lines exist, aligned for a T; any bits are an f32 or an f64, the only
         // elements there are.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), elements) }
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), elements) })
     }
 }

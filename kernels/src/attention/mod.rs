@@ -26,7 +26,7 @@ pub(crate) fn fused(
     let plan = Plan::new(problem, settings.threads());
     let job = Job::new(problem, outputs, plan);
     let crew = Crew { executor: settings.executor, threads: plan.threads };
-    dispatch(isa, Drive { job, crew, scratch: workspace.scratch(plan.lines()) })?;
+    dispatch(isa, Drive { job, crew, scratch: workspace.scratch(plan.lines())? })?;
     Ok(isa)
 }
 
