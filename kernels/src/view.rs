@@ -182,12 +182,11 @@ fn check_distinct(argument: &'static str, shape: Shape, strides: Strides) -> Res
     if shape.contains(&0) {
         return Ok(());
     }
-    let mut axes: Vec<(u128, u128)> = shape
-        .iter()
-        .zip(&strides)
-        .filter(|&(&len, _)| len > 1)
-        .map(|(&len, &stride)| (stride.unsigned_abs() as u128, len as u128 - 1))
-        .collect();
+    // Of an axis of one element the stride does not count, so it steps over everything.
+    let mut axes: [(u128, u128); 4] = std::array::from_fn(|axis| match shape[axis] {
+        1 => (u128::MAX, 0),
+        len => (strides[axis].unsigned_abs() as u128, len as u128 - 1),
+    });
     axes.sort_unstable();
     let mut reached = 0_u128;
     for (stride, steps) in axes {

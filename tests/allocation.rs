@@ -1,0 +1,270 @@
+//! With a workspace of the size that the library names, it allocates nothing: on one thread, on a
+//! caller's executor, inside a rayon pool. And that size does not grow with the sequence.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout as Memory, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use common::case::{Case, Data, DenseMask, Dims, Inputs, Masks};
+use common::strided::{Layout, Strided};
+use headwise::{
+    Causal, Executor, Isa, Outputs, Rayon, Serial, Settings, View, ViewMut, Workspace,
+    attention_into, softmax_in_place, softmax_into, softmax_workspace_bytes,
+};
+
+/// Counts the allocations of threads that take part.
+struct Counting;
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static TAKES_PART: Cell<bool> = const { Cell::new(false) };
+}
+
+fn count() {
+    if TAKES_PART.try_with(Cell::get).unwrap_or(false) {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: everything is left to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, memory: Memory) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(memory) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, memory: Memory) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(ptr, memory) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, memory: Memory, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(ptr, memory, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// One test counts at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Runs `f` with this thread taking part, or not.
+fn taking_part<R>(part: bool, f: impl FnOnce() -> R) -> R {
+    let before = TAKES_PART.replace(part);
+    let result = f();
+    TAKES_PART.set(before);
+    result
+}
+
+/// The allocations during `f`, on this thread and on others that take part.
+fn allocations(f: impl FnOnce()) -> usize {
+    let before = COUNT.load(Ordering::SeqCst);
+    taking_part(true, f);
+    COUNT.load(Ordering::SeqCst) - before
+}
+
+/// A caller's executor. What it allocates itself is not the library's.
+struct Caller;
+
+impl Executor for Caller {
+    fn threads(&self) -> usize {
+        3
+    }
+
+    fn run(&self, threads: usize, work: &(dyn Fn() + Sync)) {
+        taking_part(false, || {
+            std::thread::scope(|scope| {
+                (1..threads).for_each(|_| drop(scope.spawn(|| taking_part(true, work))));
+                taking_part(true, work);
+            });
+        });
+    }
+}
+
+/// A pool whose threads take part.
+fn pool() -> rayon::ThreadPool {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(3)
+        .start_handler(|_| TAKES_PART.set(true))
+        .build()
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn cases() -> Vec<Case> {
+    let dims = Dims { batch: 2, kv_heads: 2, group: 2, ..Dims::single(150, 200, 40, 24) };
+    let long = Dims { group: 2, ..Dims::single(40, 4100, 16, 9) };
+    let masked = Masks {
+        left: Some(90),
+        key_lengths: true,
+        boolean: Some(DenseMask { axes: [false, true, true], layout: Layout::Padded }),
+        bias: Some(DenseMask { axes: [true, true, true], layout: Layout::Bhsd }),
+        ..Masks::default()
+    };
+    let causal = Masks { causal: Some(Causal::BottomRight), ..Masks::default() };
+    let plain = Case::plain(dims, 41);
+    let layouts = [Layout::Bshd, Layout::Reversed, Layout::Padded];
+    vec![
+        plain,
+        Case { masks: causal, layouts, ..plain },
+        Case { masks: masked, data: Data::Wide, ..plain },
+        Case { masks: causal, data: Data::Wide, dims: long, ..plain },
+    ]
+}
+
+/// Room for all outputs.
+struct Buffers {
+    out: Vec<f32>,
+    lse: Vec<f32>,
+    weights: Vec<f32>,
+}
+
+impl Buffers {
+    fn new(d: Dims) -> Self {
+        let rows = d.batch * d.q_heads() * d.seq_q;
+        let zeros = |width| vec![0.0; rows * width];
+        Self { out: zeros(d.value_dim), lse: zeros(1), weights: zeros(d.seq_kv) }
+    }
+}
+
+/// One call from the views on, `all` outputs or the first.
+fn call(
+    inputs: &Inputs<f32>,
+    (isa, executor): (Isa, &dyn Executor),
+    (buffers, all): (&mut Buffers, bool),
+    workspace: &mut Workspace,
+) -> headwise::Result<Isa> {
+    let d = inputs.dims();
+    let shape = |width| [d.batch, d.q_heads(), d.seq_q, width];
+    let mut outputs = Outputs::new(ViewMut::bshd(&mut buffers.out, shape(d.value_dim))?);
+    if all {
+        outputs = outputs
+            .with_lse(ViewMut::bhsd(&mut buffers.lse, shape(1))?)
+            .with_weights(ViewMut::bhsd(&mut buffers.weights, shape(d.seq_kv))?);
+    }
+    let (q, k, v) = (inputs.query.view(), inputs.key.view(), inputs.value.view());
+    let options = inputs.options().isa(isa).executor(executor);
+    attention_into(q, k, v, &options, outputs, workspace)
+}
+
+fn check(executor: &dyn Executor, name: &str) {
+    for case in cases() {
+        let inputs = case.inputs();
+        let mut buffers = Buffers::new(case.dims);
+        let (q, k, v) = (inputs.query.view(), inputs.key.view(), inputs.value.view());
+        let bytes = inputs.options().executor(executor).workspace_bytes(q, k, v);
+        let bytes = bytes.unwrap_or_else(|error| panic!("{error}"));
+        for isa in Isa::available() {
+            for all in [false, true] {
+                let mut workspace = Workspace::with_bytes(bytes);
+                let held = workspace.bytes();
+                let mut run = || {
+                    let result =
+                        call(&inputs, (isa, executor), (&mut buffers, all), &mut workspace);
+                    assert_eq!(result, Ok(isa));
+                };
+                // Whatever a pool sets up on first use is not the call's.
+                run();
+                let count = allocations(run);
+                let what = format!("{name} on {isa}, all outputs: {all}, {case:?}");
+                assert_eq!(count, 0, "{what}");
+                assert_eq!((held, workspace.bytes()), (bytes, bytes), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_allocates_nothing() {
+    let _alone = alone();
+    check(&Serial, "serial");
+    check(&Caller, "a caller's executor");
+    pool().install(|| check(&Rayon, "inside a pool"));
+}
+
+/// The counter counts, and a workspace that is too small does grow.
+#[test]
+fn allocations_are_seen() {
+    let _alone = alone();
+    assert_eq!(allocations(|| drop(std::hint::black_box(Vec::<u8>::with_capacity(10)))), 1);
+    let case = cases()[0];
+    let inputs = case.inputs();
+    let mut buffers = Buffers::new(case.dims);
+    let mut workspace = Workspace::new();
+    let run = || {
+        let result = call(&inputs, (Isa::Portable, &Serial), (&mut buffers, false), &mut workspace);
+        assert_eq!(result, Ok(Isa::Portable));
+    };
+    assert!(allocations(run) > 0);
+    assert!(workspace.bytes() > 0);
+    let elsewhere = allocations(|| {
+        Caller.run(2, &|| drop(std::hint::black_box(Vec::<u8>::with_capacity(10))));
+    });
+    assert_eq!(elsewhere, 2);
+}
+
+fn check_softmax(executor: &dyn Executor, name: &str) {
+    let shape = [2, 3, 40, 600];
+    let input: Vec<f32> = (0..2 * 3 * 40 * 600).map(|i| (i as f32).sin()).collect();
+    let mut out = vec![0.0_f32; input.len()];
+    for isa in Isa::available() {
+        let settings = Settings { isa: Some(isa), executor, ..Settings::default() };
+        let bytes = softmax_workspace_bytes(shape, &settings);
+        let mut workspace = Workspace::with_bytes(bytes);
+        let mut run = || {
+            let view = View::bhsd(&input, shape);
+            // The last axis outermost: no row is contiguous.
+            let strides = [120, 40, 1, 240];
+            let strided = ViewMut::strided(&mut out, 0, shape, strides);
+            let result =
+                view.and_then(|view| softmax_into(view, strided?, 0.5, &settings, &mut workspace));
+            assert_eq!(result, Ok(isa));
+            let dense = ViewMut::bhsd(&mut out, shape);
+            let result =
+                dense.and_then(|out| softmax_in_place(out, 2.0, &settings, &mut workspace));
+            assert_eq!(result, Ok(isa));
+        };
+        run();
+        assert_eq!(allocations(run), 0, "{name} on {isa}");
+        assert_eq!(workspace.bytes(), bytes, "{name} on {isa}");
+    }
+}
+
+#[test]
+fn softmax_allocates_nothing() {
+    let _alone = alone();
+    check_softmax(&Serial, "serial");
+    check_softmax(&Caller, "a caller's executor");
+    pool().install(|| check_softmax(&Rayon, "inside a pool"));
+}
+
+/// A few tiles for each thread, however many keys there are.
+#[test]
+fn the_workspace_does_not_grow_with_the_keys() {
+    let (head_dim, value_dim, threads) = (128, 80, 3);
+    let bytes = |seq_q: usize, seq_kv: usize| {
+        let query = Strided::filled([1, 8, seq_q, head_dim], Layout::SharedRow, 0.0_f32);
+        let key = Strided::filled([1, 8, seq_kv, head_dim], Layout::SharedRow, 0.0_f32);
+        let value = Strided::filled([1, 8, seq_kv, value_dim], Layout::SharedRow, 0.0_f32);
+        let options = headwise::AttentionOptions::new().executor(&Caller);
+        options
+            .workspace_bytes(query.view(), key.view(), value.view())
+            .unwrap_or_else(|error| panic!("{error}"))
+    };
+    let long = bytes(4096, 4096);
+    assert_eq!(long, bytes(4096, 1 << 20));
+    assert_eq!(long, bytes(1 << 20, 1 << 30));
+    // Eight tiles of 48 rows: queries, sums and sums over splits; a block of probabilities.
+    let floats = 8 * 48 * (head_dim + 2 * value_dim) + 2 * 64 * 48;
+    assert!(long <= threads * floats * size_of::<f32>(), "{long} bytes");
+}
