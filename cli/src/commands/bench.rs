@@ -1,0 +1,197 @@
+//! `headwise bench`: the table of shapes against the machine's peaks.
+
+use headwise::Algorithm;
+use serde::Serialize;
+
+use super::{Session, Verdict};
+use crate::args::{BenchArgs, Which};
+use crate::extents::Extents;
+use crate::measure::{Measurement, Protocol, Timing, measure};
+use crate::progress::Progress;
+use crate::shapes::{self, AttentionShape, Shape, Suite};
+use crate::table::{Column, Table, milliseconds, number};
+use crate::work::{Work, prepare};
+use crate::{Error, Result};
+
+const TABLE: Table<'_> = Table(&[
+    Column::Text("shape", 22),
+    Column::Text("B, heads, queries x keys, dim", 29),
+    Column::Text("mask", 6),
+    Column::Text("isa", 8),
+    Column::Number("threads", 7),
+    Column::Text("algorithm", 9),
+    Column::Number("ms", 8),
+    Column::Number("best", 8),
+    Column::Number("GFLOP/s", 7),
+    Column::Number("% peak", 6),
+    Column::Number("GB/s", 6),
+    Column::Number("% read", 6),
+    Column::Number("vs unfused", 10),
+]);
+
+/// A line of results. Times are those of one run.
+#[derive(Serialize)]
+struct Record {
+    suite: Suite,
+    shape: &'static str,
+    dtype: &'static str,
+    isa: &'static str,
+    threads: usize,
+    algorithm: &'static str,
+    #[serde(flatten)]
+    sizes: Sizes,
+    samples: usize,
+    median_ms: f64,
+    best_ms: f64,
+    /// None where operations are not counted.
+    gflops: Option<f64>,
+    peak_gflops: f64,
+    pct_peak: Option<f64>,
+    gbps: f64,
+    read_gbps: f64,
+    pct_read: f64,
+    /// How many times as fast as the unfused path, where both were measured.
+    vs_unfused: Option<f64>,
+}
+
+#[derive(Clone, Copy, Serialize)]
+#[serde(untagged)]
+enum Sizes {
+    Attention {
+        #[serde(flatten)]
+        extents: Extents,
+        causal: bool,
+    },
+    Softmax {
+        rows: usize,
+        length: usize,
+        in_place: bool,
+    },
+}
+
+impl Sizes {
+    fn of(shape: &Shape) -> Self {
+        match *shape {
+            Shape::Prefill(s) | Shape::Decode(s) => {
+                let AttentionShape { batch, q_heads, kv_heads, seq_q, seq_kv, head_dim, .. } = s;
+                let query = [batch, q_heads, seq_q, head_dim];
+                let value = [batch, kv_heads, seq_kv, head_dim];
+                Self::Attention { extents: Extents::new(query, value), causal: s.causal }
+            }
+            Shape::Softmax(s) => {
+                Self::Softmax { rows: s.rows, length: s.length, in_place: s.in_place }
+            }
+        }
+    }
+
+    /// Sizes and mask in words.
+    fn describe(self) -> (String, &'static str) {
+        match self {
+            Self::Attention { extents, causal } => {
+                (extents.to_string(), if causal { "causal" } else { "none" })
+            }
+            Self::Softmax { rows, length, in_place } => {
+                let target = if in_place { "in place" } else { "into another" };
+                (format!("{rows} rows of {length}, {target}"), "-")
+            }
+        }
+    }
+}
+
+/// Measures the shapes that the arguments select.
+pub(super) fn bench(session: &mut Session, args: &BenchArgs) -> Result<Verdict> {
+    let mut shapes = shapes::select(args.suite, args.shape.as_deref())?;
+    if args.algorithm == Which::Unfused {
+        shapes.retain(|shape| shape.suite() != Suite::Softmax);
+    }
+    if shapes.is_empty() {
+        let expected = "fused: softmax is computed in one way";
+        return Err(Error::input("--algorithm", "unfused", expected));
+    }
+    let protocol = Protocol { samples: args.samples.map(usize::from), ..Protocol::thorough() };
+    session.output.line(TABLE.header())?;
+    let progress = Progress::new(shapes.len());
+    for shape in &shapes {
+        progress.begin(shape.name());
+        let records = run_shape(session, shape, args.algorithm, protocol)?;
+        progress.done(|| records.iter().try_for_each(|record| show(session, record)))?;
+    }
+    Ok(Verdict::Pass)
+}
+
+fn algorithms(shape: &Shape, which: Which) -> &'static [Algorithm] {
+    match which {
+        Which::Unfused => &[Algorithm::Unfused],
+        Which::Both if shape.suite() != Suite::Softmax => &[Algorithm::Auto, Algorithm::Unfused],
+        Which::Fused | Which::Both => &[Algorithm::Auto],
+    }
+}
+
+fn run_shape(
+    session: &Session,
+    shape: &Shape,
+    which: Which,
+    protocol: Protocol,
+) -> Result<Vec<Record>> {
+    let algorithms = algorithms(shape, which);
+    let mut work = prepare(shape, session.isa)?;
+    let measured = measure(&mut *work, algorithms, protocol)?;
+    let results = Results { session, shape, work: &*work, measured: &measured };
+    let pairs = algorithms.iter().zip(&measured.timings);
+    Ok(pairs.map(|(&algorithm, timing)| results.record(algorithm, timing)).collect())
+}
+
+struct Results<'a> {
+    session: &'a Session,
+    shape: &'a Shape,
+    work: &'a dyn Work,
+    measured: &'a Measurement,
+}
+
+impl Results<'_> {
+    fn record(&self, algorithm: Algorithm, timing: &Timing) -> Record {
+        let Measurement { timings, peak_flops, read_rate, samples } = self.measured;
+        let rate = self.work.flops().map(|flops| flops / timing.median);
+        let bytes = self.work.bytes() / timing.median;
+        let unfused = timings.get(1).filter(|_| algorithm == Algorithm::Auto);
+        Record {
+            suite: self.shape.suite(),
+            shape: self.shape.name(),
+            dtype: "f32",
+            isa: self.session.isa.name(),
+            threads: self.session.threads(),
+            algorithm: if algorithm == Algorithm::Unfused { "unfused" } else { "fused" },
+            sizes: Sizes::of(self.shape),
+            samples: *samples,
+            median_ms: timing.median * 1e3,
+            best_ms: timing.best * 1e3,
+            gflops: rate.map(|rate| rate / 1e9),
+            peak_gflops: peak_flops / 1e9,
+            pct_peak: rate.map(|rate| 100.0 * rate / peak_flops),
+            gbps: bytes / 1e9,
+            read_gbps: read_rate / 1e9,
+            pct_read: 100.0 * bytes / read_rate,
+            vs_unfused: unfused.map(|unfused| unfused.median / timing.median),
+        }
+    }
+}
+
+fn show(session: &mut Session, record: &Record) -> Result<()> {
+    session.output.object(record)?;
+    let (sizes, mask) = record.sizes.describe();
+    session.output.line(TABLE.row([
+        record.shape.into(),
+        sizes,
+        mask.into(),
+        record.isa.into(),
+        record.threads.to_string(),
+        record.algorithm.into(),
+        milliseconds(record.median_ms / 1e3),
+        milliseconds(record.best_ms / 1e3),
+        number(record.gflops, 1),
+        number(record.pct_peak, 1),
+        number(Some(record.gbps), 1),
+        number(Some(record.pct_read), 1),
+        record.vs_unfused.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}x")),
+    ]))
+}

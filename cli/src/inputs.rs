@@ -1,0 +1,50 @@
+//! Values to measure on: the same on every machine, roughly normal.
+
+use headwise::{Result, Shape, Tensor};
+
+/// A stream of numbers of mean 0 and deviation 1.
+pub(crate) struct Normal(u64);
+
+impl Normal {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The sum of four uniform numbers out of one step of SplitMix64 (Steele, Lea and Flood,
+    /// "Fast Splittable Pseudorandom Number Generators", 2014).
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        let sum: u64 = (0..4).map(|part| (z >> (16 * part)) & 0xffff).sum();
+        // A uniform 16-bit number has mean 32767.5 and variance 65536^2 / 12.
+        (sum as f32 - 131_070.0) * (1.732_050_8 / 65_536.0)
+    }
+
+    /// A tensor of such numbers.
+    pub(crate) fn tensor(&mut self, shape: Shape) -> Result<Tensor> {
+        let mut tensor = Tensor::zeros(shape)?.into_vec();
+        tensor.iter_mut().for_each(|x| *x = self.next());
+        Tensor::new(tensor, shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deterministic_and_roughly_normal() -> Result<()> {
+        let shape = [1, 1, 100, 1000];
+        let tensor = Normal::new(7).tensor(shape)?;
+        assert_eq!(tensor, Normal::new(7).tensor(shape)?);
+        let data = tensor.data();
+        let mean =
+            |f: fn(f64) -> f64| data.iter().map(|&x| f(x.into())).sum::<f64>() / data.len() as f64;
+        assert!(mean(|x| x).abs() < 0.02);
+        assert!((mean(|x| x * x) - 1.0).abs() < 0.02);
+        Ok(())
+    }
+}

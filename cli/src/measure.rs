@@ -1,0 +1,195 @@
+//! How work is timed. The clock of a machine wanders, so every figure is taken beside its own
+//! measuring rods: samples alternate between the multiply-add loop, the read loop over the same
+//! buffers and the work, in one process and on the same threads, and the medians are compared.
+
+use std::time::{Duration, Instant};
+
+use headwise::oracle::probe;
+use headwise::{Algorithm, Rayon};
+
+use crate::Result;
+use crate::work::Work;
+
+/// How much time to spend.
+#[derive(Debug, Clone, Copy)]
+pub struct Protocol {
+    /// The number of samples; `None`: as many as the budget allows.
+    pub samples: Option<usize>,
+    /// The fewest that a budget may lead to.
+    pub at_least: usize,
+    /// The time to spend on all samples.
+    pub budget: Duration,
+}
+
+impl Protocol {
+    /// What `headwise bench` does by default: about a second and a half, seven samples at least.
+    pub fn thorough() -> Self {
+        Self { samples: None, at_least: 7, budget: Duration::from_millis(1500) }
+    }
+
+    /// What `headwise demo` does: enough for a look.
+    pub fn quick() -> Self {
+        Self { samples: None, at_least: 3, budget: Duration::from_millis(250) }
+    }
+}
+
+/// A sample of shorter work repeats it for this long.
+const LEAST_SAMPLE: Duration = Duration::from_millis(5);
+/// The length of a sample of the multiply-add loop.
+const PEAK_SAMPLE: Duration = Duration::from_millis(12);
+/// Work runs at least this long, or once, before the first sample.
+const WARM_UP: Duration = Duration::from_millis(20);
+/// More samples than this tell nothing new.
+const MOST_SAMPLES: usize = 51;
+
+/// Seconds per run.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct Timing {
+    pub median: f64,
+    pub best: f64,
+}
+
+/// What a measurement found.
+#[derive(Debug, Clone)]
+pub struct Measurement {
+    /// The time of each algorithm, in the order they were asked for.
+    pub timings: Vec<Timing>,
+    /// The multiply-add rate of the widest instruction set, in FLOP/s.
+    pub peak_flops: f64,
+    /// The rate of the widest read loop over the work's operands, in bytes a second.
+    pub read_rate: f64,
+    /// The number of samples of each.
+    pub samples: usize,
+}
+
+/// Times `work` by each of `algorithms`, on the rayon pool that the caller is in.
+///
+/// # Errors
+/// Where the library refuses a run.
+pub fn measure(
+    work: &mut dyn Work,
+    algorithms: &[Algorithm],
+    protocol: Protocol,
+) -> Result<Measurement> {
+    let mut repeats = Vec::new();
+    let mut cycle = PEAK_SAMPLE;
+    for &algorithm in algorithms {
+        let (count, sample) = calibrate(|| work.run(algorithm))?;
+        repeats.push(count);
+        cycle += sample;
+    }
+    let (read_repeats, sample) = calibrate(|| {
+        read_time(work);
+        Ok(())
+    })?;
+    cycle += sample;
+
+    let affordable = (protocol.budget.as_secs_f64() / cycle.as_secs_f64()) as usize;
+    let samples =
+        protocol.samples.unwrap_or_else(|| affordable.clamp(protocol.at_least, MOST_SAMPLES));
+    let mut peaks = Vec::new();
+    let mut reads = Vec::new();
+    let mut times = vec![Vec::new(); algorithms.len()];
+    for _ in 0..samples {
+        peaks.push(peak_flops());
+        let read: Duration = (0..read_repeats).map(|_| read_time(work)).sum();
+        reads.push(read.as_secs_f64() / f64::from(read_repeats));
+        for ((&algorithm, &count), times) in algorithms.iter().zip(&repeats).zip(&mut times) {
+            let start = Instant::now();
+            for _ in 0..count {
+                work.run(algorithm)?;
+            }
+            times.push(start.elapsed().as_secs_f64() / f64::from(count));
+        }
+    }
+    let operands: usize = work.operands().iter().map(|data| size_of_val(*data)).sum();
+    Ok(Measurement {
+        timings: times.into_iter().map(timing).collect(),
+        peak_flops: median(&mut peaks),
+        read_rate: operands as f64 / median(&mut reads),
+        samples,
+    })
+}
+
+/// One sample of the multiply-add loop on the current pool.
+pub(crate) fn peak_flops() -> f64 {
+    probe::fma_flops(&Rayon, rayon::current_num_threads(), PEAK_SAMPLE)
+}
+
+fn read_time(work: &dyn Work) -> Duration {
+    probe::read_time(&Rayon, rayon::current_num_threads(), &work.operands())
+}
+
+/// Warms up, and says how many runs make a sample and how long that sample is.
+fn calibrate(mut run: impl FnMut() -> Result<()>) -> Result<(u32, Duration)> {
+    let start = Instant::now();
+    let mut shortest = Duration::MAX;
+    while shortest == Duration::MAX || start.elapsed() < WARM_UP {
+        let start = Instant::now();
+        run()?;
+        shortest = shortest.min(start.elapsed());
+    }
+    let shortest = shortest.max(Duration::from_nanos(10));
+    let count = LEAST_SAMPLE.as_nanos().div_ceil(shortest.as_nanos()) as u32;
+    Ok((count, shortest * count))
+}
+
+fn timing(mut seconds: Vec<f64>) -> Timing {
+    let median = median(&mut seconds);
+    Timing { median, best: seconds.first().copied().unwrap_or(f64::NAN) }
+}
+
+/// The median, NaN of nothing; sorts the values.
+pub(crate) fn median(values: &mut [f64]) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&mut [4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert!(median(&mut []).is_nan());
+    }
+
+    struct Sleep(u32);
+
+    impl Work for Sleep {
+        fn run(&mut self, _algorithm: Algorithm) -> Result<()> {
+            self.0 += 1;
+            std::thread::sleep(Duration::from_millis(2));
+            Ok(())
+        }
+        fn flops(&self) -> Option<f64> {
+            None
+        }
+        fn bytes(&self) -> f64 {
+            0.0
+        }
+        fn operands(&self) -> Vec<&[f32]> {
+            vec![&[0.0; 64]]
+        }
+    }
+
+    #[test]
+    fn short_work_is_repeated_and_divided() -> Result<()> {
+        let mut work = Sleep(0);
+        let protocol = Protocol { samples: Some(3), ..Protocol::quick() };
+        let measured = measure(&mut work, &[Algorithm::Auto], protocol)?;
+        assert_eq!(measured.samples, 3);
+        assert!(work.0 > 3 * 2, "a sample of two milliseconds is repeated");
+        assert!((0.002..0.1).contains(&measured.timings[0].best));
+        assert!(measured.timings[0].best <= measured.timings[0].median);
+        assert!(measured.peak_flops > 0.0 && measured.read_rate > 0.0);
+        Ok(())
+    }
+}

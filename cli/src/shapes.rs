@@ -1,0 +1,199 @@
+//! The table of shapes that are measured, by the command and by the benches alike.
+
+use serde::Serialize;
+
+use crate::{Error, Result};
+
+/// What a shape exercises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Suite {
+    /// Many queries at once: bound by arithmetic.
+    Prefill,
+    /// One query per sequence: bound by memory.
+    Decode,
+    /// Softmax of rows, alone.
+    Softmax,
+}
+
+impl Suite {
+    /// Every suite.
+    pub const ALL: [Self; 3] = [Self::Prefill, Self::Decode, Self::Softmax];
+
+    /// The name, as `--suite` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+            Self::Softmax => "softmax",
+        }
+    }
+}
+
+/// An attention problem; `value_dim` is `head_dim`, tensors lie in memory as batch, heads, seq,
+/// dim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct AttentionShape {
+    pub name: &'static str,
+    pub batch: usize,
+    pub q_heads: usize,
+    pub kv_heads: usize,
+    pub seq_q: usize,
+    pub seq_kv: usize,
+    pub head_dim: usize,
+    /// Bottom-right.
+    pub causal: bool,
+}
+
+/// Rows to take the softmax of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct SoftmaxShape {
+    pub name: &'static str,
+    pub rows: usize,
+    pub length: usize,
+    /// Overwriting the input, or into another tensor.
+    pub in_place: bool,
+}
+
+/// A row of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Attention over a sequence of queries.
+    Prefill(AttentionShape),
+    /// Attention of one query.
+    Decode(AttentionShape),
+    /// Softmax alone.
+    Softmax(SoftmaxShape),
+}
+
+impl Shape {
+    /// The name, as `--shape` takes it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Prefill(shape) | Self::Decode(shape) => shape.name,
+            Self::Softmax(shape) => shape.name,
+        }
+    }
+
+    /// The suite it belongs to.
+    pub fn suite(&self) -> Suite {
+        match self {
+            Self::Prefill(_) => Suite::Prefill,
+            Self::Decode(_) => Suite::Decode,
+            Self::Softmax(_) => Suite::Softmax,
+        }
+    }
+}
+
+/// Query heads and key/value heads.
+type Heads = (usize, usize);
+/// Queries and keys.
+type Lengths = (usize, usize);
+
+const fn attention(
+    name: &'static str,
+    batch: usize,
+    (q_heads, kv_heads): Heads,
+    (seq_q, seq_kv): Lengths,
+    head_dim: usize,
+) -> AttentionShape {
+    AttentionShape { name, batch, q_heads, kv_heads, seq_q, seq_kv, head_dim, causal: false }
+}
+
+const fn causal(shape: AttentionShape) -> AttentionShape {
+    AttentionShape { causal: true, ..shape }
+}
+
+const fn softmax(name: &'static str, rows: usize, length: usize, in_place: bool) -> SoftmaxShape {
+    SoftmaxShape { name, rows, length, in_place }
+}
+
+/// The shape that `headwise demo` shows the speed on.
+pub const LONG: AttentionShape = attention("long-8k", 1, (4, 4), (8192, 8192), 64);
+
+const PREFILL: [AttentionShape; 15] = [
+    attention("minilm-32", 1, (12, 12), (32, 32), 32),
+    attention("bert-128", 1, (12, 12), (128, 128), 64),
+    attention("bert-b8", 8, (12, 12), (128, 128), 64),
+    attention("vit-197", 1, (12, 12), (197, 197), 64),
+    causal(attention("gpt2-1k", 1, (12, 12), (1024, 1024), 64)),
+    causal(attention("llama-512", 1, (32, 8), (512, 512), 128)),
+    causal(attention("llama-2k", 1, (32, 8), (2048, 2048), 128)),
+    attention("llama-2k-full", 1, (32, 8), (2048, 2048), 128),
+    LONG,
+    causal(attention("long-8k-causal", 1, (4, 4), (8192, 8192), 128)),
+    attention("whisper-enc", 1, (8, 8), (1500, 1500), 64),
+    attention("whisper-cross", 1, (8, 8), (448, 1500), 64),
+    attention("sd-self", 1, (8, 8), (4096, 4096), 40),
+    attention("sd-cross", 2, (8, 8), (4096, 77), 40),
+    causal(attention("gemma-1k", 1, (8, 4), (1024, 1024), 256)),
+];
+
+const DECODE: [AttentionShape; 5] = [
+    attention("decode-512", 1, (32, 8), (1, 512), 128),
+    attention("decode-4k", 1, (32, 8), (1, 4096), 128),
+    attention("decode-32k", 1, (32, 8), (1, 32768), 128),
+    attention("decode-b4", 4, (32, 32), (1, 4096), 128),
+    attention("decode-cross", 1, (8, 8), (1, 1500), 64),
+];
+
+const SOFTMAX: [SoftmaxShape; 8] = [
+    softmax("softmax-4096x128", 4096, 128, true),
+    softmax("softmax-4096x1024", 4096, 1024, true),
+    softmax("softmax-512x8192", 512, 8192, true),
+    softmax("softmax-64x131072", 64, 131_072, true),
+    softmax("softmax-4096x128-into", 4096, 128, false),
+    softmax("softmax-4096x1024-into", 4096, 1024, false),
+    softmax("softmax-512x8192-into", 512, 8192, false),
+    softmax("softmax-64x131072-into", 64, 131_072, false),
+];
+
+/// The whole table, suite by suite.
+pub fn all() -> impl Iterator<Item = Shape> {
+    let prefill = PREFILL.into_iter().map(Shape::Prefill);
+    let decode = DECODE.into_iter().map(Shape::Decode);
+    prefill.chain(decode).chain(SOFTMAX.into_iter().map(Shape::Softmax))
+}
+
+/// The shapes of `suite`, or of every suite; with `name`, that one of them.
+///
+/// # Errors
+/// Where none has that name; the message lists the names there are.
+pub fn select(suite: Option<Suite>, name: Option<&str>) -> Result<Vec<Shape>> {
+    let candidates: Vec<Shape> =
+        all().filter(|shape| suite.is_none_or(|suite| shape.suite() == suite)).collect();
+    let Some(name) = name else { return Ok(candidates) };
+    match candidates.iter().find(|shape| shape.name() == name) {
+        Some(shape) => Ok(vec![*shape]),
+        None => {
+            let names: Vec<_> = candidates.iter().map(Shape::name).collect();
+            let expected = format!("one of {}", names.join(", "));
+            Err(Error::input("--shape", format!("no shape {name:?}"), expected))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = all().map(|shape| shape.name()).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn selection() -> Result<()> {
+        assert_eq!(select(Some(Suite::Decode), None)?.len(), DECODE.len());
+        assert_eq!(select(None, Some("long-8k"))?, [Shape::Prefill(LONG)]);
+        let error = select(Some(Suite::Decode), Some("long-8k")).map_err(|e| e.to_string());
+        assert!(error.is_err_and(|e| e.contains("--shape") && e.contains("decode-4k")));
+        Ok(())
+    }
+}
