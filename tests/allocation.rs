@@ -166,7 +166,7 @@ fn check(executor: &dyn Executor, name: &str) {
         let bytes = bytes.unwrap_or_else(|error| panic!("{error}"));
         for isa in Isa::available() {
             for all in [false, true] {
-                let mut workspace = Workspace::with_bytes(bytes);
+                let mut workspace = Workspace::with_bytes(bytes)?;
                 let held = workspace.bytes();
                 let mut run = || {
                     let result =
@@ -220,7 +220,7 @@ fn check_softmax(executor: &dyn Executor, name: &str) {
     for isa in Isa::available() {
         let settings = Settings { isa: Some(isa), executor, ..Settings::default() };
         let bytes = softmax_workspace_bytes(shape, &settings);
-        let mut workspace = Workspace::with_bytes(bytes);
+        let mut workspace = Workspace::with_bytes(bytes)?;
         let mut run = || {
             let view = View::bhsd(&input, shape);
             // The last axis outermost: no row is contiguous.
