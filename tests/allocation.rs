@@ -157,6 +157,10 @@ fn call(
     attention_into(q, k, v, &options, outputs, workspace)
 }
 
+fn workspace(bytes: usize) -> Workspace {
+    Workspace::with_bytes(bytes).unwrap_or_else(|error| panic!("{error}"))
+}
+
 fn check(executor: &dyn Executor, name: &str) {
     for case in cases() {
         let inputs = case.inputs();
@@ -166,7 +170,7 @@ fn check(executor: &dyn Executor, name: &str) {
         let bytes = bytes.unwrap_or_else(|error| panic!("{error}"));
         for isa in Isa::available() {
             for all in [false, true] {
-                let mut workspace = Workspace::with_bytes(bytes)?;
+                let mut workspace = workspace(bytes);
                 let held = workspace.bytes();
                 let mut run = || {
                     let result =
@@ -220,7 +224,7 @@ fn check_softmax(executor: &dyn Executor, name: &str) {
     for isa in Isa::available() {
         let settings = Settings { isa: Some(isa), executor, ..Settings::default() };
         let bytes = softmax_workspace_bytes(shape, &settings);
-        let mut workspace = Workspace::with_bytes(bytes)?;
+        let mut workspace = workspace(bytes);
         let mut run = || {
             let view = View::bhsd(&input, shape);
             // The last axis outermost: no row is contiguous.

@@ -28,7 +28,7 @@ use super::tile::{Softmax, Tile, TileRows, WHOLE_BLOCK};
 use crate::microkernel::finish::{Combine, Normalize};
 use crate::microkernel::pack::{Pack, Unpack};
 use crate::microkernel::scores::Scores;
-use crate::microkernel::sweep::Sweep;
+use crate::microkernel::sweep::{Dense, Sweep, Units};
 use crate::microkernel::values::Values;
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, Block, Lanes};
 use crate::plan::{self, Layout, MAX_TILES, Plan, SPLIT_KV};
@@ -41,12 +41,8 @@ pub(crate) struct Job<'a, 'p> {
     pub(crate) problem: &'a Problem<'p, f32>,
     pub(crate) plan: Plan,
     outputs: &'a Outputs<'p, f32>,
-    /// The factor on the queries: with it scores are powers of two, or of e where a bias joins,
-    /// which in powers of two could overflow.
-    q_factor: f32,
-    /// From a score to a power of two.
-    to_log2: f32,
-    /// From a score to a power of e.
+    units: Units,
+    /// From a reference, in those units, to a power of e.
     to_ln: f64,
     masked: bool,
 }
@@ -64,8 +60,7 @@ impl<'a, 'p> Job<'a, 'p> {
             problem,
             plan,
             outputs,
-            q_factor: (problem.scale / to_ln) as f32,
-            to_log2: to_log2 as f32,
+            units: Units { factor: (problem.scale / to_ln) as f32, to_log2: to_log2 as f32 },
             to_ln,
             masked: natural || problem.boolean.is_some(),
         }
@@ -190,7 +185,6 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         self.simd.vectorize(Pack {
             rows: &rows[..tile.len()],
             width: self.job.problem.dims().head_dim,
-            factor: self.job.q_factor,
             lanes: tile.of.lanes,
             dst: tile.q_t,
         });
@@ -239,16 +233,21 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         let known = !(0..tile.of.lanes).any(|lane| needs.is_set(lane));
         let mut rescale = Lanes::splat(1.0);
         if open && known && !self.job.masked && keys.start == 0 && keys.end.is_multiple_of(8) {
+            let mut block_sum = Lanes::splat(0.0);
             self.simd.vectorize(Scores::<true> {
                 q_t: tile.q_t,
                 keys: block(self.keys),
                 lanes: tile.of.lanes,
-                start: &before.row_ref.map(|row_ref| -row_ref),
-                row_sum: &mut tile.of.split.row_sum,
+                factor: self.job.units.factor,
+                row_ref: &before.row_ref,
+                block_sum: &mut block_sum,
                 seen,
                 prob: self.prob,
                 between: &mut || ahead(&mut self.ahead),
             });
+            for (sum, more) in tile.of.split.row_sum.0.iter_mut().zip(&block_sum.0) {
+                *sum += more;
+            }
         } else {
             if self.job.masked {
                 self.pack_bias(tile, first, keys.end);
@@ -298,31 +297,30 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         care: Care,
     ) {
         let (start, end) = (keys.start, keys.end);
-        let mut started = tile.of.split.row_ref.map(|row_ref| -row_ref);
-        for lane in 0..tile.of.lanes {
-            if needs.is_set(lane) {
-                started.0[lane] = 0.0;
-            }
-        }
         self.simd.vectorize(Scores::<false> {
             q_t: tile.q_t,
             keys,
             lanes: tile.of.lanes,
-            start: &started,
-            row_sum: &mut tile.of.split.row_sum,
+            factor: self.job.units.factor,
+            row_ref: &tile.of.split.row_ref,
+            block_sum: &mut Lanes::splat(0.0),
             seen,
             prob: self.prob,
             between: &mut || ahead(&mut self.ahead),
         });
         self.simd.vectorize(Sweep {
             prob: self.prob,
-            bias: self.job.masked.then_some(&*self.bias),
+            dense: match (&self.job.problem.bias, &self.job.problem.boolean) {
+                (Some(_), _) => Dense::Bias(self.bias),
+                (None, Some(_)) => Dense::Mask(self.bias),
+                (None, None) => Dense::None,
+            },
             start,
             end,
             lanes: tile.of.lanes,
             seen,
-            to_log2: self.job.to_log2,
-            headroom: care.headroom() / self.job.to_log2,
+            units: self.job.units,
+            headroom: care.headroom() / self.job.units.to_log2,
             needs,
             row_ref: &mut tile.of.split.row_ref,
             row_sum: &mut tile.of.split.row_sum,
@@ -366,19 +364,13 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             }
         }
         let rows = dense.each_ref().map(|row| row.as_slice());
-        self.simd.vectorize(Pack {
-            rows: &rows,
-            width: end,
-            factor: 1.0,
-            lanes: tile.of.lanes,
-            dst: self.bias,
-        });
+        self.simd.vectorize(Pack { rows: &rows, width: end, lanes: tile.of.lanes, dst: self.bias });
     }
 
     /// `total = merge(total, split)`, row by row; an empty side changes no bit of the other.
     fn merge_split(&self, tile: &mut Tile<'_>) {
         let width = self.job.plan.layout.acc_width;
-        let power = |x: f32| (x * self.job.to_log2).exp2();
+        let power = |x: f32| (x * self.job.units.to_log2).exp2();
         for r in 0..tile.len() {
             let (old, new) = (tile.of.total.row_ref.0[r], tile.of.split.row_ref.0[r]);
             if new == f32::NEG_INFINITY {

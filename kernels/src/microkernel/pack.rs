@@ -4,13 +4,12 @@
 use super::{BLOCK_Q, Lanes};
 use crate::simd::{Kernel, MAX_LANES, Simd};
 
-/// Writes `factor * rows` to `dst`, transposed: `dst[c][r] = factor * rows[r][c]`. Lanes without
+/// Writes `rows` to `dst`, transposed: `dst[c][r] = rows[r][c]`. Lanes without
 /// a row, up to `lanes`, become zero.
 pub(crate) struct Pack<'a> {
     pub(crate) rows: &'a [&'a [f32]],
     /// Columns to take from each row.
     pub(crate) width: usize,
-    pub(crate) factor: f32,
     /// A multiple of the vector's lanes, at least the number of rows.
     pub(crate) lanes: usize,
     /// `[width][BLOCK_Q]`.
@@ -25,7 +24,6 @@ impl Kernel for Pack<'_> {
         assert!(self.rows.iter().all(|row| row.len() >= self.width));
         assert!(self.lanes.is_multiple_of(S::LANES) && self.lanes <= BLOCK_Q);
         assert!(self.dst.len() >= self.width * BLOCK_Q);
-        let factor = s.splat(self.factor);
         let mut lane = 0;
         while lane < self.lanes {
             let mut column = 0;
@@ -50,7 +48,7 @@ impl Kernel for Pack<'_> {
                     // SAFETY: column + c < width and lane + LANES <= BLOCK_Q stay inside dst.
                     unsafe {
                         let at = (column + c) * BLOCK_Q + lane;
-                        s.store(self.dst.as_mut_ptr().add(at), s.mul(*v, factor));
+                        s.store(self.dst.as_mut_ptr().add(at), *v);
                     }
                 }
                 column += S::LANES;

@@ -3,16 +3,17 @@
 //! ```text
 //! for each strip of VECS query vectors
 //!   for each group of KEYS keys                    accumulators: KEYS x VECS vectors
-//!     acc = start[strip]                           minus the row's reference maximum
+//!     acc = 0
 //!     for d in 0..head_dim
 //!       acc[k][v] += splat(key[k][d]) * q_t[d][v]  VECS loads, KEYS broadcasts, KEYS * VECS FMAs
-//!     known reference:   prob = exp2(acc), row_sum += prob
+//!     known reference:   prob = exp2(acc * factor - row_ref), block_sum += prob
 //!     otherwise:         prob = acc, for the sweep to finish
 //! ```
 //!
-//! Each score is one chain of multiply-adds over head_dim, begun at `start`: its bits depend
-//! neither on the tile shape nor on its neighbours. Starting at minus the reference makes the
-//! subtraction free. AVX-512 keeps 8 x 3 accumulators (24 of 32 registers: 11 loads for 24 FMAs),
+//! Each score is one chain of multiply-adds over head_dim: its bits depend neither on the tile
+//! shape nor on its neighbours. The scale comes after the product, in the multiply-add that takes
+//! the reference away: exact up to one rounding of the difference, where scaling the queries
+//! would round each of them. AVX-512 keeps 8 x 3 accumulators (24 of 32 registers: 11 loads for 24 FMAs),
 //! AVX2 2 x 6 (12 of 16), the portable body 4 x 2.
 
 use super::{BLOCK_Q, Block, Lanes};
@@ -25,14 +26,16 @@ pub(crate) struct Scores<'a, const KNOWN: bool> {
     pub(crate) keys: Block<'a>,
     /// Query vectors in use, counted in lanes: a multiple of the lanes, at most [`BLOCK_Q`].
     pub(crate) lanes: usize,
-    /// What each row's accumulators start with.
-    pub(crate) start: &'a Lanes,
-    /// Row sums, added to if `KNOWN`.
-    pub(crate) row_sum: &'a mut Lanes,
+    /// From a dot product to a power of two, if `KNOWN`.
+    pub(crate) factor: f32,
+    /// What is taken away from each row's powers, if `KNOWN`.
+    pub(crate) row_ref: &'a Lanes,
+    /// Each row's sum over the block, added to if `KNOWN`.
+    pub(crate) block_sum: &'a mut Lanes,
     /// For each row the keys it may see, counted from the block's first: vectors that see none of
     /// a group are left alone unless `KNOWN`.
     pub(crate) seen: &'a [(usize, usize); BLOCK_Q],
-    /// `[BLOCK_KV][BLOCK_Q]`: probabilities if `KNOWN`, else scores above `start`.
+    /// `[BLOCK_KV][BLOCK_Q]`: probabilities if `KNOWN`, else dot products.
     pub(crate) prob: &'a mut [f32],
     /// Called once for each group of keys, to slip other work between micro-tiles.
     pub(crate) between: &'a mut dyn FnMut(),
@@ -117,9 +120,7 @@ impl<const KNOWN: bool> Scores<'_, KNOWN> {
         // BLOCK_KV (both are whole groups of eight), q_t and prob as long as they must be; the
         // rows are clamped to rows that exist, each `width` floats long.
         unsafe {
-            let start: [S::Vector; VECS] =
-                core::array::from_fn(|v| s.load(self.start.0.as_ptr().add(lane + v * S::LANES)));
-            let mut acc = [start; KEYS];
+            let mut acc = [[s.splat(0.0); VECS]; KEYS];
             let mut q = self.q_t.as_ptr().add(lane);
             for d in 0..self.keys.rows.width() {
                 // The shorter side waits in registers, so that one more suffices for the other.
@@ -146,12 +147,15 @@ impl<const KNOWN: bool> Scores<'_, KNOWN> {
             }
             let prob = self.prob.as_mut_ptr().add(key * BLOCK_Q + lane);
             for v in 0..VECS {
-                let sum_ptr = self.row_sum.0.as_mut_ptr().add(lane + v * S::LANES);
+                let sum_ptr = self.block_sum.0.as_mut_ptr().add(lane + v * S::LANES);
                 let mut sum = s.load(sum_ptr);
+                let factor = s.splat(self.factor);
+                let row_ref = s.load(self.row_ref.0.as_ptr().add(lane + v * S::LANES));
+                let shift = s.sub(s.splat(0.0), row_ref);
                 for k in 0..KEYS {
                     let mut p = acc[k][v];
                     if KNOWN {
-                        p = s.exp2(p);
+                        p = s.exp2(s.mul_add(p, factor, shift));
                         sum = s.add(sum, p);
                     }
                     s.store(prob.add(k * BLOCK_Q + v * S::LANES), p);

@@ -3,13 +3,14 @@
 //! ```text
 //! for each panel of 2 value vectors                     the block's panel stays in L1
 //!   for each group of ROWS query rows                   accumulators: ROWS x 2 vectors
-//!     load acc, or begin at zero
+//!     sum = 0
 //!     for each key of the block that the group sees, in order
-//!       acc[r][v] += splat(prob[key][r]) * value[key][v]  2 loads, ROWS broadcasts, 2 ROWS FMAs
-//!     store acc
+//!       sum[r][v] += splat(prob[key][r]) * value[key][v]  2 loads, ROWS broadcasts, 2 ROWS FMAs
+//!     acc += sum
 //! ```
 //!
-//! Each element of acc is one chain of multiply-adds over the keys in order, whatever the tile.
+//! Each element of the block's sum is one chain of multiply-adds over its keys in order, whatever
+//! the tile. Adding by blocks keeps rounding errors to those of 64 keys and of a 64th of the keys.
 //! AVX-512 takes 12 rows, AVX2 and the portable body 6 and 4; what is left goes by fours and
 //! ones.
 //!
@@ -112,14 +113,7 @@ impl<const CAREFUL: bool> Values<'_, CAREFUL> {
         // `end` and are `width` floats long, of which a tail reads no more than are left.
         unsafe {
             let acc_ptr = self.acc.as_mut_ptr().add(row * self.acc_width + column);
-            let mut acc = [[s.splat(0.0); VECS]; ROWS];
-            if !self.fresh {
-                for r in 0..ROWS {
-                    for v in 0..VECS {
-                        acc[r][v] = s.load(acc_ptr.add(r * self.acc_width + v * S::LANES));
-                    }
-                }
-            }
+            let mut sum = [[s.splat(0.0); VECS]; ROWS];
             let mut prob = self.prob.as_ptr().add(start * BLOCK_Q + row);
             for key in start..end {
                 let value = self.values.rows.row(self.values.first + key).add(column);
@@ -133,16 +127,21 @@ impl<const CAREFUL: bool> Values<'_, CAREFUL> {
                 for r in 0..ROWS {
                     let p = s.splat(*prob.add(r));
                     for v in 0..VECS {
-                        let sum = s.mul_add(p, values[v], acc[r][v]);
-                        acc[r][v] =
-                            if CAREFUL { s.select(s.is_negative(p), acc[r][v], sum) } else { sum };
+                        let more = s.mul_add(p, values[v], sum[r][v]);
+                        sum[r][v] = if CAREFUL {
+                            s.select(s.is_negative(p), sum[r][v], more)
+                        } else {
+                            more
+                        };
                     }
                 }
                 prob = prob.add(BLOCK_Q);
             }
             for r in 0..ROWS {
                 for v in 0..VECS {
-                    s.store(acc_ptr.add(r * self.acc_width + v * S::LANES), acc[r][v]);
+                    let at = acc_ptr.add(r * self.acc_width + v * S::LANES);
+                    let before = if self.fresh { s.splat(0.0) } else { s.load(at) };
+                    s.store(at, s.add(before, sum[r][v]));
                 }
             }
         }
