@@ -47,11 +47,11 @@ impl Layout {
 
     /// Floats for one tile.
     pub(crate) fn tile(&self) -> usize {
-        self.q_t + self.acc + self.merged
+        self.q_t.saturating_add(self.acc).saturating_add(self.merged)
     }
 
     fn lines(&self) -> usize {
-        Line::count(self.tiles * self.tile() + Self::PROB + self.bias)
+        Line::count(self.tiles.saturating_mul(self.tile()).saturating_add(Self::PROB + self.bias))
     }
 }
 
@@ -76,26 +76,28 @@ pub(crate) struct Item {
 }
 
 impl Plan {
-    /// The plan for at most `threads` threads.
+    /// The plan for at most `threads` threads, of a problem that has rows.
     pub(crate) fn new<T: crate::Element>(problem: &Problem<'_, T>, threads: usize) -> Self {
         let dims = *problem.dims();
         let rows = dims.seq_q * dims.group_size();
         let heads = dims.batch * dims.kv_heads;
-        let work = [rows, heads, dims.seq_kv, dims.head_dim + dims.value_dim]
+        // Without keys a value_dim may have any size; it saturates here and in the layout.
+        let width = dims.head_dim.saturating_add(dims.value_dim);
+        let work = [rows, heads, dims.seq_kv, width]
             .iter()
             .fold(1_u128, |product, &n| product.saturating_mul(n as u128));
         let threads = if work < SERIAL_WORK { 1 } else { threads.clamp(1, MAX_THREADS) };
 
         let tiles_per_head = rows.div_ceil(BLOCK_Q).max(1);
-        let bytes = dims.seq_kv.saturating_mul((dims.head_dim + dims.value_dim) * size_of::<f32>());
+        let bytes = dims.seq_kv.saturating_mul(width).saturating_mul(size_of::<f32>());
         let wanted = if bytes > CACHED_BYTES { MAX_TILES } else { 2 };
         // Four items a thread, so that the last one to finish is not waited for long.
         let total_tiles = tiles_per_head.saturating_mul(heads);
         let affordable = if threads == 1 { wanted } else { total_tiles / (4 * threads) };
         let tiles = wanted.min(affordable).clamp(1, tiles_per_head);
 
-        let acc_width = dims.value_dim.next_multiple_of(MAX_LANES);
-        let acc = BLOCK_Q * acc_width;
+        let acc_width = dims.value_dim.div_ceil(MAX_LANES).saturating_mul(MAX_LANES);
+        let acc = BLOCK_Q.saturating_mul(acc_width);
         let layout = Layout {
             q_t: BLOCK_Q * dims.head_dim,
             acc,
@@ -147,6 +149,6 @@ impl Plan {
 
     /// Lines of scratch for all threads.
     pub(crate) fn lines(&self) -> usize {
-        self.lines_per_thread() * self.threads.min(self.items().max(1))
+        self.lines_per_thread().saturating_mul(self.threads.min(self.items().max(1)))
     }
 }

@@ -106,6 +106,11 @@ impl Dims {
     pub fn group_size(&self) -> usize {
         self.q_heads / self.kv_heads
     }
+
+    /// Whether there is anything to compute.
+    pub(crate) fn has_rows(&self) -> bool {
+        self.batch > 0 && self.seq_q > 0
+    }
 }
 
 /// A validated attention problem: `softmax(scale * query key^T + bias, masked) value`.
@@ -134,7 +139,7 @@ fn value_error<T>(argument: &'static str, got: impl Debug, expected: String) -> 
 }
 
 fn check_unit_inner_stride(argument: &'static str, shape: Shape, strides: Strides) -> Result<()> {
-    if shape[3] > 1 && strides[3] != 1 && !shape.contains(&0) {
+    if shape[3] > 1 && strides[3] != 1 {
         return Err(Error::Stride {
             argument,
             got: format!("{strides:?}"),

@@ -88,12 +88,13 @@ where
     T: Element,
 {
     let dims = problem.dims();
-    Line::count((dims.seq_q.min(ROWS) * dims.seq_kv * size_of::<T>()).div_ceil(size_of::<f32>()))
+    let bytes = dims.seq_q.min(ROWS).saturating_mul(dims.seq_kv).saturating_mul(size_of::<T>());
+    Line::count(bytes.div_ceil(size_of::<f32>()))
 }
 
 /// The lines of workspace that [`unfused`] uses.
 pub(crate) fn lines<T: Element>(problem: &Problem<'_, T>, settings: &Settings<'_>) -> usize {
-    lines_per_thread(problem) * Plan::new(problem, settings.threads()).threads
+    lines_per_thread(problem).saturating_mul(Plan::new(problem, settings.threads()).threads)
 }
 
 /// Attention by the three plain steps.
