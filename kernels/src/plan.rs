@@ -152,3 +152,115 @@ impl Plan {
         self.lines_per_thread().saturating_mul(self.threads.min(self.items().max(1)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Causal, Masking, Scale, View};
+    use proptest::prelude::*;
+
+    /// Calls `test` with a problem of these extents.
+    fn with_problem<R>(dims: Dims, causal: bool, test: impl FnOnce(&Problem<'_, f32>) -> R) -> R {
+        let data = [0.0; 512];
+        let view = |heads, seq, dim| {
+            View::strided(&data, 0, [dims.batch, heads, seq, dim], [0, 0, 0, 1])
+                .unwrap_or_else(|error| panic!("{error}"))
+        };
+        let masking =
+            Masking { causal: causal.then_some(Causal::BottomRight), ..Masking::default() };
+        let problem = Problem::new(
+            view(dims.q_heads, dims.seq_q, dims.head_dim),
+            view(dims.kv_heads, dims.seq_kv, dims.head_dim),
+            view(dims.kv_heads, dims.seq_kv, dims.value_dim),
+            Scale::One,
+            &masking,
+        );
+        test(&problem.unwrap_or_else(|error| panic!("{error}")))
+    }
+
+    fn dims() -> impl Strategy<Value = Dims> {
+        let heads = (1..5_usize, 1..5_usize);
+        let lengths = (0..700_usize, 0..5000_usize);
+        let widths = (1..512_usize, 1..512_usize);
+        (0..4_usize, heads, lengths, widths).prop_map(
+            |(batch, (kv_heads, group), (seq_q, seq_kv), (head_dim, value_dim))| Dims {
+                batch,
+                q_heads: kv_heads * group,
+                kv_heads,
+                seq_q,
+                seq_kv,
+                head_dim,
+                value_dim,
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn items_cover_every_row_once(dims in dims(), threads in 1..300_usize, causal: bool) {
+            let plan = with_problem(dims, causal, |problem| Plan::new(problem, threads));
+            prop_assert!((1..=MAX_THREADS.min(threads)).contains(&plan.threads));
+            let rows = dims.seq_q * dims.group_size();
+            let mut covered = vec![0; dims.batch * dims.kv_heads * rows];
+            for item in (0..plan.items()).map(|index| plan.item(index)) {
+                prop_assert!(item.rows.len() <= plan.layout.tiles * BLOCK_Q);
+                prop_assert!(plan.layout.tiles <= MAX_TILES);
+                // Tiles begin at whole blocks, whatever the cut.
+                prop_assert!(item.rows.start.is_multiple_of(BLOCK_Q));
+                let head = item.batch * dims.kv_heads + item.kv_head;
+                item.rows.for_each(|row| covered[head * rows + row] += 1);
+            }
+            prop_assert!(covered.iter().all(|&n| n == 1));
+        }
+
+        #[test]
+        fn scratch_holds_the_tiles(dims in dims(), threads in 1..300_usize) {
+            let plan = with_problem(dims, false, |problem| Plan::new(problem, threads));
+            let layout = plan.layout;
+            let merged = if dims.seq_kv > SPLIT_KV { layout.acc } else { 0 };
+            prop_assert_eq!(layout.merged, merged);
+            prop_assert!(layout.acc_width >= dims.value_dim);
+            prop_assert!(layout.acc >= BLOCK_Q * layout.acc_width);
+            let floats = plan.lines_per_thread() * Line::FLOATS;
+            prop_assert!(floats >= Layout::PROB + layout.bias + layout.tiles * layout.tile());
+            let holders = plan.threads.min(plan.items().max(1));
+            prop_assert_eq!(plan.lines(), plan.lines_per_thread() * holders);
+        }
+    }
+
+    /// Under a causal mask the items that see the most come first.
+    #[test]
+    fn heavy_items_come_first() {
+        let dims = Dims {
+            batch: 2,
+            q_heads: 2,
+            kv_heads: 2,
+            seq_q: 500,
+            seq_kv: 500,
+            head_dim: 64,
+            value_dim: 64,
+        };
+        let plan = with_problem(dims, true, |problem| Plan::new(problem, 2));
+        let starts: Vec<_> = (0..plan.items()).map(|index| plan.item(index).rows.start).collect();
+        assert!(starts.is_sorted_by(|a, b| a >= b), "{starts:?}");
+        assert_eq!(plan.item(0).rows.end, 500);
+    }
+
+    #[test]
+    fn small_work_stays_on_one_thread() {
+        let dims = Dims {
+            batch: 1,
+            q_heads: 12,
+            kv_heads: 12,
+            seq_q: 1,
+            seq_kv: 1000,
+            head_dim: 64,
+            value_dim: 64,
+        };
+        assert_eq!(with_problem(dims, false, |problem| Plan::new(problem, 8)).threads, 1);
+        let dims = Dims { seq_q: 100, ..dims };
+        assert_eq!(with_problem(dims, false, |problem| Plan::new(problem, 8)).threads, 8);
+    }
+}
