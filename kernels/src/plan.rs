@@ -47,11 +47,11 @@ impl Layout {
 
     /// Floats for one tile.
     pub(crate) fn tile(&self) -> usize {
-        self.q_t + self.acc + self.merged
+        self.q_t.saturating_add(self.acc).saturating_add(self.merged)
     }
 
     fn lines(&self) -> usize {
-        Line::count(self.tiles * self.tile() + Self::PROB + self.bias)
+        Line::count(self.tiles.saturating_mul(self.tile()).saturating_add(Self::PROB + self.bias))
     }
 }
 
@@ -77,7 +77,7 @@ pub(crate) struct Item {
 }
 
 impl Plan {
-    /// The plan for at most `threads` threads.
+    /// The plan for at most `threads` threads, of a problem that has rows.
     pub(crate) fn new<T: crate::Element>(problem: &Problem<'_, T>, threads: usize) -> Self {
         let mut dims = *problem.dims();
         if dims.is_empty() {
@@ -86,21 +86,23 @@ impl Plan {
         }
         let rows = dims.seq_q * dims.group_size();
         let heads = dims.batch * dims.kv_heads;
-        let work = [rows, heads, dims.seq_kv, dims.head_dim + dims.value_dim]
+        // Without keys a value_dim may have any size; it saturates here and in the layout.
+        let width = dims.head_dim.saturating_add(dims.value_dim);
+        let work = [rows, heads, dims.seq_kv, width]
             .iter()
             .fold(1_u128, |product, &n| product.saturating_mul(n as u128));
         let threads = if work < SERIAL_WORK { 1 } else { threads.clamp(1, MAX_THREADS) };
 
         let tiles_per_head = rows.div_ceil(BLOCK_Q).max(1);
-        let bytes = dims.seq_kv.saturating_mul((dims.head_dim + dims.value_dim) * size_of::<f32>());
+        let bytes = dims.seq_kv.saturating_mul(width).saturating_mul(size_of::<f32>());
         let wanted = if bytes > CACHED_BYTES { MAX_TILES } else { 2 };
         // Four items a thread, so that the last one to finish is not waited for long.
         let total_tiles = tiles_per_head.saturating_mul(heads);
         let affordable = if threads == 1 { wanted } else { total_tiles / (4 * threads) };
         let tiles = wanted.min(affordable).clamp(1, tiles_per_head);
 
-        let acc_width = dims.value_dim.next_multiple_of(MAX_LANES);
-        let acc = BLOCK_Q * acc_width;
+        let acc_width = dims.value_dim.div_ceil(MAX_LANES).saturating_mul(MAX_LANES);
+        let acc = BLOCK_Q.saturating_mul(acc_width);
         let layout = Layout {
             q_t: BLOCK_Q * dims.head_dim,
             acc,
@@ -153,6 +155,118 @@ impl Plan {
 
     /// Lines of scratch for all threads.
     pub(crate) fn lines(&self) -> usize {
-        self.lines_per_thread() * self.threads.min(self.items().max(1))
+        self.lines_per_thread().saturating_mul(self.threads.min(self.items().max(1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Causal, Masking, Scale, View};
+    use proptest::prelude::*;
+
+    /// Calls `test` with a problem of these extents.
+    fn with_problem<R>(dims: Dims, causal: bool, test: impl FnOnce(&Problem<'_, f32>) -> R) -> R {
+        let data = [0.0; 512];
+        let view = |heads, seq, dim| {
+            View::strided(&data, 0, [dims.batch, heads, seq, dim], [0, 0, 0, 1])
+                .unwrap_or_else(|error| panic!("{error}"))
+        };
+        let masking =
+            Masking { causal: causal.then_some(Causal::BottomRight), ..Masking::default() };
+        let problem = Problem::new(
+            view(dims.q_heads, dims.seq_q, dims.head_dim),
+            view(dims.kv_heads, dims.seq_kv, dims.head_dim),
+            view(dims.kv_heads, dims.seq_kv, dims.value_dim),
+            Scale::One,
+            &masking,
+        );
+        test(&problem.unwrap_or_else(|error| panic!("{error}")))
+    }
+
+    fn dims() -> impl Strategy<Value = Dims> {
+        let heads = (1..5_usize, 1..5_usize);
+        let lengths = (0..700_usize, 0..5000_usize);
+        let widths = (1..512_usize, 1..512_usize);
+        (0..4_usize, heads, lengths, widths).prop_map(
+            |(batch, (kv_heads, group), (seq_q, seq_kv), (head_dim, value_dim))| Dims {
+                batch,
+                q_heads: kv_heads * group,
+                kv_heads,
+                seq_q,
+                seq_kv,
+                head_dim,
+                value_dim,
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn items_cover_every_row_once(dims in dims(), threads in 1..300_usize, causal: bool) {
+            let plan = with_problem(dims, causal, |problem| Plan::new(problem, threads));
+            prop_assert!((1..=MAX_THREADS.min(threads)).contains(&plan.threads));
+            let rows = dims.seq_q * dims.group_size();
+            let mut covered = vec![0; dims.batch * dims.kv_heads * rows];
+            for item in (0..plan.items()).map(|index| plan.item(index)) {
+                prop_assert!(item.rows.len() <= plan.layout.tiles * BLOCK_Q);
+                prop_assert!(plan.layout.tiles <= MAX_TILES);
+                // Tiles begin at whole blocks, whatever the cut.
+                prop_assert!(item.rows.start.is_multiple_of(BLOCK_Q));
+                let head = item.batch * dims.kv_heads + item.kv_head;
+                item.rows.for_each(|row| covered[head * rows + row] += 1);
+            }
+            prop_assert!(covered.iter().all(|&n| n == 1));
+        }
+
+        #[test]
+        fn scratch_holds_the_tiles(dims in dims(), threads in 1..300_usize) {
+            let plan = with_problem(dims, false, |problem| Plan::new(problem, threads));
+            let layout = plan.layout;
+            let merged = if dims.seq_kv > SPLIT_KV { layout.acc } else { 0 };
+            prop_assert_eq!(layout.merged, merged);
+            prop_assert!(layout.acc_width >= dims.value_dim);
+            prop_assert!(layout.acc >= BLOCK_Q * layout.acc_width);
+            let floats = plan.lines_per_thread() * Line::FLOATS;
+            prop_assert!(floats >= Layout::PROB + layout.bias + layout.tiles * layout.tile());
+            let holders = plan.threads.min(plan.items().max(1));
+            prop_assert_eq!(plan.lines(), plan.lines_per_thread() * holders);
+        }
+    }
+
+    /// Under a causal mask the items that see the most come first.
+    #[test]
+    fn heavy_items_come_first() {
+        let dims = Dims {
+            batch: 2,
+            q_heads: 2,
+            kv_heads: 2,
+            seq_q: 500,
+            seq_kv: 500,
+            head_dim: 64,
+            value_dim: 64,
+        };
+        let plan = with_problem(dims, true, |problem| Plan::new(problem, 2));
+        let starts: Vec<_> = (0..plan.items()).map(|index| plan.item(index).rows.start).collect();
+        assert!(starts.is_sorted_by(|a, b| a >= b), "{starts:?}");
+        assert_eq!(plan.item(0).rows.end, 500);
+    }
+
+    #[test]
+    fn small_work_stays_on_one_thread() {
+        let dims = Dims {
+            batch: 1,
+            q_heads: 12,
+            kv_heads: 12,
+            seq_q: 1,
+            seq_kv: 1000,
+            head_dim: 64,
+            value_dim: 64,
+        };
+        assert_eq!(with_problem(dims, false, |problem| Plan::new(problem, 8)).threads, 1);
+        let dims = Dims { seq_q: 100, ..dims };
+        assert_eq!(with_problem(dims, false, |problem| Plan::new(problem, 8)).threads, 8);
     }
 }

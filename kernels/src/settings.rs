@@ -83,11 +83,17 @@ pub fn attention<T: Element>(
     workspace: &mut Workspace,
 ) -> Result<Isa> {
     outputs.check(problem.dims())?;
+    if !problem.dims().has_rows() {
+        return settings.isa();
+    }
     T::run(problem, &outputs, settings, workspace)
 }
 
 /// The bytes of workspace that [`attention`] uses for this problem.
 pub fn workspace_bytes<T: Element>(problem: &Problem<'_, T>, settings: &Settings<'_>) -> usize {
+    if !problem.dims().has_rows() {
+        return 0;
+    }
     let lines = match T::path(settings.algorithm) {
         Path::Fused => Plan::new(problem, settings.threads()).lines(),
         Path::Unfused => unfused::lines(problem, settings),

@@ -2,7 +2,7 @@
 
 use crate::Settings;
 use crate::error::{Error, Result};
-use crate::executor::{Crew, for_each_tile};
+use crate::executor::{Crew, MAX_THREADS, for_each_tile};
 use crate::microkernel::row_softmax::RowSoftmax;
 use crate::simd::{Isa, Kernel, Simd, dispatch};
 use crate::view::{View, ViewMut};
@@ -59,7 +59,7 @@ pub fn softmax_workspace_bytes(shape: [usize; 4], settings: &Settings<'_>) -> us
 
 fn threads(shape: [usize; 4], settings: &Settings<'_>) -> usize {
     let elements = shape.iter().fold(1_usize, |n, &len| n.saturating_mul(len));
-    if elements < SERIAL_ELEMENTS { 1 } else { settings.threads() }
+    if elements < SERIAL_ELEMENTS { 1 } else { settings.threads().min(MAX_THREADS) }
 }
 
 fn run(rows: Rows<'_>, settings: &Settings<'_>, workspace: &mut Workspace) -> Result<Isa> {

@@ -88,11 +88,16 @@ where
     T: Element,
 {
     let dims = problem.dims();
+<<<<<<< HEAD
     if dims.is_empty() {
         return 0;
     }
     let bytes = (dims.seq_q.min(ROWS) * size_of::<T>()).saturating_mul(dims.seq_kv);
     bytes.div_ceil(size_of::<Line>())
+=======
+    let bytes = dims.seq_q.min(ROWS).saturating_mul(dims.seq_kv).saturating_mul(size_of::<T>());
+    Line::count(bytes.div_ceil(size_of::<f32>()))
+>>>>>>> tests
 }
 
 /// The lines of workspace that [`unfused`] uses.

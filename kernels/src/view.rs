@@ -113,10 +113,17 @@ fn element_count(argument: &'static str, shape: Shape) -> Result<usize> {
     Ok(if shape.contains(&0) { 0 } else { count })
 }
 
-/// The strides of a dense tensor whose memory order is `order` (outermost first). A tensor
-/// without elements has strides of zero.
+/// The strides that every tensor without elements is given: none of its own counts, and these are
+/// safe to multiply and have a unit inner stride.
+const EMPTY: Strides = [0, 0, 0, 1];
+
+fn strides_that_count(shape: Shape, strides: Strides) -> Strides {
+    if shape.contains(&0) { EMPTY } else { strides }
+}
+
+/// The strides of a dense tensor whose memory order is `order` (outermost first).
 fn dense_strides(argument: &'static str, shape: Shape, order: [usize; 4]) -> Result<Strides> {
-    let mut strides = [0; 4];
+    let mut strides = EMPTY;
     if element_count(argument, shape)? > 0 {
         let mut step = 1_usize;
         for &axis in order.iter().rev() {
@@ -255,12 +262,15 @@ impl<'a, T> View<'a, T> {
         Self::strided(data, 0, shape, dense_strides("view", shape, BSHD)?)
     }
 
-    /// Any strides, in elements; index zero lies at `data[offset]`.
+    /// Any strides, in elements; index zero lies at `data[offset]`. A tensor without elements
+    /// takes any, and forgets them.
     ///
     /// # Errors
     /// As [`View::bhsd`].
     pub fn strided(data: &'a [T], offset: usize, shape: Shape, strides: Strides) -> Result<Self> {
         check_bounds("view", data.len(), offset, shape, strides)?;
+        let offset = if shape.contains(&0) { 0 } else { offset };
+        let strides = strides_that_count(shape, strides);
         let ptr = data.as_ptr().wrapping_add(offset);
         Ok(Self { ptr, shape, strides, lifetime: PhantomData })
     }
@@ -277,6 +287,7 @@ impl<'a, T> View<'a, T> {
     pub unsafe fn from_raw_parts(ptr: *const T, shape: Shape, strides: Strides) -> Result<Self> {
         let empty = reach("view", shape, strides)?.is_none();
         let ptr = if empty { NonNull::dangling().as_ptr() } else { ptr };
+        let strides = strides_that_count(shape, strides);
         Ok(Self { ptr, shape, strides, lifetime: PhantomData })
     }
 
@@ -372,6 +383,8 @@ impl<'a, T> ViewMut<'a, T> {
     ) -> Result<Self> {
         check_bounds("output view", data.len(), offset, shape, strides)?;
         check_distinct("output view", shape, strides)?;
+        let offset = if shape.contains(&0) { 0 } else { offset };
+        let strides = strides_that_count(shape, strides);
         let ptr = data.as_mut_ptr().wrapping_add(offset);
         Ok(Self { ptr, shape, strides, lifetime: PhantomData })
     }
@@ -391,6 +404,7 @@ impl<'a, T> ViewMut<'a, T> {
         let empty = reach("output view", shape, strides)?.is_none();
         let ptr = if empty { NonNull::dangling().as_ptr() } else { ptr };
         check_distinct("output view", shape, strides)?;
+        let strides = strides_that_count(shape, strides);
         Ok(Self { ptr, shape, strides, lifetime: PhantomData })
     }
 

@@ -155,3 +155,206 @@ pub(crate) fn exp2_by_magic<S: Simd>(
     let power = s.mul(polynomial::horner(s, polynomial::CENTERED, f), scale_bits(biased));
     s.select(s.lt(x, low), s.splat(0.0), power)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a kernel's body with the instruction set switched on.
+    struct Entered<K>(K);
+
+    impl<K: Kernel> Kernel for Entered<K> {
+        type Output = K::Output;
+        fn run<S: Simd>(self, s: S) -> K::Output {
+            s.vectorize(self.0)
+        }
+    }
+
+    fn on<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+        dispatch(isa, Entered(kernel)).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn lanes<S: Simd>(s: S, v: S::Vector) -> [f32; MAX_LANES] {
+        let mut lanes = [0.0; MAX_LANES];
+        // SAFETY: MAX_LANES floats.
+        unsafe { s.store(lanes.as_mut_ptr(), v) };
+        lanes
+    }
+
+    fn vector<S: Simd>(s: S, lanes: [f32; MAX_LANES]) -> S::Vector {
+        // SAFETY: MAX_LANES floats.
+        unsafe { s.load(lanes.as_ptr()) }
+    }
+
+    struct Exp2<'a>(&'a mut [f32]);
+
+    impl Kernel for Exp2<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for part in self.0.chunks_mut(S::LANES) {
+                // SAFETY: the part has this many floats.
+                unsafe {
+                    let x = s.load_first(part.as_ptr(), part.len());
+                    s.store_first(part.as_mut_ptr(), part.len(), s.exp2(x));
+                }
+            }
+        }
+    }
+
+    fn exp2(isa: Isa, x: f32) -> f32 {
+        let mut x = [x];
+        on(isa, Exp2(&mut x));
+        x[0]
+    }
+
+    #[test]
+    fn exp2_is_accurate() {
+        // Steps of about 2^-12 over the normal results, and every float in a short range.
+        let coarse = (0..1_036_000).map(|i| -126.0 + i as f32 * 0.000_244_2);
+        let fine = (0..600_000).map(|i| f32::from_bits(0.75_f32.to_bits() + 10 * i));
+        let x: Vec<f32> = coarse.chain(fine).filter(|&x| x <= 127.0).collect();
+        assert!(x.iter().any(|&x| x > 126.9));
+        for isa in Isa::available() {
+            let mut y = x.clone();
+            on(isa, Exp2(&mut y));
+            for (&x, &y) in x.iter().zip(&y) {
+                let error = (f64::from(y) / f64::from(x).exp2() - 1.0).abs();
+                assert!(error <= 2e-7, "2^{x:?} = {y:?}, error {error:e} on {isa}");
+            }
+        }
+    }
+
+    #[test]
+    fn exp2_at_the_ends() {
+        for isa in Isa::available() {
+            assert_eq!(exp2(isa, 0.0), 1.0);
+            assert_eq!(exp2(isa, -0.0), 1.0);
+            assert_eq!(exp2(isa, f32::NEG_INFINITY).to_bits(), 0, "{isa}");
+            assert!(exp2(isa, f32::NAN).is_nan() && exp2(isa, -f32::NAN).is_nan(), "{isa}");
+            for x in [-126.1, -127.0, -140.0, -149.0, -150.0, -200.0, -1e4, -1e30, f32::MIN] {
+                let y = exp2(isa, x);
+                assert!((0.0..=f32::MIN_POSITIVE).contains(&y), "2^{x} = {y} on {isa}");
+            }
+            for x in [128.0, 128.5, 129.0, 200.0, 1e4, 1e30, f32::MAX, f32::INFINITY] {
+                let y = exp2(isa, x);
+                assert!(!y.is_finite(), "2^{x} = {y} on {isa}");
+            }
+        }
+    }
+
+    struct Transpose;
+
+    impl Kernel for Transpose {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let element = |r: usize, c: usize| (100 * r + c) as f32;
+            let row = |r| vector(s, std::array::from_fn(|c| element(r, c)));
+            let mut rows: [S::Vector; MAX_LANES] = std::array::from_fn(row);
+            s.transpose(&mut rows);
+            for (r, &v) in rows.iter().enumerate().take(S::LANES) {
+                for (c, &x) in lanes(s, v).iter().enumerate().take(S::LANES) {
+                    assert_eq!(x, element(c, r), "row {r}, lane {c} on {}", S::ISA);
+                }
+            }
+        }
+    }
+
+    struct Partial;
+
+    impl Kernel for Partial {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for count in 0..=S::LANES {
+                // No longer than it must be, so that a reach beyond it may be noticed.
+                let data: Box<[f32]> = (1..=count).map(|x| x as f32).collect();
+                // SAFETY: `count` floats.
+                let loaded = lanes(s, unsafe { s.load_first(data.as_ptr(), count) });
+                let mut stored = [-1.0; MAX_LANES];
+                // SAFETY: MAX_LANES floats.
+                unsafe { s.store_first(stored.as_mut_ptr(), count, s.splat(7.0)) };
+                for lane in 0..S::LANES {
+                    let inside = lane < count;
+                    let expected = if inside { (lane + 1) as f32 } else { 0.0 };
+                    assert_eq!(loaded[lane], expected, "{count} loaded on {}", S::ISA);
+                    let expected = if inside { 7.0 } else { -1.0 };
+                    assert_eq!(stored[lane], expected, "{count} stored on {}", S::ISA);
+                }
+            }
+        }
+    }
+
+    /// Every pair of special numbers through every comparison.
+    struct Comparisons;
+
+    impl Kernel for Comparisons {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let special =
+                [0.0, -0.0, 1.0, -1.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN];
+            for a in special {
+                for b in special {
+                    let (va, vb) = (s.splat(a), s.splat(b));
+                    let what = format!("{a:?}, {b:?} on {}", S::ISA);
+                    let says = |mask| {
+                        let one = lanes(s, s.select(mask, s.splat(1.0), s.splat(0.0)))[0] == 1.0;
+                        assert_eq!(one, s.any(mask), "{what}");
+                        one
+                    };
+                    assert_eq!(says(s.lt(va, vb)), a < b, "{what}");
+                    assert_eq!(says(s.ge(va, vb)), a >= b, "{what}");
+                    assert_eq!(says(s.ne(va, vb)), a != b, "{what}");
+                    let both = s.and(s.ge(va, vb), s.ge(vb, va));
+                    assert_eq!(says(both), a == b, "{what}");
+                    let max = if a > b { a } else { b };
+                    assert_eq!(lanes(s, s.max(va, vb))[0].to_bits(), max.to_bits(), "{what}");
+                }
+                let negative = s.select(s.is_negative(s.splat(a)), s.splat(1.0), s.splat(0.0));
+                let expected = f32::from(u8::from(a.is_sign_negative()));
+                assert_eq!(lanes(s, negative)[0], expected, "{a:?} on {}", S::ISA);
+            }
+        }
+    }
+
+    /// Lanes are lanes: no operation moves them.
+    struct Lanewise;
+
+    impl Kernel for Lanewise {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let a: [f32; MAX_LANES] = std::array::from_fn(|i| i as f32 - 3.0);
+            let b: [f32; MAX_LANES] = std::array::from_fn(|i| 10.0 - 2.0 * i as f32);
+            let (va, vb) = (vector(s, a), vector(s, b));
+            let results = [
+                s.add(va, vb),
+                s.sub(va, vb),
+                s.mul(va, vb),
+                s.mul_add(va, vb, vb),
+                s.max(va, vb),
+                s.select(s.lt(va, vb), va, vb),
+                s.select(s.is_negative(va), va, vb),
+            ];
+            let results = results.map(|v| lanes(s, v));
+            for lane in 0..S::LANES {
+                let (a, b) = (a[lane], b[lane]);
+                let signed = if a < 0.0 { a } else { b };
+                let expected = [a + b, a - b, a * b, a * b + b, a.max(b), a.min(b), signed];
+                assert_eq!(results.map(|v| v[lane]), expected, "lane {lane} on {}", S::ISA);
+            }
+        }
+    }
+
+    #[test]
+    fn vectors_do_what_the_trait_says() {
+        for isa in Isa::available() {
+            on(isa, Transpose);
+            on(isa, Partial);
+            on(isa, Comparisons);
+            on(isa, Lanewise);
+        }
+    }
+}
