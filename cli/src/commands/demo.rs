@@ -14,7 +14,7 @@ use crate::progress::Progress;
 use crate::shapes;
 use crate::spot_check::spot_check;
 use crate::table::{Column, Table, milliseconds, number, small};
-use crate::work::{AttentionWork, Problem, Work};
+use crate::work::AttentionWork;
 
 /// Of out, relative to the row's largest value.
 const OUT_TOLERANCE: f64 = 2e-5;
@@ -200,15 +200,15 @@ fn timed(
 ) -> Result<Row> {
     let measured = measure(work, &[Algorithm::Auto], Protocol::quick())?;
     let errors = errors(work);
-    let Problem { query, value, causal, .. } = work.problem();
+    let (extents, causal) = (work.problem().extents(), work.problem().causal);
     let seconds = measured.timings.first().map_or(f64::NAN, |timing| timing.median);
-    let flops = work.flops().unwrap_or(f64::NAN) / seconds;
+    let flops = extents.flops(causal) / seconds;
     Ok(Row {
         kind: "check",
         capture: label.name,
         what: label.what,
-        extents: Extents::new(query.shape(), value.shape()),
-        mask: if *causal { "causal" } else { "none" },
+        extents,
+        mask: if causal { "causal" } else { "none" },
         isa: label.isa.name(),
         threads: label.threads,
         pass: errors.pass(),
