@@ -59,7 +59,7 @@ pub(super) fn run(session: &mut Session, args: &RunArgs) -> Result<Verdict> {
     let seconds = start.elapsed().as_secs_f64();
 
     let bytes = match format {
-        Format::Npy => npy::serialize(&result.out)?,
+        Format::Npy => npy::serialize(&result.out),
         Format::Safetensors => to_safetensors(&inputs, &result, args.keep_inputs)?,
     };
     write_whole(&args.out, &bytes)?;
