@@ -32,7 +32,7 @@ fn a_table_for_people() {
     let ran = headwise(["demo", "--threads", "1"]);
     let lines: Vec<_> = ran.stdout.lines().collect();
     assert_eq!(lines.len(), 1 + 1 + 6 + 1, "{}", ran.stdout);
-    assert!(lines[0].starts_with("headwise ") && lines[0].contains(", 1 threads, FMA peak"));
+    assert!(lines[0].starts_with("headwise ") && lines[0].contains(", 1 thread, FMA peak"));
     assert!(lines[2].contains("MiniLM") && lines[2].ends_with("pass"), "{}", lines[2]);
     assert!(lines[8].to_lowercase().contains(if ran.code == Some(0) { "pass" } else { "fail" }));
 }

@@ -116,7 +116,7 @@ fn no_part_of_a_file_is_left() {
 #[test]
 fn inputs_that_are_not_there() {
     let directory = tempfile::tempdir().unwrap();
-    headwise_on("run --out {}/x.npy", directory.path()).refuses(&["required"]);
+    headwise_on("run --out {}/x.npy", directory.path()).refuses(&["--input"]);
     let line = "run --q {}/q.npy --k {}/k.npy --v {}/v.npy --out {}/x.npy";
     headwise_on(line, directory.path()).refuses(&["q.npy", "cannot read"]);
     std::fs::write(directory.path().join("q.npy"), "not an array").unwrap();

@@ -14,7 +14,7 @@ use crate::archive::{Archive, Part, read_file, serialize};
 use crate::args::RunArgs;
 use crate::extents::Extents;
 use crate::spec::Spec;
-use crate::{Error, Result, npy};
+use crate::{Error, Result, npy, table};
 
 #[derive(Serialize)]
 struct Report {
@@ -77,7 +77,8 @@ pub(super) fn run(session: &mut Session, args: &RunArgs) -> Result<Verdict> {
     session.output.object(&report)?;
     let Report { out, mask, scale, isa, threads, ms, .. } = report;
     session.output.line(format!(
-        "{out}: {extents}, mask {mask}, scale {scale}, {isa}, {threads} threads, {ms:.3} ms"
+        "{out}: {extents}, mask {mask}, scale {scale}, {isa}, {}, {ms:.3} ms",
+        table::threads(threads)
     ))?;
     Ok(Verdict::Pass)
 }
