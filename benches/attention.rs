@@ -1,1 +1,73 @@
-fn main() {}
+//! Criterion over the same table of shapes as `headwise bench`: the fused kernels on the default
+//! instruction set and all cores. `cargo bench -- llama` measures the shapes with that in their
+//! name, `cargo bench -- --test` runs each once.
+//!
+//! For figures beside the machine's peaks use `headwise bench`: it takes the two in turn.
+
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use headwise::{Algorithm, Isa};
+use headwise_cli::shapes::{self, Shape, Suite};
+use headwise_cli::work::{self, Work};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+fn suites(criterion: &mut Criterion) {
+    let pool = ThreadPoolBuilder::new().build().unwrap_or_else(|error| panic!("{error}"));
+    for suite in Suite::ALL {
+        let mut group = criterion.benchmark_group(suite.name());
+        group.sampling_mode(SamplingMode::Flat);
+        for shape in shapes::all().filter(|shape| shape.suite() == suite) {
+            group.throughput(throughput(&shape));
+            // Made when the shape is first measured, so that a filter saves its time too.
+            let mut work = None;
+            group.bench_function(shape.name(), |bencher| {
+                let work = work.get_or_insert_with(|| prepare(&shape));
+                bencher.iter_custom(|iterations| time(&mut **work, iterations, &pool));
+            });
+        }
+        group.finish();
+    }
+}
+
+fn prepare(shape: &Shape) -> Box<dyn Work> {
+    let work = Isa::from_env()
+        .map_err(headwise_cli::Error::from)
+        .and_then(|isa| work::prepare(shape, isa));
+    work.unwrap_or_else(|error| panic!("{}: {error}", shape.name()))
+}
+
+/// The time of all iterations, inside the pool: that is where calls start soonest.
+fn time(work: &mut dyn Work, iterations: u64, pool: &ThreadPool) -> Duration {
+    pool.install(|| {
+        let start = Instant::now();
+        for _ in 0..iterations {
+            work.run(Algorithm::Auto).unwrap_or_else(|error| panic!("{error}"));
+        }
+        start.elapsed()
+    })
+}
+
+/// Floating-point operations where they are counted (so that elements a second are FLOP/s), bytes
+/// elsewhere.
+fn throughput(shape: &Shape) -> Throughput {
+    match shape.flops() {
+        Some(flops) => Throughput::Elements(flops as u64),
+        None => Throughput::Bytes(shape.bytes() as u64),
+    }
+}
+
+/// Few and short samples: the whole table in a few minutes.
+fn brief() -> Criterion {
+    Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_secs(1))
+}
+
+criterion_group! {
+    name = benches;
+    config = brief();
+    targets = suites
+}
+criterion_main!(benches);

@@ -108,6 +108,7 @@ pub(crate) fn serialize(parts: &[Part<'_>], metadata: HashMap<String, String>) -
     safetensors::serialize(views, Some(metadata)).map_err(refuse)
 }
 
-fn little_endian(data: &[f32]) -> Vec<u8> {
+/// The bytes of the data in files.
+pub(crate) fn little_endian(data: &[f32]) -> Vec<u8> {
     data.iter().flat_map(|x| x.to_le_bytes()).collect()
 }

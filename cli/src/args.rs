@@ -106,7 +106,7 @@ pub(crate) struct RunArgs {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct InputArgs {
     /// A safetensors file with tensors q, k and v
-    #[arg(long, value_name = "FILE", required_unless_present_all = ["q", "k", "v"])]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["q", "k", "v"])]
     pub(crate) input: Option<PathBuf>,
 
     /// Queries, [batch, heads, queries, dim], of f2, f4 or f8

@@ -1,4 +1,4 @@
-//! The sizes of an attention problem, to print.
+//! The sizes of an attention problem: to print, and to count work by.
 
 use std::fmt;
 
@@ -28,6 +28,22 @@ impl Extents {
             value_dim: value[3],
         }
     }
+
+    /// The useful floating-point operations: twice the visible query-key pairs, over all heads,
+    /// times the length of a key and a value. `causal` is bottom-right.
+    pub(crate) fn flops(&self, causal: bool) -> f64 {
+        let Self { seq_q, seq_kv, .. } = *self;
+        let row = |i: usize| if causal { (i + 1 + seq_kv).saturating_sub(seq_q) } else { seq_kv };
+        let pairs: usize = (0..seq_q).map(row).sum();
+        let heads = (self.batch * self.q_heads) as f64;
+        2.0 * pairs as f64 * heads * (self.head_dim + self.value_dim) as f64
+    }
+
+    /// The bytes of keys and values in `f32`.
+    pub(crate) fn kv_bytes(&self) -> f64 {
+        let rows = self.batch * self.kv_heads * self.seq_kv;
+        (rows * (self.head_dim + self.value_dim) * size_of::<f32>()) as f64
+    }
 }
 
 /// `batch, q_heads/kv_heads, seq_q x seq_kv, head_dim`, with `value_dim` where it differs.
@@ -45,6 +61,16 @@ impl fmt::Display for Extents {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_visible_pairs_count() {
+        let extents = |seq_q, seq_kv| Extents::new([2, 4, seq_q, 8], [2, 2, seq_kv, 3]);
+        let heads_and_dims = 2.0 * 8.0 * 11.0;
+        assert_eq!(extents(5, 7).flops(false), heads_and_dims * 35.0);
+        assert_eq!(extents(5, 7).flops(true), heads_and_dims * f64::from(3 + 4 + 5 + 6 + 7));
+        assert_eq!(extents(3, 2).flops(true), heads_and_dims * 3.0);
+        assert_eq!(extents(3, 7).kv_bytes(), f64::from(4 * 2 * 2 * 7 * (8 + 3)));
+    }
 
     #[test]
     fn text() {

@@ -169,12 +169,6 @@ mod tests {
             std::thread::sleep(Duration::from_millis(2));
             Ok(())
         }
-        fn flops(&self) -> Option<f64> {
-            None
-        }
-        fn bytes(&self) -> f64 {
-            0.0
-        }
         fn operands(&self) -> Vec<&[f32]> {
             vec![&[0.0; 64]]
         }

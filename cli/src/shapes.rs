@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::extents::Extents;
 use crate::{Error, Result};
 
 /// What a shape exercises.
@@ -46,6 +47,13 @@ pub struct AttentionShape {
     pub causal: bool,
 }
 
+impl AttentionShape {
+    pub(crate) fn extents(&self) -> Extents {
+        let query = [self.batch, self.q_heads, self.seq_q, self.head_dim];
+        Extents::new(query, [self.batch, self.kv_heads, self.seq_kv, self.head_dim])
+    }
+}
+
 /// Rows to take the softmax of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -83,6 +91,23 @@ impl Shape {
             Self::Prefill(_) => Suite::Prefill,
             Self::Decode(_) => Suite::Decode,
             Self::Softmax(_) => Suite::Softmax,
+        }
+    }
+
+    /// The useful floating-point operations of a run, where they are counted: twice the visible
+    /// query-key pairs, over all heads, times the length of a key and a value.
+    pub fn flops(&self) -> Option<f64> {
+        match self {
+            Self::Prefill(shape) | Self::Decode(shape) => Some(shape.extents().flops(shape.causal)),
+            Self::Softmax(_) => None,
+        }
+    }
+
+    /// The bytes that a run must move: of attention keys and values, of softmax input and output.
+    pub fn bytes(&self) -> f64 {
+        match self {
+            Self::Prefill(shape) | Self::Decode(shape) => shape.extents().kv_bytes(),
+            Self::Softmax(s) => (2 * s.rows * s.length * size_of::<f32>()) as f64,
         }
     }
 }

@@ -43,6 +43,11 @@ pub(crate) fn small(value: Option<f64>) -> String {
     value.map_or_else(|| "-".into(), |value| format!("{value:.1e}"))
 }
 
+/// So many threads, in words.
+pub(crate) fn threads(count: usize) -> String {
+    if count == 1 { "1 thread".into() } else { format!("{count} threads") }
+}
+
 /// Milliseconds, with digits where they mean something.
 pub(crate) fn milliseconds(seconds: f64) -> String {
     let ms = seconds * 1e3;

@@ -6,6 +6,7 @@ use headwise::{
 };
 
 use crate::Result;
+use crate::extents::Extents;
 use crate::inputs::Normal;
 use crate::shapes::{AttentionShape, Shape, SoftmaxShape};
 
@@ -16,12 +17,6 @@ pub trait Work: Send {
     /// # Errors
     /// Where the library refuses the call.
     fn run(&mut self, algorithm: Algorithm) -> Result<()>;
-
-    /// The useful floating-point operations of a run, where they are counted.
-    fn flops(&self) -> Option<f64>;
-
-    /// The bytes that a run must move: of attention keys and values, of softmax input and output.
-    fn bytes(&self) -> f64;
 
     /// The memory whose reading bounds a run from below: the bandwidth is measured on it.
     fn operands(&self) -> Vec<&[f32]>;
@@ -58,14 +53,8 @@ impl Problem {
         if self.causal { options.causal() } else { options }
     }
 
-    /// Twice the visible query-key pairs times the length of a key and a value.
-    fn flops(&self) -> f64 {
-        let [batch, q_heads, seq_q, head_dim] = self.query.shape();
-        let [_, _, seq_kv, value_dim] = self.value.shape();
-        let row =
-            |i: usize| if self.causal { (i + 1 + seq_kv).saturating_sub(seq_q) } else { seq_kv };
-        let pairs: usize = (0..seq_q).map(row).sum();
-        2.0 * pairs as f64 * (batch * q_heads) as f64 * (head_dim + value_dim) as f64
+    pub(crate) fn extents(&self) -> Extents {
+        Extents::new(self.query.shape(), self.value.shape())
     }
 }
 
@@ -116,14 +105,6 @@ impl Work for AttentionWork {
         Ok(())
     }
 
-    fn flops(&self) -> Option<f64> {
-        Some(self.problem.flops())
-    }
-
-    fn bytes(&self) -> f64 {
-        self.operands().iter().map(|data| size_of_val(*data)).sum::<usize>() as f64
-    }
-
     fn operands(&self) -> Vec<&[f32]> {
         vec![self.problem.key.data(), self.problem.value.data()]
     }
@@ -160,46 +141,7 @@ impl Work for SoftmaxWork {
         Ok(())
     }
 
-    fn flops(&self) -> Option<f64> {
-        None
-    }
-
-    fn bytes(&self) -> f64 {
-        2.0 * size_of_val(self.input.data()) as f64
-    }
-
     fn operands(&self) -> Vec<&[f32]> {
         vec![self.input.data()]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn problem(seq_q: usize, seq_kv: usize, causal: bool) -> Result<Problem> {
-        Ok(Problem {
-            query: Tensor::zeros([2, 4, seq_q, 8])?,
-            key: Tensor::zeros([2, 2, seq_kv, 8])?,
-            value: Tensor::zeros([2, 2, seq_kv, 3])?,
-            scale: Scale::One,
-            causal,
-        })
-    }
-
-    #[test]
-    fn only_visible_pairs_count() -> Result<()> {
-        let heads_and_dims = 2.0 * 8.0 * 11.0;
-        assert_eq!(problem(5, 7, false)?.flops(), heads_and_dims * 35.0);
-        assert_eq!(problem(5, 7, true)?.flops(), heads_and_dims * (3 + 4 + 5 + 6 + 7) as f64);
-        assert_eq!(problem(3, 2, true)?.flops(), heads_and_dims * 3.0);
-        Ok(())
-    }
-
-    #[test]
-    fn bytes_of_keys_and_values() -> Result<()> {
-        let work = AttentionWork::new(problem(5, 7, false)?, Isa::Portable)?;
-        assert_eq!(work.bytes(), (4 * 2 * 2 * 7 * (8 + 3)) as f64);
-        Ok(())
     }
 }

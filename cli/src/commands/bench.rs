@@ -8,9 +8,9 @@ use crate::args::{BenchArgs, Which};
 use crate::extents::Extents;
 use crate::measure::{Measurement, Protocol, Timing, measure};
 use crate::progress::Progress;
-use crate::shapes::{self, AttentionShape, Shape, Suite};
+use crate::shapes::{self, Shape, Suite};
 use crate::table::{Column, Table, milliseconds, number};
-use crate::work::{Work, prepare};
+use crate::work::prepare;
 use crate::{Error, Result};
 
 const TABLE: Table<'_> = Table(&[
@@ -73,10 +73,7 @@ impl Sizes {
     fn of(shape: &Shape) -> Self {
         match *shape {
             Shape::Prefill(s) | Shape::Decode(s) => {
-                let AttentionShape { batch, q_heads, kv_heads, seq_q, seq_kv, head_dim, .. } = s;
-                let query = [batch, q_heads, seq_q, head_dim];
-                let value = [batch, kv_heads, seq_kv, head_dim];
-                Self::Attention { extents: Extents::new(query, value), causal: s.causal }
+                Self::Attention { extents: s.extents(), causal: s.causal }
             }
             Shape::Softmax(s) => {
                 Self::Softmax { rows: s.rows, length: s.length, in_place: s.in_place }
@@ -136,7 +133,7 @@ fn run_shape(
     let algorithms = algorithms(shape, which);
     let mut work = prepare(shape, session.isa)?;
     let measured = measure(&mut *work, algorithms, protocol)?;
-    let results = Results { session, shape, work: &*work, measured: &measured };
+    let results = Results { session, shape, measured: &measured };
     let pairs = algorithms.iter().zip(&measured.timings);
     Ok(pairs.map(|(&algorithm, timing)| results.record(algorithm, timing)).collect())
 }
@@ -144,15 +141,14 @@ fn run_shape(
 struct Results<'a> {
     session: &'a Session,
     shape: &'a Shape,
-    work: &'a dyn Work,
     measured: &'a Measurement,
 }
 
 impl Results<'_> {
     fn record(&self, algorithm: Algorithm, timing: &Timing) -> Record {
         let Measurement { timings, peak_flops, read_rate, samples } = self.measured;
-        let rate = self.work.flops().map(|flops| flops / timing.median);
-        let bytes = self.work.bytes() / timing.median;
+        let rate = self.shape.flops().map(|flops| flops / timing.median);
+        let bytes = self.shape.bytes() / timing.median;
         let unfused = timings.get(1).filter(|_| algorithm == Algorithm::Auto);
         Record {
             suite: self.shape.suite(),

@@ -1,7 +1,7 @@
 //! `headwise run`: attention from files to a file.
 
 use std::collections::HashMap;
-use std::fs::Permissions;
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -14,7 +14,7 @@ use crate::archive::{Archive, Part, read_file, serialize};
 use crate::args::RunArgs;
 use crate::extents::Extents;
 use crate::spec::Spec;
-use crate::{Error, Result, npy};
+use crate::{Error, Result, npy, table};
 
 #[derive(Serialize)]
 struct Report {
@@ -59,7 +59,7 @@ pub(super) fn run(session: &mut Session, args: &RunArgs) -> Result<Verdict> {
     let seconds = start.elapsed().as_secs_f64();
 
     let bytes = match format {
-        Format::Npy => npy::serialize(&result.out)?,
+        Format::Npy => npy::serialize(&result.out),
         Format::Safetensors => to_safetensors(&inputs, &result, args.keep_inputs)?,
     };
     write_whole(&args.out, &bytes)?;
@@ -77,7 +77,8 @@ pub(super) fn run(session: &mut Session, args: &RunArgs) -> Result<Verdict> {
     session.output.object(&report)?;
     let Report { out, mask, scale, isa, threads, ms, .. } = report;
     session.output.line(format!(
-        "{out}: {extents}, mask {mask}, scale {scale}, {isa}, {threads} threads, {ms:.3} ms"
+        "{out}: {extents}, mask {mask}, scale {scale}, {isa}, {}, {ms:.3} ms",
+        table::threads(threads)
     ))?;
     Ok(Verdict::Pass)
 }
@@ -146,24 +147,10 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         _ => Path::new("."),
     };
     let file = || Error::file(path, "write");
-    let mut builder = tempfile::Builder::new();
-    if let Some(permissions) = ordinary_permissions() {
-        builder.permissions(permissions);
-    }
-    let mut temporary = builder.tempfile_in(directory).map_err(file())?;
+    // Opened here, it has the permissions of any new file; tempfile's own are its owner's alone.
+    let create = |path: &Path| File::options().write(true).create_new(true).open(path);
+    let mut temporary = tempfile::Builder::new().make_in(directory, create).map_err(file())?;
     temporary.write_all(bytes).map_err(file())?;
     temporary.persist(path).map_err(|error| file()(error.error))?;
     Ok(())
-}
-
-/// What a new file has, less the process's mask: a temporary one would be its owner's alone.
-#[cfg(unix)]
-fn ordinary_permissions() -> Option<Permissions> {
-    use std::os::unix::fs::PermissionsExt;
-    Some(Permissions::from_mode(0o666))
-}
-
-#[cfg(not(unix))]
-fn ordinary_permissions() -> Option<Permissions> {
-    None
 }

@@ -8,7 +8,7 @@ use crate::archive::{Archive, read_file};
 use crate::args::VerifyArgs;
 use crate::compare::{Distance, distance};
 use crate::extents::Extents;
-use crate::{Error, Result};
+use crate::{Error, Result, table};
 
 #[derive(Serialize)]
 struct Report {
@@ -93,8 +93,10 @@ pub(super) fn verify(session: &mut Session, args: &VerifyArgs) -> Result<Verdict
 
 fn lines(report: &Report) -> Vec<String> {
     let Report { file, extents, mask, scale, isa, threads, tolerance, .. } = report;
-    let mut lines =
-        vec![format!("{file}: {extents}, mask {mask}, scale {scale}, {isa}, {threads} threads")];
+    let mut lines = vec![format!(
+        "{file}: {extents}, mask {mask}, scale {scale}, {isa}, {}",
+        table::threads(*threads)
+    )];
     let verdict = |pass| if pass { "pass" } else { "FAIL" };
     let Judged { distance: d, pass } = &report.out;
     lines.push(format!(

@@ -1,0 +1,101 @@
+//! Measurements: that there are all of them, not what they say.
+
+mod common;
+
+use common::{command, headwise};
+use headwise::Isa;
+
+const FIELDS: [&str; 23] = [
+    "suite",
+    "shape",
+    "dtype",
+    "isa",
+    "threads",
+    "algorithm",
+    "batch",
+    "q_heads",
+    "kv_heads",
+    "seq_q",
+    "seq_kv",
+    "head_dim",
+    "value_dim",
+    "causal",
+    "samples",
+    "median_ms",
+    "best_ms",
+    "gflops",
+    "peak_gflops",
+    "pct_peak",
+    "gbps",
+    "read_gbps",
+    "pct_read",
+];
+
+fn bench(line: &str) -> common::Ran {
+    headwise(["bench", "--samples", "2"].into_iter().chain(line.split(' ')))
+}
+
+#[test]
+fn every_field_is_there() {
+    let objects = bench("--json --shape minilm-32 --isa portable --threads 2").objects(0);
+    let [record] = &objects[..] else { panic!("{objects:?}") };
+    for field in FIELDS {
+        assert!(!record[field].is_null(), "{field} in {record}");
+    }
+    assert_eq!(record["isa"], "portable");
+    assert_eq!((&record["threads"], &record["samples"]), (&2.into(), &2.into()));
+    assert_eq!((&record["algorithm"], &record["suite"]), (&"fused".into(), &"prefill".into()));
+    let number = |field: &str| record[field].as_f64().unwrap();
+    assert!(number("best_ms") <= number("median_ms"));
+    let flops = 2.0 * 12.0 * 32.0 * 32.0 * 64.0;
+    assert!((number("gflops") * number("median_ms") * 1e6 / flops - 1.0).abs() < 1e-9);
+    let share = 100.0 * number("gflops") / number("peak_gflops");
+    assert!((number("pct_peak") - share).abs() < 1e-9);
+}
+
+#[test]
+fn both_algorithms_side_by_side() {
+    let objects = bench("--json --suite decode --shape decode-cross --algorithm both").objects(0);
+    let [fused, unfused] = &objects[..] else { panic!("{objects:?}") };
+    assert_eq!((&fused["algorithm"], &unfused["algorithm"]), (&"fused".into(), &"unfused".into()));
+    let ratio = unfused["median_ms"].as_f64().unwrap() / fused["median_ms"].as_f64().unwrap();
+    assert!((fused["vs_unfused"].as_f64().unwrap() / ratio - 1.0).abs() < 1e-9);
+    assert!(unfused["vs_unfused"].is_null());
+    let alone = bench("--json --shape minilm-32 --algorithm unfused").objects(0);
+    assert_eq!((alone.len(), &alone[0]["algorithm"]), (1, &"unfused".into()));
+}
+
+#[test]
+fn softmax_counts_bytes() {
+    for shape in ["softmax-4096x128", "softmax-4096x128-into"] {
+        let record = &bench(&format!("--json --shape {shape}")).objects(0)[0];
+        assert!(record["gbps"].as_f64().unwrap() > 0.0 && record["gflops"].is_null());
+        assert_eq!((&record["rows"], &record["length"]), (&4096.into(), &128.into()));
+    }
+}
+
+#[test]
+fn a_table_for_people() {
+    let ran = bench("--shape minilm-32 --algorithm both");
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
+    let lines: Vec<_> = ran.stdout.lines().collect();
+    assert_eq!(lines.len(), 3);
+    assert!(lines[0].ends_with("vs unfused") && lines[1].ends_with('x'));
+}
+
+#[test]
+fn what_there_is_not() {
+    bench("--shape bert").refuses(&["--shape", "\"bert\"", "bert-128", "decode-512"]);
+    bench("--suite decode --shape bert-128").refuses(&["--shape", "decode-512"]);
+    bench("--suite train").refuses(&["--suite", "train"]);
+    bench("--suite softmax --algorithm unfused").refuses(&["--algorithm", "softmax"]);
+    bench("--shape minilm-32 --isa nonsense").refuses(&["--isa", "nonsense"]);
+    bench("--shape minilm-32 --threads 0").refuses(&["--threads", "0"]);
+    headwise(["bench", "--samples", "0"]).refuses(&["--samples"]);
+    headwise(["measure"]).refuses(&["measure"]);
+    for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
+        bench(&format!("--shape minilm-32 --isa {isa}")).refuses(&["isa", isa.name()]);
+    }
+    let output = command().arg("info").env("HEADWISE_ISA", "nonsense").output().unwrap();
+    common::Ran::from(output).refuses(&["HEADWISE_ISA", "nonsense"]);
+}
