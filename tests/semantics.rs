@@ -145,7 +145,8 @@ fn rows_that_see_nothing() {
         Case::plain(Dims { batch: 2, kv_heads: 2, group: 2, ..Dims::single(9, 70, 8, 17) }, 5);
     let clean = case.inputs();
     let hidden = |layout: Layout| Strided::filled([1, 1, 9, 70], layout, false);
-    let cases: [(&str, Box<dyn Fn(&mut Inputs<f32>)>); 6] = [
+    type Poison = Box<dyn Fn(&mut Inputs<f32>)>;
+    let cases: [(&str, Poison); 6] = [
         ("causal", Box::new(|x| x.causal = Some(Causal::Offset(-9)))),
         ("window", Box::new(|x| (x.causal, x.left) = (Some(Causal::Offset(100)), Some(2)))),
         ("key lengths", Box::new(|x| x.lengths = Some(vec![0, 0]))),

@@ -79,11 +79,7 @@ pub(crate) struct Item {
 impl Plan {
     /// The plan for at most `threads` threads, of a problem that has rows.
     pub(crate) fn new<T: crate::Element>(problem: &Problem<'_, T>, threads: usize) -> Self {
-        let mut dims = *problem.dims();
-        if dims.is_empty() {
-            // No memory stands behind these extents, so they may be of any size.
-            (dims.seq_kv, dims.head_dim, dims.value_dim) = (0, 1, 1);
-        }
+        let dims = *problem.dims();
         let rows = dims.seq_q * dims.group_size();
         let heads = dims.batch * dims.kv_heads;
         // Without keys a value_dim may have any size; it saturates here and in the layout.
@@ -93,7 +89,7 @@ impl Plan {
             .fold(1_u128, |product, &n| product.saturating_mul(n as u128));
         let threads = if work < SERIAL_WORK { 1 } else { threads.clamp(1, MAX_THREADS) };
 
-        let tiles_per_head = rows.div_ceil(BLOCK_Q).max(1);
+        let tiles_per_head = rows.div_ceil(BLOCK_Q);
         let bytes = dims.seq_kv.saturating_mul(width).saturating_mul(size_of::<f32>());
         let wanted = if bytes > CACHED_BYTES { MAX_TILES } else { 2 };
         // Four items a thread, so that the last one to finish is not waited for long.
@@ -121,7 +117,7 @@ impl Plan {
             batch: dims.batch,
             kv_heads: dims.kv_heads,
             rows,
-            items_per_head: if rows == 0 { 0 } else { tiles_per_head.div_ceil(tiles) },
+            items_per_head: tiles_per_head.div_ceil(tiles),
             last_first: !problem.has_uniform_ranges(),
         }
     }
@@ -162,6 +158,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::problem::Dims;
     use crate::{Causal, Masking, Scale, View};
     use proptest::prelude::*;
 

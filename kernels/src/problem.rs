@@ -107,10 +107,9 @@ impl Dims {
         self.q_heads / self.kv_heads
     }
 
-<<<<<<< HEAD
-    /// Whether there is no output row.
-    pub fn is_empty(&self) -> bool {
-        self.batch == 0 || self.seq_q == 0
+    /// Whether there is anything to compute.
+    pub(crate) fn has_rows(&self) -> bool {
+        self.batch > 0 && self.seq_q > 0
     }
 
     /// The query head and the query of `row`, where a kv head's query rows are counted query by
@@ -121,11 +120,6 @@ impl Dims {
             1 => (kv_head, row),
             group_size => (kv_head * group_size + row % group_size, row / group_size),
         }
-=======
-    /// Whether there is anything to compute.
-    pub(crate) fn has_rows(&self) -> bool {
-        self.batch > 0 && self.seq_q > 0
->>>>>>> tests
     }
 }
 

@@ -83,21 +83,10 @@ impl Plain for f64 {
 }
 
 /// A chunk of scores, in lines.
-fn lines_per_thread<T>(problem: &Problem<'_, T>) -> usize
-where
-    T: Element,
-{
+fn lines_per_thread<T: Element>(problem: &Problem<'_, T>) -> usize {
     let dims = problem.dims();
-<<<<<<< HEAD
-    if dims.is_empty() {
-        return 0;
-    }
-    let bytes = (dims.seq_q.min(ROWS) * size_of::<T>()).saturating_mul(dims.seq_kv);
-    bytes.div_ceil(size_of::<Line>())
-=======
     let bytes = dims.seq_q.min(ROWS).saturating_mul(dims.seq_kv).saturating_mul(size_of::<T>());
-    Line::count(bytes.div_ceil(size_of::<f32>()))
->>>>>>> tests
+    bytes.div_ceil(size_of::<Line>())
 }
 
 /// The lines of workspace that [`unfused`] uses.
