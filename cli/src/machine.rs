@@ -69,6 +69,7 @@ pub(crate) fn huge_pages() -> Option<String> {
     rest.split_once(']').map(|(choice, _)| choice.to_owned())
 }
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! detected {
     ($detect:ident, $($feature:tt),*) => {
         [$(($feature, std::arch::$detect!($feature))),*]

@@ -114,6 +114,27 @@ fn no_part_of_a_file_is_left() {
 }
 
 #[test]
+fn nothing_to_see_gives_zeros() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    for (seq_q, seq_kv) in [(5, 0), (0, 7), (0, 0)] {
+        let parts = [
+            Part::waves("q", &[2, 4, seq_q, 8]),
+            Part::waves("k", &[2, 2, seq_kv, 8]),
+            Part::waves("v", &[2, 2, seq_kv, 6]),
+        ];
+        write(&at("in.safetensors"), &parts, &[]);
+        let flags = "--lse --weights --keep-inputs --causal --json";
+        let line = format!("run --input {{}}/in.safetensors --out {{}}/out.safetensors {flags}");
+        headwise_on(&line, directory.path()).objects(0);
+        let (shape, data) = out_of(&at("out.safetensors"));
+        assert_eq!(shape, [2, 4, seq_q, 6]);
+        assert!(data.iter().all(|&x| x == 0.0));
+        headwise_on("verify {} --json", &at("out.safetensors")).objects(0);
+    }
+}
+
+#[test]
 fn inputs_that_are_not_there() {
     let directory = tempfile::tempdir().unwrap();
     headwise_on("run --out {}/x.npy", directory.path()).refuses(&["--input"]);

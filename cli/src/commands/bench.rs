@@ -88,7 +88,7 @@ impl Sizes {
                 (extents.to_string(), if causal { "causal" } else { "none" })
             }
             Self::Softmax { rows, length, in_place } => {
-                let target = if in_place { "in place" } else { "into another" };
+                let target = if in_place { "in place" } else { "to another" };
                 (format!("{rows} rows of {length}, {target}"), "-")
             }
         }
