@@ -46,8 +46,6 @@ impl Kernel for RowSoftmax<'_> {
         // Nothing visible: weights of zero. (A NaN leaves `max` alone and shows in the sum.)
         let shift = s.splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
 
-        let log2_e = s.splat(std::f32::consts::LOG2_E);
-        let exp = |x| s.exp2(s.mul(s.sub(s.mul(x, scale), shift), log2_e));
         let mut sums = [s.splat(0.0); CHAINS];
         let mut i = 0;
         while i < whole {
@@ -55,7 +53,7 @@ impl Kernel for RowSoftmax<'_> {
                 // SAFETY: i + step <= len.
                 unsafe {
                     let at = ptr.add(i + c * S::LANES);
-                    let p = exp(s.load(at));
+                    let p = exp(s, s.load(at), scale, shift);
                     *sum = s.add(*sum, p);
                     s.store(at, p);
                 }
@@ -66,7 +64,8 @@ impl Kernel for RowSoftmax<'_> {
             let count = (len - i).min(S::LANES);
             // SAFETY: i + count <= len.
             unsafe {
-                let p = first(s, count, exp(s.load_first(ptr.add(i), count)), s.splat(0.0));
+                let x = s.load_first(ptr.add(i), count);
+                let p = first(s, count, exp(s, x, scale, shift), s.splat(0.0));
                 sums[0] = s.add(sums[0], p);
                 s.store_first(ptr.add(i), count, p);
             }
@@ -87,6 +86,13 @@ impl Kernel for RowSoftmax<'_> {
         }
         (max, sum)
     }
+}
+
+/// `e^(scale * x - shift)`. Not a closure: one that is called twice is not inlined, and then lacks
+/// the instruction set.
+#[inline(always)]
+fn exp<S: Simd>(s: S, x: S::Vector, scale: S::Vector, shift: S::Vector) -> S::Vector {
+    s.exp2(s.mul(s.sub(s.mul(x, scale), shift), s.splat(std::f32::consts::LOG2_E)))
 }
 
 /// `v` in the first `count` lanes, `other` in the rest.
