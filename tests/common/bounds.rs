@@ -3,19 +3,21 @@
 //! # The bound
 //!
 //! With `u` the unit roundoff (2^-24 for f32), take a row that sees `n` keys. A score is a chain
-//! of `head_dim` multiply-adds over `scale * q_d * k_jd`, begun at minus the row's reference (a
-//! score of the same row), with a bias added. Let `m_j = sum_d |scale q_d k_jd| + |bias_j|` and
-//! `S = max_j m_j`; every partial sum is at most `2 S`. Folding the scale into q costs two
-//! roundings of each factor, each step of the chain one (two where a multiply-add rounds twice,
-//! of which the product's is on a term only), bias, shift and change of base one each:
+//! of `head_dim` multiply-adds over `q_d * k_jd`, then scaled, with a bias added and the row's
+//! reference, a score of the same row, taken away. Let `m_j = sum_d |scale q_d k_jd| + |bias_j|`
+//! and `S = max_j m_j`. Each step of the chain rounds a partial sum, at most `m_j` when scaled
+//! (where a multiply-add rounds twice, also the term, `u m_j` over all terms); the factor and its
+//! product, the bias, the difference to the reference (at most `2 S`) and the change of base round
+//! at most eight times more:
 //!
-//! `|score error| <= delta = 2 S u (head_dim + 8)`.
+//! `|score error| <= delta = S u (head_dim + 8)`.
 //!
 //! A probability `exp(score - reference)` then has a relative error of at most
-//! `expm1(delta) + 2.5e-7`, 2.5e-7 being that of the exponential. Sums over the keys in order add
-//! `n u` relative to the sum of magnitudes, two levels of merging and rescaling a few exponentials
-//! more, whose error the sums of probabilities and of values share but for rounding. So, with
-//! `e = expm1(delta) + 1e-6 + (n + 16) u` and to first order,
+//! `expm1(delta) + 2.5e-7`, 2.5e-7 being that of the exponential. A sum has the error of its
+//! longest chain of `c` additions, `c u` relative to the sum of magnitudes: the fused kernel adds
+//! by blocks of 64 keys, `c = 64 + n / 64`, the unfused path in one chain, `c = n`. Merging and
+//! rescaling cost a few exponentials more, whose error the sums of probabilities and of values
+//! share but for rounding. So, with `e = expm1(delta) + 1e-6 + (c + 16) u` and to first order,
 //!
 //! - a weight has relative error `2 e`: its own and that of the sum it is divided by;
 //! - an output has absolute error `2 e A`, `A = sum_j weight_j |v_j|`;
@@ -41,10 +43,18 @@ pub struct Arithmetic {
     pub exp: f64,
     /// What underflows.
     pub tiny: f64,
+    /// Keys that are summed in one chain.
+    pub block: usize,
 }
 
-pub const F32: Arithmetic = Arithmetic { roundoff: 1.0 / (1 << 24) as f64, exp: 1e-6, tiny: 1e-37 };
-pub const F64: Arithmetic = Arithmetic { roundoff: f64::EPSILON / 2.0, exp: 1e-15, tiny: 1e-300 };
+/// The fused kernel.
+pub const FUSED: Arithmetic = Arithmetic { block: 64, ..F32 };
+/// The unfused path in f32.
+pub const F32: Arithmetic =
+    Arithmetic { roundoff: 1.0 / (1 << 24) as f64, exp: 1e-6, tiny: 1e-37, block: usize::MAX };
+/// The unfused path in f64.
+pub const F64: Arithmetic =
+    Arithmetic { roundoff: f64::EPSILON / 2.0, exp: 1e-15, tiny: 1e-300, block: usize::MAX };
 
 /// What a bound needs to know of a row.
 #[derive(Debug, Clone)]
@@ -123,14 +133,15 @@ impl Expected {
 
     /// Panics where `got` is farther from the answer than the arithmetic explains.
     pub fn assert_explains(&self, got: &Got, arithmetic: Arithmetic, what: &str) {
-        let Arithmetic { roundoff: u, exp, tiny } = arithmetic;
+        let Arithmetic { roundoff: u, exp, tiny, block } = arithmetic;
         let (width, keys) = match self.rows.len() {
             0 => return,
             n => (self.answer.out.len() / n, self.answer.weights.len() / n),
         };
         for (r, row) in self.rows.iter().enumerate() {
-            let delta = 2.0 * row.magnitude * u * (self.head_dim + 8) as f64;
-            let e = delta.exp_m1() + exp + (row.seen + 16) as f64 * u;
+            let delta = row.magnitude * u * (self.head_dim + 8) as f64;
+            let chain = row.seen.min(block) + row.seen / block;
+            let e = delta.exp_m1() + exp + (chain + 16) as f64 * u;
             let near = |part: &str, at: usize, pair: (f64, f64), bound: f64| {
                 let ok = pair.0 == pair.1 || (pair.0 - pair.1).abs() <= bound;
                 assert!(
