@@ -26,9 +26,6 @@ pub(crate) const MAX_TILES: usize = 8;
 /// core, what waking another may cost.
 const SERIAL_WORK: u128 = 2_500_000;
 
-/// Bytes of keys and values of one head that are taken to stay in a core's cache between tiles.
-const CACHED_BYTES: usize = 512 << 10;
-
 /// One thread's scratch, in floats: where its parts begin, each a whole number of lines.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
@@ -62,6 +59,7 @@ pub(crate) struct Plan {
     pub(crate) layout: Layout,
     batch: usize,
     kv_heads: usize,
+    group_size: usize,
     rows: usize,
     items_per_head: usize,
     last_first: bool,
@@ -90,12 +88,12 @@ impl Plan {
         let threads = if work < SERIAL_WORK { 1 } else { threads.clamp(1, MAX_THREADS) };
 
         let tiles_per_head = rows.div_ceil(BLOCK_Q);
-        let bytes = dims.seq_kv.saturating_mul(width).saturating_mul(size_of::<f32>());
-        let wanted = if bytes > CACHED_BYTES { MAX_TILES } else { 2 };
-        // Four items a thread, so that the last one to finish is not waited for long.
+        // Many tiles an item share each key block while it is in the cache; four items a thread
+        // keep the last one from being waited for. Then even items.
         let total_tiles = tiles_per_head.saturating_mul(heads);
-        let affordable = if threads == 1 { wanted } else { total_tiles / (4 * threads) };
-        let tiles = wanted.min(affordable).clamp(1, tiles_per_head);
+        let affordable = if threads == 1 { MAX_TILES } else { total_tiles / (4 * threads) };
+        let items_per_head = tiles_per_head.div_ceil(affordable.clamp(1, MAX_TILES));
+        let tiles = tiles_per_head.div_ceil(items_per_head);
 
         let acc_width = dims.value_dim.div_ceil(MAX_LANES).saturating_mul(MAX_LANES);
         let acc = BLOCK_Q.saturating_mul(acc_width);
@@ -116,6 +114,7 @@ impl Plan {
             layout,
             batch: dims.batch,
             kv_heads: dims.kv_heads,
+            group_size: dims.group_size(),
             rows,
             items_per_head: tiles_per_head.div_ceil(tiles),
             last_first: !problem.has_uniform_ranges(),
@@ -141,6 +140,15 @@ impl Plan {
             batch: head / self.kv_heads,
             kv_head: head % self.kv_heads,
             rows: nth * step..((nth + 1) * step).min(self.rows),
+        }
+    }
+
+    /// The query head and the query of a flattened row.
+    pub(crate) fn query_row(&self, kv_head: usize, row: usize) -> (usize, usize) {
+        match self.group_size {
+            // Without the divisions.
+            1 => (kv_head, row),
+            group_size => (kv_head * group_size + row % group_size, row / group_size),
         }
     }
 

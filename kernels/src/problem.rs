@@ -111,16 +111,6 @@ impl Dims {
     pub(crate) fn has_rows(&self) -> bool {
         self.batch > 0 && self.seq_q > 0
     }
-
-    /// The query head and the query of `row`, where a kv head's query rows are counted query by
-    /// query, over its group within a query.
-    pub(crate) fn query_row(&self, kv_head: usize, row: usize) -> (usize, usize) {
-        match self.group_size() {
-            // Without the divisions.
-            1 => (kv_head, row),
-            group_size => (kv_head * group_size + row % group_size, row / group_size),
-        }
-    }
 }
 
 /// A validated attention problem: `softmax(scale * query key^T + bias, masked) value`.

@@ -3,13 +3,14 @@
 //! place, so hardware finds them only by missing; for short sequences those misses are a tenth of
 //! the time. Within an item hardware does well alone.
 
-use crate::plan;
+use crate::plan::{self, Plan};
 use crate::problem::Problem;
 use crate::simd::prefetch;
 
 /// The rows of one item, fetched in steps.
 pub(crate) struct Ahead<'a, 'p> {
     problem: &'a Problem<'p, f32>,
+    plan: &'a Plan,
     item: plan::Item,
     /// The next row: the item's queries, then its keys, then its values.
     next: usize,
@@ -28,7 +29,7 @@ const MOST: usize = 128 << 10;
 impl<'a, 'p> Ahead<'a, 'p> {
     /// Fetches `item`, which comes after one of head `(batch, kv_head)`.
     pub(crate) fn new(
-        problem: &'a Problem<'p, f32>,
+        (problem, plan): (&'a Problem<'p, f32>, &'a Plan),
         item: plan::Item,
         current: (usize, usize),
     ) -> Self {
@@ -39,7 +40,7 @@ impl<'a, 'p> Ahead<'a, 'p> {
         } else {
             dims.seq_kv.min(MOST / size_of::<f32>() / widest)
         };
-        Self { problem, item, next: 0, keys }
+        Self { problem, plan, item, next: 0, keys }
     }
 
     /// Asks for some more lines.
@@ -61,7 +62,7 @@ impl<'a, 'p> Ahead<'a, 'p> {
         let dims = problem.dims();
         let mut n = self.next;
         if n < item.rows.len() {
-            let (head, i) = dims.query_row(item.kv_head, item.rows.start + n);
+            let (head, i) = self.plan.query_row(item.kv_head, item.rows.start + n);
             return Some((problem.query.row(item.batch, head, i), dims.head_dim));
         }
         n -= item.rows.len();

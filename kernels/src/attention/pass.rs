@@ -35,6 +35,7 @@ use crate::plan::{self, Layout, MAX_TILES, Plan, SPLIT_KV};
 use crate::problem::{Outputs, Problem};
 use crate::simd::Simd;
 use crate::view::Rows;
+use std::ops::Range;
 
 /// Everything about a call that its items share.
 pub(crate) struct Job<'a, 'p> {
@@ -100,6 +101,46 @@ fn ahead(ahead: &mut Option<Ahead<'_, '_>>) {
     }
 }
 
+/// A tile's visit to a key block.
+struct Visit<'a> {
+    /// The block's first key.
+    first: usize,
+    /// The keys that some row sees, counted from the first.
+    keys: Range<usize>,
+    /// Whether every row sees all of those.
+    open: bool,
+    /// For each lane the keys it sees, counted from the first.
+    seen: &'a [(usize, usize); BLOCK_Q],
+}
+
+impl<'a> Visit<'a> {
+    /// The visit of `tile` to the block at `first`; `ranges` is where it keeps what each lane
+    /// sees, if that differs.
+    fn new(tile: &Tile<'_>, first: usize, ranges: &'a mut [(usize, usize); BLOCK_Q]) -> Self {
+        let keys = tile.keys_of_block(first);
+        let open = tile.sees_all(first, &keys);
+        let seen = if open {
+            &WHOLE_BLOCK
+        } else {
+            *ranges = tile.seen(first);
+            &*ranges
+        };
+        Self { first, keys, open, seen }
+    }
+
+    /// The block's keys, or values.
+    fn block<'r>(&self, rows: Rows<'r, f32>) -> Block<'r> {
+        Block { rows, first: self.first, start: self.keys.start, end: self.keys.end }
+    }
+}
+
+/// Which rows take a reference from a block, and by how much their earlier sums shrink for it.
+struct References {
+    /// Set in those rows.
+    needs: Lanes,
+    rescale: Lanes,
+}
+
 /// One item in the hands of one thread.
 pub(crate) struct Item<'a, 'p, S> {
     simd: S,
@@ -135,7 +176,8 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             values: job.problem.value.rows(item.batch, item.kv_head),
             prob,
             bias,
-            ahead: next.map(|next| Ahead::new(job.problem, next, (item.batch, item.kv_head))),
+            ahead: next
+                .map(|next| Ahead::new((job.problem, &job.plan), next, (item.batch, item.kv_head))),
         };
         let mut tiles = local.each_mut().map(Tile::new);
         let tiles = &mut tiles[..item.rows.len().div_ceil(BLOCK_Q)];
@@ -172,7 +214,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
 
     /// The query head and the query of a flattened row.
     fn row(&self, row: usize) -> (usize, usize) {
-        self.job.problem.dims().query_row(self.kv_head, row)
+        self.job.plan.query_row(self.kv_head, row)
     }
 
     fn pack_queries(&self, tile: &mut Tile<'_>) {
@@ -215,44 +257,25 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
 
     /// One key block through one tile.
     fn block(&mut self, tile: &mut Tile<'_>, first: usize, care: Care) {
-        let keys = tile.keys_of_block(first);
-        if keys.is_empty() {
+        let mut ranges = WHOLE_BLOCK;
+        let visit = Visit::new(tile, first, &mut ranges);
+        if visit.keys.is_empty() {
             return;
         }
-        let open = tile.sees_all(first, &keys);
-        let partly;
-        let seen = if open {
-            &WHOLE_BLOCK
-        } else {
-            partly = tile.seen(first);
-            &partly
-        };
-        let block = |rows| Block { rows, first, start: keys.start, end: keys.end };
         let before = tile.of.split;
-        let mut needs = before.row_ref.flags(|row_ref| row_ref == f32::NEG_INFINITY);
-        let known = !(0..tile.of.lanes).any(|lane| needs.is_set(lane));
-        let mut rescale = Lanes::splat(1.0);
-        if open && known && !self.job.masked && keys.start == 0 && keys.end.is_multiple_of(8) {
-            let mut block_sum = Lanes::splat(0.0);
-            self.simd.vectorize(Scores::<true> {
-                q_t: tile.q_t,
-                keys: block(self.keys),
-                lanes: tile.of.lanes,
-                factor: self.job.units.factor,
-                row_ref: &before.row_ref,
-                block_sum: &mut block_sum,
-                seen,
-                prob: self.prob,
-                between: &mut || ahead(&mut self.ahead),
-            });
-            for (sum, more) in tile.of.split.row_sum.0.iter_mut().zip(&block_sum.0) {
-                *sum += more;
-            }
+        let mut refs = References {
+            needs: before.row_ref.flags(|row_ref| row_ref == f32::NEG_INFINITY),
+            rescale: Lanes::splat(1.0),
+        };
+        let known = !(0..tile.of.lanes).any(|lane| refs.needs.is_set(lane));
+        let whole = visit.keys.start == 0 && visit.keys.end.is_multiple_of(8);
+        if visit.open && known && whole && !self.job.masked {
+            self.known(tile, &visit);
         } else {
             if self.job.masked {
-                self.pack_bias(tile, first, keys.end);
+                self.pack_bias(tile, first, visit.keys.end);
             }
-            self.swept(tile, block(self.keys), seen, &needs, &mut rescale, care);
+            self.swept(tile, &visit, &mut refs, care);
         }
 
         // A row sum that grew too large, or is no number, wants a higher reference, once.
@@ -260,51 +283,60 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         let mut tripped = false;
         for lane in 0..tile.of.lanes {
             let (old, new) = (before.row_sum.0[lane], tile.of.split.row_sum.0[lane]);
-            if !needs.is_set(lane) && old < limit && (new >= limit || new.is_nan()) {
-                needs.set(lane);
+            if !refs.needs.is_set(lane) && old < limit && (new >= limit || new.is_nan()) {
+                refs.needs.set(lane);
                 tripped = true;
             }
         }
         if tripped {
             tile.of.split = before;
-            rescale = Lanes::splat(1.0);
-            self.swept(tile, block(self.keys), seen, &needs, &mut rescale, care);
+            self.swept(tile, &visit, &mut refs, care);
             let width = self.job.plan.layout.acc_width;
             let rows = if tile.fresh { 0 } else { tile.len() };
-            for (row, &factor) in tile.acc.chunks_exact_mut(width).zip(&rescale.0).take(rows) {
+            for (row, &factor) in tile.acc.chunks_exact_mut(width).zip(&refs.rescale.0).take(rows) {
                 if factor != 1.0 {
                     row.iter_mut().for_each(|x| *x *= factor);
                 }
             }
         }
-        let values = block(self.values);
         if care == Care::Fast {
-            self.values::<false>(tile, values, seen);
+            self.values::<false>(tile, &visit);
         } else {
-            self.values::<true>(tile, values, seen);
+            self.values::<true>(tile, &visit);
         }
     }
 
-    /// Probabilities by way of scores in memory; rows in `needs` take the block's maximum as
+    /// Probabilities straight from the score kernel: every row sees all keys, by the reference it
+    /// has.
+    fn known(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>) {
+        let mut block_sum = Lanes::splat(0.0);
+        self.simd.vectorize(Scores::<true> {
+            q_t: tile.q_t,
+            keys: visit.block(self.keys),
+            lanes: tile.of.lanes,
+            factor: self.job.units.factor,
+            row_ref: &tile.of.split.row_ref,
+            block_sum: &mut block_sum,
+            seen: visit.seen,
+            prob: self.prob,
+            between: &mut || ahead(&mut self.ahead),
+        });
+        for (sum, more) in tile.of.split.row_sum.0.iter_mut().zip(&block_sum.0) {
+            *sum += more;
+        }
+    }
+
+    /// Probabilities by way of dot products in memory; rows in need take the block's maximum as
     /// their reference.
-    fn swept(
-        &mut self,
-        tile: &mut Tile<'_>,
-        keys: Block<'_>,
-        seen: &[(usize, usize); BLOCK_Q],
-        needs: &Lanes,
-        rescale: &mut Lanes,
-        care: Care,
-    ) {
-        let (start, end) = (keys.start, keys.end);
+    fn swept(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, refs: &mut References, care: Care) {
         self.simd.vectorize(Scores::<false> {
             q_t: tile.q_t,
-            keys,
+            keys: visit.block(self.keys),
             lanes: tile.of.lanes,
             factor: self.job.units.factor,
             row_ref: &tile.of.split.row_ref,
             block_sum: &mut Lanes::splat(0.0),
-            seen,
+            seen: visit.seen,
             prob: self.prob,
             between: &mut || ahead(&mut self.ahead),
         });
@@ -315,30 +347,25 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
                 (None, Some(_)) => Dense::Mask(self.bias),
                 (None, None) => Dense::None,
             },
-            start,
-            end,
+            start: visit.keys.start,
+            end: visit.keys.end,
             lanes: tile.of.lanes,
-            seen,
+            seen: (!visit.open).then_some(visit.seen),
             units: self.job.units,
             headroom: care.headroom() / self.job.units.to_log2,
-            needs,
+            needs: &refs.needs,
             row_ref: &mut tile.of.split.row_ref,
             row_sum: &mut tile.of.split.row_sum,
-            rescale,
+            rescale: &mut refs.rescale,
         });
     }
 
-    fn values<const CAREFUL: bool>(
-        &mut self,
-        tile: &mut Tile<'_>,
-        values: Block<'_>,
-        seen: &[(usize, usize); BLOCK_Q],
-    ) {
+    fn values<const CAREFUL: bool>(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>) {
         self.simd.vectorize(Values::<CAREFUL> {
             prob: self.prob,
-            values,
+            values: visit.block(self.values),
             rows: tile.len(),
-            seen,
+            seen: visit.seen,
             acc: tile.acc,
             fresh: std::mem::replace(&mut tile.fresh, false),
             acc_width: self.job.plan.layout.acc_width,
@@ -468,15 +495,14 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         }
         let first_block = tile.of.any.start / BLOCK_KV * BLOCK_KV;
         for first in (first_block..tile.of.any.end).step_by(BLOCK_KV) {
-            let keys = tile.keys_of_block(first);
-            let open = tile.sees_all(first, &keys);
-            let seen = if open { WHOLE_BLOCK } else { tile.seen(first) };
+            let mut ranges = WHOLE_BLOCK;
+            let visit = Visit::new(tile, first, &mut ranges);
+            let keys = visit.keys.clone();
             if self.job.masked {
                 self.pack_bias(tile, first, keys.end);
             }
-            let block = Block { rows: self.keys, first, start: keys.start, end: keys.end };
-            let known = Lanes::splat(0.0);
-            self.swept(tile, block, &seen, &known, &mut Lanes::splat(1.0), Care::Fast);
+            let mut refs = References { needs: Lanes::splat(0.0), rescale: Lanes::splat(1.0) };
+            self.swept(tile, &visit, &mut refs, Care::Fast);
             let at = first + keys.start..first + keys.end;
             let mut parts: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
             for (part, row) in parts.iter_mut().zip(rows.iter_mut()).take(tile.len()) {

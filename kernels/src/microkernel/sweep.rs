@@ -22,7 +22,7 @@
 //! careful value kernel can tell it from a visible probability that underflowed to 0.
 
 use super::{BLOCK_KV, BLOCK_Q, Lanes};
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, MAX_LANES, Simd};
 
 /// What lies dense beside the scores of a block.
 #[derive(Debug, Clone, Copy)]
@@ -54,8 +54,9 @@ pub(crate) struct Sweep<'a> {
     pub(crate) end: usize,
     /// Lanes in use, a multiple of the vector's.
     pub(crate) lanes: usize,
-    /// For each row the keys it may see, counted from the block's first.
-    pub(crate) seen: &'a [(usize, usize); BLOCK_Q],
+    /// For each row the keys it may see, counted from the block's first; `None`: all that are to
+    /// be made.
+    pub(crate) seen: Option<&'a [(usize, usize); BLOCK_Q]>,
     pub(crate) units: Units,
     /// What is added to a new reference: see `attention::pass::Care`.
     pub(crate) headroom: f32,
@@ -66,6 +67,12 @@ pub(crate) struct Sweep<'a> {
     /// The factor by which each row's earlier sums must shrink.
     pub(crate) rescale: &'a mut Lanes,
 }
+
+/// What may hide keys of a vector's rows: nothing, ranges, ranges and a mask, ranges and a bias.
+const OPEN: u8 = 0;
+const RANGES: u8 = 1;
+const MASK: u8 = 2;
+const BIAS: u8 = 3;
 
 impl Kernel for Sweep<'_> {
     type Output = ();
@@ -80,10 +87,11 @@ impl Kernel for Sweep<'_> {
         }
         let mut lane = 0;
         while lane < self.lanes {
-            match self.dense {
-                Dense::None => self.vector::<S, false, false>(s, lane, &[]),
-                Dense::Mask(mask) => self.vector::<S, true, false>(s, lane, mask),
-                Dense::Bias(bias) => self.vector::<S, true, true>(s, lane, bias),
+            match (self.dense, self.seen) {
+                (Dense::None, None) => self.vector::<S, OPEN>(s, lane, &[]),
+                (Dense::None, Some(_)) => self.vector::<S, RANGES>(s, lane, &[]),
+                (Dense::Mask(mask), _) => self.vector::<S, MASK>(s, lane, mask),
+                (Dense::Bias(bias), _) => self.vector::<S, BIAS>(s, lane, bias),
             }
             lane += S::LANES;
         }
@@ -92,17 +100,14 @@ impl Kernel for Sweep<'_> {
 
 impl Sweep<'_> {
     #[inline(always)]
-    fn vector<S: Simd, const MASKED: bool, const BIASED: bool>(
-        &mut self,
-        s: S,
-        lane: usize,
-        dense: &[f32],
-    ) {
-        let mut bounds = [Lanes::splat(0.0), Lanes::splat(0.0)];
-        for (i, &(start, end)) in self.seen[lane..lane + S::LANES].iter().enumerate() {
-            // At most BLOCK_KV: exact.
-            bounds[0].0[i] = start.min(BLOCK_KV) as f32;
-            bounds[1].0[i] = end.min(BLOCK_KV) as f32;
+    fn vector<S: Simd, const HIDES: u8>(&mut self, s: S, lane: usize, dense: &[f32]) {
+        let mut bounds = [[0.0; MAX_LANES], [BLOCK_KV as f32; MAX_LANES]];
+        if let Some(seen) = self.seen {
+            for (i, &(start, end)) in seen[lane..lane + S::LANES].iter().enumerate() {
+                // At most BLOCK_KV: exact.
+                bounds[0][i] = start.min(BLOCK_KV) as f32;
+                bounds[1][i] = end.min(BLOCK_KV) as f32;
+            }
         }
         let hidden = s.splat(f32::NEG_INFINITY);
         let zero = s.splat(0.0);
@@ -111,8 +116,8 @@ impl Sweep<'_> {
         // SAFETY: `run` checked the extents: every lane lies below BLOCK_Q, every key below
         // BLOCK_KV.
         unsafe {
-            let seen_start = s.load(bounds[0].0.as_ptr());
-            let seen_end = s.load(bounds[1].0.as_ptr());
+            let seen_start = s.load(bounds[0].as_ptr());
+            let seen_end = s.load(bounds[1].as_ptr());
             // A key's dot product, bias and visibility.
             let load = |prob: &[f32], key: usize| {
                 let at = key * BLOCK_Q + lane;
@@ -120,7 +125,7 @@ impl Sweep<'_> {
                 let key = s.splat(key as f32);
                 let mut visible = s.and(s.ge(key, seen_start), s.lt(key, seen_end));
                 let mut bias = zero;
-                if MASKED {
+                if HIDES >= MASK {
                     bias = s.load(dense.as_ptr().add(at));
                     // A NaN is visible.
                     visible = s.and(visible, s.ne(bias, hidden));
@@ -136,9 +141,14 @@ impl Sweep<'_> {
                 let mut max = hidden;
                 for key in self.start..self.end {
                     let (dot, bias, visible) = load(self.prob, key);
-                    let x = if BIASED { s.mul_add(dot, factor, bias) } else { s.mul(dot, factor) };
+                    let x = if HIDES == BIAS {
+                        s.mul_add(dot, factor, bias)
+                    } else {
+                        s.mul(dot, factor)
+                    };
+                    let x = if HIDES == OPEN { x } else { s.select(visible, x, hidden) };
                     // Keeps `max` where x is NaN: the probability will be NaN anyway.
-                    max = s.max(s.select(visible, x, hidden), max);
+                    max = s.max(x, max);
                 }
                 let found = s.and(needs, s.lt(hidden, max));
                 let new = s.add(max, s.splat(self.headroom));
@@ -154,12 +164,12 @@ impl Sweep<'_> {
             let mut block_sum = zero;
             for key in self.start..self.end {
                 let (dot, bias, visible) = load(self.prob, key);
-                let p = if BIASED {
+                let p = if HIDES == BIAS {
                     s.exp2(s.mul(s.add(s.mul_add(dot, factor, bias), shift), to_log2))
                 } else {
                     s.exp2(s.mul_add(dot, factor, shift))
                 };
-                let p = s.select(visible, p, s.splat(-0.0));
+                let p = if HIDES == OPEN { p } else { s.select(visible, p, s.splat(-0.0)) };
                 block_sum = s.add(block_sum, p);
                 s.store(self.prob.as_mut_ptr().add(key * BLOCK_Q + lane), p);
             }
