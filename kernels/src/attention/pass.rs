@@ -114,18 +114,10 @@ struct Visit<'a> {
 }
 
 impl<'a> Visit<'a> {
-    /// The visit of `tile` to the block at `first`; `ranges` is where it keeps what each lane
-    /// sees, if that differs.
-    fn new(tile: &Tile<'_>, first: usize, ranges: &'a mut [(usize, usize); BLOCK_Q]) -> Self {
+    /// The visit of `tile` to the block at `first`, of which `seen` is what `Tile::seen` says.
+    fn new(tile: &Tile<'_>, first: usize, seen: &'a Option<[(usize, usize); BLOCK_Q]>) -> Self {
         let keys = tile.keys_of_block(first);
-        let open = tile.sees_all(first, &keys);
-        let seen = if open {
-            &WHOLE_BLOCK
-        } else {
-            *ranges = tile.seen(first);
-            &*ranges
-        };
-        Self { first, keys, open, seen }
+        Self { first, keys, open: seen.is_none(), seen: seen.as_ref().unwrap_or(&WHOLE_BLOCK) }
     }
 
     /// The block's keys, or values.
@@ -257,8 +249,8 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
 
     /// One key block through one tile.
     fn block(&mut self, tile: &mut Tile<'_>, first: usize, care: Care) {
-        let mut ranges = WHOLE_BLOCK;
-        let visit = Visit::new(tile, first, &mut ranges);
+        let ranges = tile.seen(first);
+        let visit = Visit::new(tile, first, &ranges);
         if visit.keys.is_empty() {
             return;
         }
@@ -495,8 +487,8 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         }
         let first_block = tile.of.any.start / BLOCK_KV * BLOCK_KV;
         for first in (first_block..tile.of.any.end).step_by(BLOCK_KV) {
-            let mut ranges = WHOLE_BLOCK;
-            let visit = Visit::new(tile, first, &mut ranges);
+            let ranges = tile.seen(first);
+            let visit = Visit::new(tile, first, &ranges);
             let keys = visit.keys.clone();
             if self.job.masked {
                 self.pack_bias(tile, first, keys.end);

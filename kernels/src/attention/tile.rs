@@ -153,15 +153,13 @@ impl<'a> Tile<'a> {
         in_block(self.of.any.start, first)..in_block(self.of.any.end, first)
     }
 
-    /// Whether every row sees all of `keys` of the block at `first`.
-    pub(crate) fn sees_all(&self, first: usize, keys: &Range<usize>) -> bool {
-        self.of.all.start <= first + keys.start && self.of.all.end >= first + keys.end
-    }
-
-    /// For each lane the keys it sees of the block at `first`, counted from `first`; of those
-    /// that some row sees.
-    pub(crate) fn seen(&self, first: usize) -> [(usize, usize); BLOCK_Q] {
-        self.of.ranges.map(|(start, end)| (in_block(start, first), in_block(end, first)))
+    /// For each lane the keys it sees of the block at `first`, counted from `first`; `None` where
+    /// every row sees all that some row sees.
+    pub(crate) fn seen(&self, first: usize) -> Option<[(usize, usize); BLOCK_Q]> {
+        let keys = self.keys_of_block(first);
+        let open = self.of.all.start <= first + keys.start && self.of.all.end >= first + keys.end;
+        let lane = |(start, end)| (in_block(start, first), in_block(end, first));
+        (!open).then(|| self.of.ranges.map(lane))
     }
 }
 
