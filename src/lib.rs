@@ -38,6 +38,7 @@
 //! | grouped and multi-query heads, `value_dim` apart from `head_dim` | yes | yes |
 //! | log-sum-exp and weights on request | yes | yes |
 //! | [`softmax_into`], [`softmax_in_place`] | yes | |
+//! | [`linear`] with [`PackedLinear`] weights | yes | |
 //!
 //! # Features
 //! `rayon` (default): work is split over the current rayon pool. `ndarray`: views of its arrays.
@@ -55,9 +56,9 @@ pub use attention::{
 #[cfg(feature = "rayon")]
 pub use headwise_kernels::Rayon;
 pub use headwise_kernels::{
-    Algorithm, Causal, Element, Error, Executor, Isa, Outputs, Result, Scale, Serial, Settings,
-    Shape, Strides, View, ViewMut, Window, Workspace, softmax_in_place, softmax_into,
-    softmax_workspace_bytes,
+    Algorithm, Causal, Element, Error, Executor, Isa, Outputs, PackedLinear, Result, Scale, Serial,
+    Settings, Shape, Strides, View, ViewMut, Window, Workspace, linear, linear_workspace_bytes,
+    softmax_in_place, softmax_into, softmax_workspace_bytes,
 };
 pub use tensor::Tensor;
 

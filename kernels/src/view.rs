@@ -68,6 +68,12 @@ pub(crate) struct Rows<'a, T> {
 }
 
 impl<'a, T> Rows<'a, T> {
+    /// Rows of `width` elements, one behind the other.
+    pub(crate) fn dense(data: &'a [T], width: usize) -> Self {
+        let len = data.len() / width;
+        Self { ptr: data.as_ptr(), stride: width as isize, len, width, lifetime: PhantomData }
+    }
+
     /// How many rows there are.
     #[inline(always)]
     pub(crate) fn len(&self) -> usize {

@@ -19,7 +19,7 @@ impl Line {
 
 /// Reusable scratch memory. It grows to what a call needs and keeps that; a call that finds
 /// enough allocates nothing.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Workspace {
     lines: Vec<Line>,
 }
@@ -60,5 +60,12 @@ impl Workspace {
         // SAFETY: `lines` lines exist, aligned for a T; any bits are an f32 or an f64, the only
         // elements there are.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), elements) })
+    }
+
+    /// Everything held, as floats.
+    pub(crate) fn floats(&self) -> &[f32] {
+        let count = self.lines.len() * Line::FLOATS;
+        // SAFETY: a line is nothing but its floats.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), count) }
     }
 }

@@ -12,6 +12,7 @@
 //! ```
 
 pub(crate) mod finish;
+pub(crate) mod outer;
 pub(crate) mod pack;
 pub(crate) mod row_softmax;
 pub(crate) mod scores;

@@ -1,0 +1,424 @@
+//! Matrix product with prepacked weights, `out = x W^T + bias`: what a linear layer is.
+//!
+//! The structure is that of BLIS (Van Zee and van de Geijn, "BLIS: A Framework for Rapidly
+//! Instantiating BLAS Functionality", 2015), with the wide operand packed once for ever:
+//!
+//! ```text
+//! pack once:  W [outputs][inputs] -> panels [outputs / 32][inputs][32]
+//! for each item: up to 8 tiles of 48 rows of x, a run of panels           threads claim items
+//!   for each KC of the inputs
+//!     pack x: 48 rows -> [KC][48], for each tile                          8 x 36 KiB: L2
+//!     for each panel of the run                                           KC x 32: 24 KiB, L1
+//!       for each tile
+//!         out += x W^T, in micro-tiles of 12 x 32 (AVX-512), over KC      microkernel/outer.rs
+//! ```
+//!
+//! Why these sizes: a panel's KC rows stay in L1 while a tile's four micro-tiles pass, and in L2
+//! while the item's eight tiles do, so that weights come from memory once for 384 rows of x; x is
+//! packed again for each run of panels, which costs a third of a cycle an element.
+//!
+//! An output is one chain of multiply-adds over each KC of the inputs, and the chains are added in
+//! order, the bias to the first: its bits depend on its row of x, its row of W and its bias, not on
+//! the other rows, threads or tiles. One row reads the weights once, as fast as memory gives them.
+
+use crate::Settings;
+use crate::error::{Error, Result};
+use crate::executor::{Crew, MAX_THREADS, for_each_tile};
+use crate::microkernel::BLOCK_Q;
+use crate::microkernel::outer::{self, Operands, Tiled};
+use crate::microkernel::pack::Pack;
+use crate::simd::{Isa, Kernel, Simd, dispatch};
+use crate::view::{Rows, View, ViewMut};
+use crate::workspace::{Line, Workspace};
+use std::ops::Range;
+
+/// Inputs in a block; part of what an output's bits depend on.
+const KC: usize = 192;
+/// Outputs in a panel: the widest micro-tile.
+const PANEL: usize = 32;
+/// Tiles of rows in an item, at most.
+const MAX_TILES: usize = 8;
+/// Multiply-adds below which a call stays on the caller's thread: about 50 us of work.
+const SERIAL_WORK: u128 = 2_500_000;
+/// Items for each thread, so that the last one is not waited for long.
+const ITEMS_PER_THREAD: usize = 4;
+
+/// The weights and the bias of a linear layer, in the order in which the kernel reads them.
+///
+/// ```
+/// use headwise_kernels::{PackedLinear, Settings, View, ViewMut, Workspace, linear};
+///
+/// // Two outputs of three inputs.
+/// let weights = PackedLinear::pack(View::bhsd(&[1.0, 2.0, 3.0, 0.0, 1.0, 0.0], [1, 1, 2, 3])?, Some(&[0.5, 0.0]))?;
+/// let x = View::bhsd(&[1.0, 10.0, 100.0], [1, 1, 1, 3])?;
+/// let mut out = [0.0; 2];
+/// let settings = Settings::default();
+/// linear(x, &weights, ViewMut::bhsd(&mut out, [1, 1, 1, 2])?, &settings, &mut Workspace::new())?;
+/// assert_eq!(out, [321.5, 10.0]);
+/// # Ok::<(), headwise_kernels::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct PackedLinear {
+    /// `[outputs / PANEL][inputs][PANEL]`, the last panel filled with zeros.
+    panels: Workspace,
+    bias: Option<Vec<f32>>,
+    outputs: usize,
+    inputs: usize,
+}
+
+impl PackedLinear {
+    /// Packs `weight`, `[1, 1, outputs, inputs]` in any strides, as PyTorch's `nn.Linear` has it,
+    /// with a bias of `outputs` numbers.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the weight is no matrix or has no elements,
+    /// [`Error::Value`] where the bias has another length, [`Error::Overflow`] where memory does
+    /// not suffice.
+    pub fn pack(weight: View<'_, f32>, bias: Option<&[f32]>) -> Result<Self> {
+        let [one, also_one, outputs, inputs] = weight.shape();
+        if (one, also_one) != (1, 1) || outputs == 0 || inputs == 0 {
+            return Err(Error::Shape {
+                argument: "weight",
+                got: format!("{:?}", weight.shape()),
+                expected: "[1, 1, outputs, inputs], neither 0".into(),
+            });
+        }
+        if let Some(bias) = bias
+            && bias.len() != outputs
+        {
+            return Err(Error::Value {
+                argument: "bias",
+                got: format!("{} numbers", bias.len()),
+                expected: format!("one for each of the {outputs} outputs"),
+            });
+        }
+        let mut panels = Workspace::new();
+        let lines = outputs.div_ceil(PANEL).saturating_mul(inputs).saturating_mul(PANEL);
+        let packed = panels.scratch::<f32>(Line::count(lines))?;
+        for (p, panel) in packed.chunks_exact_mut(inputs * PANEL).enumerate() {
+            for output in p * PANEL..((p + 1) * PANEL).min(outputs) {
+                for (input, row) in panel.chunks_exact_mut(PANEL).enumerate() {
+                    row[output % PANEL] = *weight.get([0, 0, output, input]).unwrap_or(&0.0);
+                }
+            }
+        }
+        Ok(Self { panels, bias: bias.map(<[f32]>::to_vec), outputs, inputs })
+    }
+
+    /// The length of an output row.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// The length of an input row.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// One panel's weights for some of the inputs.
+    fn panel(&self, panel: usize, inputs: &Range<usize>) -> Rows<'_, f32> {
+        let start = (panel * self.inputs + inputs.start) * PANEL;
+        Rows::dense(&self.panels.floats()[start..][..inputs.len() * PANEL], PANEL)
+    }
+}
+
+/// The cut of one product.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    rows: usize,
+    /// Tiles of rows in an item, and items that cover all rows.
+    tiles: usize,
+    row_items: usize,
+    /// Panels in an item, and items that cover all panels.
+    panels: usize,
+    panel_items: usize,
+    threads: usize,
+    /// Whether rows of x must be gathered before they are packed.
+    gather: bool,
+}
+
+impl Cut {
+    fn new(x: &View<'_, f32>, weights: &PackedLinear, settings: &Settings<'_>) -> Self {
+        let [a, b, c, inputs] = x.shape();
+        let rows = a * b * c;
+        let work = rows as u128 * inputs as u128 * weights.outputs as u128;
+        let threads = if work < SERIAL_WORK { 1 } else { settings.threads().min(MAX_THREADS) };
+        let all_tiles = rows.div_ceil(BLOCK_Q);
+        let row_items = all_tiles.div_ceil(MAX_TILES).max(1);
+        let all_panels = weights.outputs.div_ceil(PANEL);
+        let wanted =
+            if threads == 1 { 1 } else { (ITEMS_PER_THREAD * threads).div_ceil(row_items) };
+        let panels = all_panels.div_ceil(wanted.min(all_panels));
+        Self {
+            rows,
+            tiles: all_tiles.div_ceil(row_items),
+            row_items,
+            panels,
+            panel_items: all_panels.div_ceil(panels),
+            threads,
+            gather: x.strides()[3] != 1,
+        }
+    }
+
+    fn items(&self) -> usize {
+        if self.rows == 0 { 0 } else { self.row_items * self.panel_items }
+    }
+
+    /// Floats of scratch for each thread: the packed tiles, and a tile's rows if they are gathered.
+    fn part(&self) -> usize {
+        (self.tiles + usize::from(self.gather)) * BLOCK_Q * KC
+    }
+
+    fn lines(&self) -> usize {
+        Line::count(self.part()) * self.threads.min(self.items().max(1))
+    }
+
+    /// Rows of x and panels of item `index`. Items of the same panels follow each other.
+    fn item(&self, index: usize, weights: &PackedLinear) -> (Range<usize>, Range<usize>) {
+        let (panel_item, row_item) = (index / self.row_items, index % self.row_items);
+        let step = self.tiles * BLOCK_Q;
+        let rows = row_item * step..((row_item + 1) * step).min(self.rows);
+        let all = weights.outputs.div_ceil(PANEL);
+        (rows, panel_item * self.panels..((panel_item + 1) * self.panels).min(all))
+    }
+}
+
+/// `out = x W^T + bias` for every row of x. `x` is `[a, b, c, inputs]` in any strides, `out` `[a, b,
+/// c, outputs]`; which axes are what does not matter here.
+///
+/// # Errors
+/// [`Error::Shape`] where the shapes do not fit the weights or each other, [`Error::Stride`] where
+/// the output's last axis is not contiguous.
+pub fn linear(
+    x: View<'_, f32>,
+    weights: &PackedLinear,
+    out: ViewMut<'_, f32>,
+    settings: &Settings<'_>,
+    workspace: &mut Workspace,
+) -> Result<Isa> {
+    let [a, b, c, inputs] = x.shape();
+    if inputs != weights.inputs {
+        return Err(Error::Shape {
+            argument: "x",
+            got: format!("{:?}", x.shape()),
+            expected: format!("rows of {} numbers, the weights' inputs", weights.inputs),
+        });
+    }
+    let expected = [a, b, c, weights.outputs];
+    if out.shape() != expected {
+        return Err(Error::Shape {
+            argument: "out",
+            got: format!("{:?}", out.shape()),
+            expected: format!("{expected:?}"),
+        });
+    }
+    if out.strides()[3] != 1 && weights.outputs > 1 {
+        return Err(Error::Stride {
+            argument: "out",
+            got: format!("{:?}", out.strides()),
+            expected: "an inner stride of 1; give a tensor whose last axis is contiguous".into(),
+        });
+    }
+    let isa = settings.isa()?;
+    if out.is_empty() {
+        return Ok(isa);
+    }
+    let cut = Cut::new(&x, weights, settings);
+    let crew = Crew { executor: settings.executor, threads: cut.threads };
+    dispatch(isa, Drive { x, weights, out, cut, crew, scratch: workspace.scratch(cut.lines())? })?;
+    Ok(isa)
+}
+
+/// The bytes of workspace that [`linear`] uses for this input.
+pub fn linear_workspace_bytes(
+    x: View<'_, f32>,
+    weights: &PackedLinear,
+    settings: &Settings<'_>,
+) -> usize {
+    if x.is_empty() { 0 } else { Cut::new(&x, weights, settings).lines() * size_of::<Line>() }
+}
+
+struct Drive<'a> {
+    x: View<'a, f32>,
+    weights: &'a PackedLinear,
+    out: ViewMut<'a, f32>,
+    cut: Cut,
+    crew: Crew<'a>,
+    scratch: &'a mut [f32],
+}
+
+impl Kernel for Drive<'_> {
+    type Output = ();
+
+    fn run<S: Simd>(mut self, simd: S) {
+        let scratch =
+            (std::mem::take(&mut self.scratch), Line::count(self.cut.part()) * Line::FLOATS);
+        for_each_tile(
+            self.crew,
+            self.cut.items(),
+            scratch,
+            || (),
+            |(_, scratch), index| {
+                let (rows, panels) = self.cut.item(index, self.weights);
+                self.item(simd, rows, panels, scratch);
+            },
+        );
+    }
+}
+
+impl Drive<'_> {
+    fn index(&self, row: usize) -> (usize, usize, usize) {
+        let [_, b, c, _] = self.x.shape();
+        (row / (b * c), row / c % b, row % c)
+    }
+
+    fn item<S: Simd>(
+        &self,
+        simd: S,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        scratch: &mut [f32],
+    ) {
+        let (packed, gathered) = scratch.split_at_mut(self.cut.tiles * BLOCK_Q * KC);
+        let tiles = || rows.clone().step_by(BLOCK_Q).map(|row| row..(row + BLOCK_Q).min(rows.end));
+        for start in (0..self.weights.inputs).step_by(KC) {
+            let inputs = start..(start + KC).min(self.weights.inputs);
+            for (tile, packed) in tiles().zip(packed.chunks_exact_mut(BLOCK_Q * KC)) {
+                self.pack(simd, tile, &inputs, (packed, gathered));
+            }
+            for panel in panels.clone() {
+                let b = self.weights.panel(panel, &inputs);
+                let columns = panel * PANEL..((panel + 1) * PANEL).min(self.weights.outputs);
+                for (tile, a) in tiles().zip(packed.chunks_exact(BLOCK_Q * KC)) {
+                    let mut c: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
+                    for (c, row) in c.iter_mut().zip(tile.clone()) {
+                        let (i, j, k) = self.index(row);
+                        let at = self.out.row(i, j, k).wrapping_add(columns.start);
+                        // SAFETY: the row exists and has `outputs` contiguous floats, of which
+                        // these columns are this item's alone.
+                        *c = unsafe { std::slice::from_raw_parts_mut(at, columns.len()) };
+                    }
+                    let bias = self.weights.bias.as_ref().map(|bias| &bias[columns.clone()]);
+                    simd.vectorize(Product {
+                        a,
+                        b,
+                        c: &mut c[..tile.len()],
+                        first: (start == 0).then_some(bias),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Some inputs of a tile's rows, transposed.
+    fn pack<S: Simd>(
+        &self,
+        simd: S,
+        tile: Range<usize>,
+        inputs: &Range<usize>,
+        (packed, gathered): (&mut [f32], &mut [f32]),
+    ) {
+        let count = tile.len();
+        let mut rows: [&[f32]; BLOCK_Q] = [&[]; BLOCK_Q];
+        if self.cut.gather {
+            for (copy, row) in gathered.chunks_exact_mut(KC).zip(tile) {
+                let (i, j, k) = self.index(row);
+                for (x, input) in copy.iter_mut().zip(inputs.clone()) {
+                    *x = *self.x.get([i, j, k, input]).unwrap_or(&0.0);
+                }
+            }
+            for (slice, copy) in rows.iter_mut().zip(gathered.chunks_exact(KC)) {
+                *slice = copy;
+            }
+        } else {
+            for (slice, row) in rows.iter_mut().zip(tile) {
+                let (i, j, k) = self.index(row);
+                *slice = &self.x.rows(i, j).slice(k)[inputs.clone()];
+            }
+        }
+        simd.vectorize(Pack {
+            rows: &rows[..count],
+            width: inputs.len(),
+            lanes: count.next_multiple_of(S::LANES),
+            dst: packed,
+        });
+    }
+}
+
+/// A tile of packed rows against some inputs of a panel.
+struct Product<'a, 'c> {
+    /// `[inputs][BLOCK_Q]`.
+    a: &'a [f32],
+    /// `[inputs][PANEL]`.
+    b: Rows<'a, f32>,
+    /// The outputs' rows, at the panel's columns.
+    c: &'a mut [&'c mut [f32]],
+    /// With the first inputs: outputs begin here, at the bias if there is one.
+    first: Option<Option<&'a [f32]>>,
+}
+
+impl Kernel for Product<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let rows = self.c.len();
+        let columns = self.c.first().map_or(0, |c| c.len());
+        assert!(rows <= BLOCK_Q && columns <= PANEL && self.b.width() == PANEL);
+        assert!(self.c.iter().all(|c| c.len() == columns));
+        assert!(self.a.len() >= self.b.len() * BLOCK_Q);
+        if let Some(Some(bias)) = self.first {
+            assert!(bias.len() == columns);
+        }
+        outer::cover::<S, Self, true>(s, &mut self, rows, columns.next_multiple_of(2 * S::LANES));
+    }
+}
+
+impl Tiled for Product<'_, '_> {
+    #[inline(always)]
+    fn tile<S: Simd, const ROWS: usize, const VECS: usize, const TAIL: bool>(
+        &mut self,
+        s: S,
+        row: usize,
+        column: usize,
+    ) {
+        // SAFETY: `run` checked the extents: a has b's depth, row + ROWS <= rows <= BLOCK_Q, and
+        // b's rows are whole vectors. Outputs are touched up to `columns` only.
+        unsafe {
+            let operands = Operands {
+                a: self.a.as_ptr().add(row),
+                b: self.b,
+                first: 0,
+                column,
+                depth: self.b.len(),
+            };
+            let sum = outer::sum::<S, ROWS, VECS, false, false>(s, operands);
+            for v in 0..VECS {
+                let column = column + v * S::LANES;
+                let count = self.c[row].len().saturating_sub(column).min(S::LANES);
+                let bias = match self.first {
+                    Some(Some(bias)) => load(s, bias.as_ptr().wrapping_add(column), count),
+                    _ => s.splat(0.0),
+                };
+                for r in 0..ROWS {
+                    let c = self.c[row + r].as_mut_ptr().wrapping_add(column);
+                    let before = if self.first.is_some() { bias } else { load(s, c, count) };
+                    let out = s.add(before, sum[r][v]);
+                    if count == S::LANES {
+                        s.store(c, out);
+                    } else {
+                        s.store_first(c, count, out);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `count <= LANES` floats must be readable at `ptr`.
+#[inline(always)]
+unsafe fn load<S: Simd>(s: S, ptr: *const f32, count: usize) -> S::Vector {
+    // SAFETY: the caller's promise.
+    unsafe { if count == S::LANES { s.load(ptr) } else { s.load_first(ptr, count) } }
+}

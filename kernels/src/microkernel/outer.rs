@@ -1,0 +1,151 @@
+//! The sum of outer products that both the values and the GEMM are made of:
+//! `sum[r][v] = Σ_k a[k][r] * b[k][v]`, `a` a packed tile, `b` rows read where they lie.
+//!
+//! ```text
+//! sum = 0                                            ROWS x VECS accumulators
+//! for each k, in order
+//!   sum[r][v] += splat(a[k][r]) * b[k][v]            VECS loads, ROWS broadcasts, ROWS * VECS FMAs
+//! ```
+//!
+//! Each element is one chain of multiply-adds in the order of k, whatever the tile. AVX-512 takes
+//! 12 x 2, AVX2 6 x 2, the portable body 4 x 2; what is left goes by fours and ones.
+
+use super::BLOCK_Q;
+use crate::simd::{Isa, Simd};
+use crate::view::Rows;
+
+/// What is computed tile by tile.
+pub(crate) trait Tiled {
+    /// The tile of `ROWS` rows from `row` on and `VECS` vectors from `column` on, the last of them
+    /// cut short by the width if `TAIL`.
+    fn tile<S: Simd, const ROWS: usize, const VECS: usize, const TAIL: bool>(
+        &mut self,
+        s: S,
+        row: usize,
+        column: usize,
+    );
+}
+
+/// Covers `rows x width` with tiles, panel by panel: what a panel reads of `b` stays in L1 while
+/// the rows pass. Without `WIDE`, no tile is higher than four rows.
+#[inline(always)]
+pub(crate) fn cover<S: Simd, T: Tiled, const WIDE: bool>(
+    s: S,
+    tiled: &mut T,
+    rows: usize,
+    width: usize,
+) {
+    match S::ISA {
+        Isa::Avx512 => panels::<S, T, 12, WIDE>(s, tiled, rows, width),
+        Isa::Avx2 => panels::<S, T, 6, WIDE>(s, tiled, rows, width),
+        Isa::Portable => panels::<S, T, 4, WIDE>(s, tiled, rows, width),
+    }
+}
+
+#[inline(always)]
+fn panels<S: Simd, T: Tiled, const ROWS: usize, const WIDE: bool>(
+    s: S,
+    tiled: &mut T,
+    rows: usize,
+    width: usize,
+) {
+    let mut column = 0;
+    while column < width {
+        let left = width - column;
+        if left >= 2 * S::LANES {
+            groups::<S, T, ROWS, 2, false, WIDE>(s, tiled, rows, column);
+        } else if left > S::LANES {
+            groups::<S, T, ROWS, 2, true, WIDE>(s, tiled, rows, column);
+        } else {
+            groups::<S, T, ROWS, 1, true, WIDE>(s, tiled, rows, column);
+        }
+        column += 2 * S::LANES;
+    }
+}
+
+#[inline(always)]
+fn groups<
+    S: Simd,
+    T: Tiled,
+    const ROWS: usize,
+    const VECS: usize,
+    const TAIL: bool,
+    const WIDE: bool,
+>(
+    s: S,
+    tiled: &mut T,
+    rows: usize,
+    column: usize,
+) {
+    let mut row = 0;
+    while WIDE && row + ROWS <= rows {
+        tiled.tile::<S, ROWS, VECS, TAIL>(s, row, column);
+        row += ROWS;
+    }
+    while row + 4 <= rows {
+        tiled.tile::<S, 4, VECS, TAIL>(s, row, column);
+        row += 4;
+    }
+    while row < rows {
+        tiled.tile::<S, 1, VECS, TAIL>(s, row, column);
+        row += 1;
+    }
+}
+
+/// The operands of one tile.
+#[derive(Clone, Copy)]
+pub(crate) struct Operands<'a> {
+    /// `[depth][BLOCK_Q]`, from the tile's first row on.
+    pub(crate) a: *const f32,
+    /// The rows of `b`; `first` is that of k = 0.
+    pub(crate) b: Rows<'a, f32>,
+    pub(crate) first: usize,
+    /// The tile's first column in `b`.
+    pub(crate) column: usize,
+    pub(crate) depth: usize,
+}
+
+/// The sums of one tile, the last vector cut short to the end of `b`'s rows if `TAIL`. `CAREFUL`
+/// leaves out the products of an `a` whose sign bit is set.
+///
+/// # Safety
+/// `a` must have `depth` rows of `ROWS` floats, `BLOCK_Q` apart; `b` the rows `first .. first +
+/// depth`, with a float behind `column` and, unless `TAIL`, `VECS` vectors of them.
+#[inline(always)]
+pub(crate) unsafe fn sum<
+    S: Simd,
+    const ROWS: usize,
+    const VECS: usize,
+    const TAIL: bool,
+    const CAREFUL: bool,
+>(
+    s: S,
+    operands: Operands<'_>,
+) -> [[S::Vector; VECS]; ROWS] {
+    let Operands { mut a, b, first, column, depth } = operands;
+    let tail = b.width() - column - (VECS - 1) * S::LANES;
+    let mut sum = [[s.splat(0.0); VECS]; ROWS];
+    for k in 0..depth {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let row = b.row(first + k).add(column);
+            let b: [S::Vector; VECS] = core::array::from_fn(|v| {
+                if TAIL && v == VECS - 1 {
+                    s.load_first(row.add(v * S::LANES), tail)
+                } else {
+                    s.load(row.add(v * S::LANES))
+                }
+            });
+            for r in 0..ROWS {
+                let a = s.splat(*a.add(r));
+                for v in 0..VECS {
+                    let more = s.mul_add(a, b[v], sum[r][v]);
+                    sum[r][v] =
+                        if CAREFUL { s.select(s.is_negative(a), sum[r][v], more) } else { more };
+                }
+            }
+            a = a.add(BLOCK_Q);
+        }
+    }
+    sum
+}
