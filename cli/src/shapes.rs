@@ -15,11 +15,13 @@ pub enum Suite {
     Decode,
     /// Softmax of rows, alone.
     Softmax,
+    /// The product of a linear layer with prepacked weights.
+    Gemm,
 }
 
 impl Suite {
     /// Every suite.
-    pub const ALL: [Self; 3] = [Self::Prefill, Self::Decode, Self::Softmax];
+    pub const ALL: [Self; 4] = [Self::Prefill, Self::Decode, Self::Softmax, Self::Gemm];
 
     /// The name, as `--suite` takes it.
     pub fn name(self) -> &'static str {
@@ -27,6 +29,7 @@ impl Suite {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
             Self::Softmax => "softmax",
+            Self::Gemm => "gemm",
         }
     }
 }
@@ -65,6 +68,16 @@ pub struct SoftmaxShape {
     pub in_place: bool,
 }
 
+/// A product `m x k` times `k x n`: `m` rows through a linear layer of `k` inputs and `n` outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct GemmShape {
+    pub name: &'static str,
+    pub m: usize,
+    pub k: usize,
+    pub n: usize,
+}
+
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
@@ -74,6 +87,8 @@ pub enum Shape {
     Decode(AttentionShape),
     /// Softmax alone.
     Softmax(SoftmaxShape),
+    /// A linear layer's product.
+    Gemm(GemmShape),
 }
 
 impl Shape {
@@ -82,6 +97,7 @@ impl Shape {
         match self {
             Self::Prefill(shape) | Self::Decode(shape) => shape.name,
             Self::Softmax(shape) => shape.name,
+            Self::Gemm(shape) => shape.name,
         }
     }
 
@@ -91,23 +107,33 @@ impl Shape {
             Self::Prefill(_) => Suite::Prefill,
             Self::Decode(_) => Suite::Decode,
             Self::Softmax(_) => Suite::Softmax,
+            Self::Gemm(_) => Suite::Gemm,
         }
     }
 
+    /// Whether there is an unfused way to compare with.
+    pub fn has_unfused(&self) -> bool {
+        matches!(self, Self::Prefill(_) | Self::Decode(_))
+    }
+
     /// The useful floating-point operations of a run, where they are counted: twice the visible
-    /// query-key pairs, over all heads, times the length of a key and a value.
+    /// query-key pairs, over all heads, times the length of a key and a value; of a product twice
+    /// its multiplications.
     pub fn flops(&self) -> Option<f64> {
         match self {
             Self::Prefill(shape) | Self::Decode(shape) => Some(shape.extents().flops(shape.causal)),
             Self::Softmax(_) => None,
+            Self::Gemm(s) => Some(2.0 * s.m as f64 * s.k as f64 * s.n as f64),
         }
     }
 
-    /// The bytes that a run must move: of attention keys and values, of softmax input and output.
+    /// The bytes that a run must move: of attention keys and values, of softmax input and output, of
+    /// a product the weights.
     pub fn bytes(&self) -> f64 {
         match self {
             Self::Prefill(shape) | Self::Decode(shape) => shape.extents().kv_bytes(),
             Self::Softmax(s) => (2 * s.rows * s.length * size_of::<f32>()) as f64,
+            Self::Gemm(s) => (s.k * s.n * size_of::<f32>()) as f64,
         }
     }
 }
@@ -175,11 +201,25 @@ const SOFTMAX: [SoftmaxShape; 8] = [
     softmax("softmax-64x131072-into", 64, 131_072, false),
 ];
 
+const fn gemm(name: &'static str, m: usize, k: usize, n: usize) -> GemmShape {
+    GemmShape { name, m, k, n }
+}
+
+const GEMM: [GemmShape; 6] = [
+    gemm("32x384x384", 32, 384, 384),
+    gemm("128x768x768", 128, 768, 768),
+    gemm("128x768x2304", 128, 768, 2304),
+    gemm("1024x768x768", 1024, 768, 768),
+    gemm("512x4096x4096", 512, 4096, 4096),
+    gemm("1x4096x4096", 1, 4096, 4096),
+];
+
 /// The whole table, suite by suite.
 pub fn all() -> impl Iterator<Item = Shape> {
     let prefill = PREFILL.into_iter().map(Shape::Prefill);
     let decode = DECODE.into_iter().map(Shape::Decode);
-    prefill.chain(decode).chain(SOFTMAX.into_iter().map(Shape::Softmax))
+    let softmax = SOFTMAX.into_iter().map(Shape::Softmax);
+    prefill.chain(decode).chain(softmax).chain(GEMM.into_iter().map(Shape::Gemm))
 }
 
 /// The shapes of `suite`, or of every suite; with `name`, that one of them.

@@ -1,14 +1,14 @@
 //! What is timed: inputs, outputs and scratch made once, so that a run is the kernel alone.
 
 use headwise::{
-    Algorithm, AttentionOptions, Isa, Outputs, Scale, Settings, Tensor, Workspace, attention_into,
-    softmax_in_place, softmax_into,
+    Algorithm, AttentionOptions, Isa, Outputs, PackedLinear, Scale, Settings, Tensor, Workspace,
+    attention_into, linear, softmax_in_place, softmax_into,
 };
 
 use crate::Result;
 use crate::extents::Extents;
 use crate::inputs::Normal;
-use crate::shapes::{AttentionShape, Shape, SoftmaxShape};
+use crate::shapes::{AttentionShape, GemmShape, Shape, SoftmaxShape};
 
 /// Something to run again and again, on the rayon pool that the caller is in.
 pub trait Work: Send {
@@ -32,6 +32,7 @@ pub fn prepare(shape: &Shape, isa: Isa) -> Result<Box<dyn Work>> {
             Box::new(AttentionWork::synthetic(shape, isa)?)
         }
         Shape::Softmax(shape) => Box::new(SoftmaxWork::new(shape, isa)?),
+        Shape::Gemm(shape) => Box::new(GemmWork::new(shape, isa)?),
     })
 }
 
@@ -143,5 +144,39 @@ impl Work for SoftmaxWork {
 
     fn operands(&self) -> Vec<&[f32]> {
         vec![self.input.data()]
+    }
+}
+
+/// A linear layer's product into an output that is reused.
+struct GemmWork {
+    x: Tensor,
+    weights: PackedLinear,
+    out: Tensor,
+    isa: Isa,
+    workspace: Workspace,
+}
+
+impl GemmWork {
+    fn new(s: &GemmShape, isa: Isa) -> Result<Self> {
+        let mut normal = Normal::new(1);
+        let x = normal.tensor([1, 1, s.m, s.k])?;
+        let weight = normal.tensor([1, 1, s.n, s.k])?;
+        let bias = vec![0.5; s.n];
+        let weights = PackedLinear::pack(weight.view(), Some(&bias))?;
+        let out = Tensor::zeros([1, 1, s.m, s.n])?;
+        Ok(Self { x, weights, out, isa, workspace: Workspace::new() })
+    }
+}
+
+impl Work for GemmWork {
+    fn run(&mut self, algorithm: Algorithm) -> Result<()> {
+        let settings = Settings { isa: Some(self.isa), algorithm, ..Settings::default() };
+        let (x, out) = (self.x.view(), self.out.view_mut());
+        linear(x, &self.weights, out, &settings, &mut self.workspace)?;
+        Ok(())
+    }
+
+    fn operands(&self) -> Vec<&[f32]> {
+        vec![self.weights.packed()]
     }
 }

@@ -115,10 +115,15 @@ impl PackedLinear {
         self.inputs
     }
 
+    /// The packed weights as they lie in memory: what a product reads.
+    pub fn packed(&self) -> &[f32] {
+        self.panels.floats()
+    }
+
     /// One panel's weights for some of the inputs.
     fn panel(&self, panel: usize, inputs: &Range<usize>) -> Rows<'_, f32> {
         let start = (panel * self.inputs + inputs.start) * PANEL;
-        Rows::dense(&self.panels.floats()[start..][..inputs.len() * PANEL], PANEL)
+        Rows::dense(&self.packed()[start..][..inputs.len() * PANEL], PANEL)
     }
 }
 
@@ -266,10 +271,24 @@ impl Kernel for Drive<'_> {
     }
 }
 
+/// Where a row of the product lies.
+#[derive(Clone, Copy)]
+struct Place {
+    /// On the leading axes of x and out.
+    index: (usize, usize, usize),
+    out: *mut f32,
+}
+
 impl Drive<'_> {
-    fn index(&self, row: usize) -> (usize, usize, usize) {
+    /// Where the item's output rows begin, and where its input rows are.
+    fn places(&self, rows: Range<usize>) -> [Place; MAX_TILES * BLOCK_Q] {
         let [_, b, c, _] = self.x.shape();
-        (row / (b * c), row / c % b, row % c)
+        let mut places = [Place { index: (0, 0, 0), out: std::ptr::null_mut() }; _];
+        for (place, row) in places.iter_mut().zip(rows) {
+            place.index = (row / (b * c), row / c % b, row % c);
+            place.out = self.out.row(place.index.0, place.index.1, place.index.2);
+        }
+        places
     }
 
     fn item<S: Simd>(
@@ -280,7 +299,8 @@ impl Drive<'_> {
         scratch: &mut [f32],
     ) {
         let (packed, gathered) = scratch.split_at_mut(self.cut.tiles * BLOCK_Q * KC);
-        let tiles = || rows.clone().step_by(BLOCK_Q).map(|row| row..(row + BLOCK_Q).min(rows.end));
+        let places = self.places(rows.clone());
+        let tiles = || places[..rows.len()].chunks(BLOCK_Q);
         for start in (0..self.weights.inputs).step_by(KC) {
             let inputs = start..(start + KC).min(self.weights.inputs);
             for (tile, packed) in tiles().zip(packed.chunks_exact_mut(BLOCK_Q * KC)) {
@@ -291,12 +311,13 @@ impl Drive<'_> {
                 let columns = panel * PANEL..((panel + 1) * PANEL).min(self.weights.outputs);
                 for (tile, a) in tiles().zip(packed.chunks_exact(BLOCK_Q * KC)) {
                     let mut c: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
-                    for (c, row) in c.iter_mut().zip(tile.clone()) {
-                        let (i, j, k) = self.index(row);
-                        let at = self.out.row(i, j, k).wrapping_add(columns.start);
+                    for (c, place) in c.iter_mut().zip(tile) {
                         // SAFETY: the row exists and has `outputs` contiguous floats, of which
                         // these columns are this item's alone.
-                        *c = unsafe { std::slice::from_raw_parts_mut(at, columns.len()) };
+                        *c = unsafe {
+                            let at = place.out.add(columns.start);
+                            std::slice::from_raw_parts_mut(at, columns.len())
+                        };
                     }
                     let bias = self.weights.bias.as_ref().map(|bias| &bias[columns.clone()]);
                     simd.vectorize(Product {
@@ -314,15 +335,15 @@ impl Drive<'_> {
     fn pack<S: Simd>(
         &self,
         simd: S,
-        tile: Range<usize>,
+        tile: &[Place],
         inputs: &Range<usize>,
         (packed, gathered): (&mut [f32], &mut [f32]),
     ) {
         let count = tile.len();
         let mut rows: [&[f32]; BLOCK_Q] = [&[]; BLOCK_Q];
         if self.cut.gather {
-            for (copy, row) in gathered.chunks_exact_mut(KC).zip(tile) {
-                let (i, j, k) = self.index(row);
+            for (copy, place) in gathered.chunks_exact_mut(KC).zip(tile) {
+                let (i, j, k) = place.index;
                 for (x, input) in copy.iter_mut().zip(inputs.clone()) {
                     *x = *self.x.get([i, j, k, input]).unwrap_or(&0.0);
                 }
@@ -331,8 +352,8 @@ impl Drive<'_> {
                 *slice = copy;
             }
         } else {
-            for (slice, row) in rows.iter_mut().zip(tile) {
-                let (i, j, k) = self.index(row);
+            for (slice, place) in rows.iter_mut().zip(tile) {
+                let (i, j, k) = place.index;
                 *slice = &self.x.rows(i, j).slice(k)[inputs.clone()];
             }
         }

@@ -67,6 +67,11 @@ enum Sizes {
         length: usize,
         in_place: bool,
     },
+    Gemm {
+        m: usize,
+        k: usize,
+        n: usize,
+    },
 }
 
 impl Sizes {
@@ -78,6 +83,7 @@ impl Sizes {
             Shape::Softmax(s) => {
                 Self::Softmax { rows: s.rows, length: s.length, in_place: s.in_place }
             }
+            Shape::Gemm(s) => Self::Gemm { m: s.m, k: s.k, n: s.n },
         }
     }
 
@@ -87,6 +93,7 @@ impl Sizes {
             Self::Attention { extents, causal } => {
                 (extents.to_string(), if causal { "causal" } else { "none" })
             }
+            Self::Gemm { m, k, n } => (format!("{m} x {k} times {k} x {n}"), "-"),
             Self::Softmax { rows, length, in_place } => {
                 let target = if in_place { "in place" } else { "to another" };
                 (format!("{rows} rows of {length}, {target}"), "-")
@@ -99,10 +106,10 @@ impl Sizes {
 pub(super) fn bench(session: &mut Session, args: &BenchArgs) -> Result<Verdict> {
     let mut shapes = shapes::select(args.suite, args.shape.as_deref())?;
     if args.algorithm == Which::Unfused {
-        shapes.retain(|shape| shape.suite() != Suite::Softmax);
+        shapes.retain(Shape::has_unfused);
     }
     if shapes.is_empty() {
-        let expected = "fused: softmax is computed in one way";
+        let expected = "fused: softmax and products are computed in one way";
         return Err(Error::input("--algorithm", "unfused", expected));
     }
     let protocol = Protocol { samples: args.samples.map(usize::from), ..Protocol::thorough() };
@@ -119,7 +126,7 @@ pub(super) fn bench(session: &mut Session, args: &BenchArgs) -> Result<Verdict> 
 fn algorithms(shape: &Shape, which: Which) -> &'static [Algorithm] {
     match which {
         Which::Unfused => &[Algorithm::Unfused],
-        Which::Both if shape.suite() != Suite::Softmax => &[Algorithm::Auto, Algorithm::Unfused],
+        Which::Both if shape.has_unfused() => &[Algorithm::Auto, Algorithm::Unfused],
         Which::Fused | Which::Both => &[Algorithm::Auto],
     }
 }
