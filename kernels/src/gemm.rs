@@ -5,17 +5,18 @@
 //!
 //! ```text
 //! pack once:  W [outputs][inputs] -> panels [outputs / 32][inputs][32]
-//! for each item: up to 8 tiles of 48 rows of x, a run of panels           threads claim items
-//!   for each KC of the inputs
-//!     pack x: 48 rows -> [KC][48], for each tile                          8 x 36 KiB: L2
-//!     for each panel of the run                                           KC x 32: 24 KiB, L1
-//!       for each tile
-//!         out += x W^T, in micro-tiles of 12 x 32 (AVX-512), over KC      microkernel/outer.rs
+//! for each item: up to 6 tiles of 48 rows of x, up to 8 panels            threads claim items
+//!   for each KC = 384 of the inputs
+//!     pack x: 48 rows -> [KC][48], for each tile                          6 x 72 KiB: L2
+//!     for each tile, for each 12 of its rows (AVX-512)                    KC x 12: 24 KiB, L1
+//!       for each panel                                                    8 x 48 KiB: L2
+//!         out += x W^T, a micro-tile of 12 x 32 over KC                   microkernel/outer.rs
 //! ```
 //!
-//! Why these sizes: a panel's KC rows stay in L1 while a tile's four micro-tiles pass, and in L2
-//! while the item's eight tiles do, so that weights come from memory once for 384 rows of x; x is
-//! packed again for each run of panels, which costs a third of a cycle an element.
+//! Why these sizes: every KC each output is loaded, added to and stored, so KC is long (at 192 that
+//! cost 6 points of the peak). Twelve rows stay in L1 while the panels stream past them from L2, 128
+//! bytes in 24 cycles; the panels' KC stays in L2 while six tiles pass. Weights come from memory once for 288 rows of x; x is packed again for each 8 panels,
+//! a third of a cycle an element against the 16 that 256 outputs take.
 //!
 //! An output is one chain of multiply-adds over each KC of the inputs, and the chains are added in
 //! order, the bias to the first: its bits depend on its row of x, its row of W and its bias, not on
@@ -25,7 +26,7 @@ use crate::Settings;
 use crate::error::{Error, Result};
 use crate::executor::{Crew, MAX_THREADS, for_each_tile};
 use crate::microkernel::BLOCK_Q;
-use crate::microkernel::outer::{self, Operands, Tiled};
+use crate::microkernel::outer::{self, Operands, Order, Tiled};
 use crate::microkernel::pack::Pack;
 use crate::simd::{Isa, Kernel, Simd, dispatch};
 use crate::view::{Rows, View, ViewMut};
@@ -33,11 +34,13 @@ use crate::workspace::{Line, Workspace};
 use std::ops::Range;
 
 /// Inputs in a block; part of what an output's bits depend on.
-const KC: usize = 192;
+const KC: usize = 384;
 /// Outputs in a panel: the widest micro-tile.
 const PANEL: usize = 32;
 /// Tiles of rows in an item, at most.
-const MAX_TILES: usize = 8;
+const MAX_TILES: usize = 6;
+/// Panels in an item, at most: so many outputs of its rows stay in L2 from one KC to the next.
+const MAX_PANELS: usize = 8;
 /// Multiply-adds below which a call stays on the caller's thread: about 50 us of work.
 const SERIAL_WORK: u128 = 2_500_000;
 /// Items for each thread, so that the last one is not waited for long.
@@ -153,7 +156,7 @@ impl Cut {
         let all_panels = weights.outputs.div_ceil(PANEL);
         let wanted =
             if threads == 1 { 1 } else { (ITEMS_PER_THREAD * threads).div_ceil(row_items) };
-        let panels = all_panels.div_ceil(wanted.min(all_panels));
+        let panels = all_panels.div_ceil(wanted.min(all_panels)).min(MAX_PANELS);
         Self {
             rows,
             tiles: all_tiles.div_ceil(row_items),
@@ -300,33 +303,30 @@ impl Drive<'_> {
     ) {
         let (packed, gathered) = scratch.split_at_mut(self.cut.tiles * BLOCK_Q * KC);
         let places = self.places(rows.clone());
+        let columns = panels.start * PANEL..(panels.end * PANEL).min(self.weights.outputs);
         let tiles = || places[..rows.len()].chunks(BLOCK_Q);
         for start in (0..self.weights.inputs).step_by(KC) {
             let inputs = start..(start + KC).min(self.weights.inputs);
             for (tile, packed) in tiles().zip(packed.chunks_exact_mut(BLOCK_Q * KC)) {
                 self.pack(simd, tile, &inputs, (packed, gathered));
             }
-            for panel in panels.clone() {
-                let b = self.weights.panel(panel, &inputs);
-                let columns = panel * PANEL..((panel + 1) * PANEL).min(self.weights.outputs);
-                for (tile, a) in tiles().zip(packed.chunks_exact(BLOCK_Q * KC)) {
-                    let mut c: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
-                    for (c, place) in c.iter_mut().zip(tile) {
-                        // SAFETY: the row exists and has `outputs` contiguous floats, of which
-                        // these columns are this item's alone.
-                        *c = unsafe {
-                            let at = place.out.add(columns.start);
-                            std::slice::from_raw_parts_mut(at, columns.len())
-                        };
-                    }
-                    let bias = self.weights.bias.as_ref().map(|bias| &bias[columns.clone()]);
-                    simd.vectorize(Product {
-                        a,
-                        b,
-                        c: &mut c[..tile.len()],
-                        first: (start == 0).then_some(bias),
-                    });
+            for (tile, a) in tiles().zip(packed.chunks_exact(BLOCK_Q * KC)) {
+                let mut c: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
+                for (c, place) in c.iter_mut().zip(tile) {
+                    // SAFETY: the row exists and has `outputs` contiguous floats, of which these
+                    // columns are this item's alone.
+                    *c = unsafe {
+                        let at = place.out.add(columns.start);
+                        std::slice::from_raw_parts_mut(at, columns.len())
+                    };
                 }
+                simd.vectorize(Product {
+                    a,
+                    weights: self.weights,
+                    inputs: inputs.clone(),
+                    columns: columns.clone(),
+                    c: &mut c[..tile.len()],
+                });
             }
         }
     }
@@ -366,16 +366,17 @@ impl Drive<'_> {
     }
 }
 
-/// A tile of packed rows against some inputs of a panel.
+/// A tile of packed rows against some inputs of some panels.
 struct Product<'a, 'c> {
     /// `[inputs][BLOCK_Q]`.
     a: &'a [f32],
-    /// `[inputs][PANEL]`.
-    b: Rows<'a, f32>,
-    /// The outputs' rows, at the panel's columns.
+    weights: &'a PackedLinear,
+    /// With the first inputs outputs begin, at the bias if there is one.
+    inputs: Range<usize>,
+    /// From a panel's start on.
+    columns: Range<usize>,
+    /// The outputs' rows, at these columns.
     c: &'a mut [&'c mut [f32]],
-    /// With the first inputs: outputs begin here, at the bias if there is one.
-    first: Option<Option<&'a [f32]>>,
 }
 
 impl Kernel for Product<'_, '_> {
@@ -383,15 +384,13 @@ impl Kernel for Product<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let rows = self.c.len();
-        let columns = self.c.first().map_or(0, |c| c.len());
-        assert!(rows <= BLOCK_Q && columns <= PANEL && self.b.width() == PANEL);
-        assert!(self.c.iter().all(|c| c.len() == columns));
-        assert!(self.a.len() >= self.b.len() * BLOCK_Q);
-        if let Some(Some(bias)) = self.first {
-            assert!(bias.len() == columns);
-        }
-        outer::cover::<S, Self, true>(s, &mut self, rows, columns.next_multiple_of(2 * S::LANES));
+        let (rows, width) = (self.c.len(), self.columns.len());
+        assert!(rows <= BLOCK_Q && self.c.iter().all(|c| c.len() == width));
+        assert!(self.a.len() >= self.inputs.len() * BLOCK_Q);
+        assert!(self.columns.start.is_multiple_of(PANEL));
+        assert!(self.columns.end <= self.weights.outputs);
+        let covered = width.next_multiple_of(2 * S::LANES);
+        outer::cover::<S, Self, true>(s, &mut self, (rows, covered), Order::Across);
     }
 }
 
@@ -403,27 +402,33 @@ impl Tiled for Product<'_, '_> {
         row: usize,
         column: usize,
     ) {
+        let output = self.columns.start + column;
+        let b = self.weights.panel(output / PANEL, &self.inputs);
+        let first = self.inputs.start == 0;
+        let bias = self.weights.bias.as_deref().filter(|_| first);
         // SAFETY: `run` checked the extents: a has b's depth, row + ROWS <= rows <= BLOCK_Q, and
-        // b's rows are whole vectors. Outputs are touched up to `columns` only.
+        // b's rows are whole vectors. Outputs and bias are touched up to `columns` only.
         unsafe {
             let operands = Operands {
                 a: self.a.as_ptr().add(row),
-                b: self.b,
+                b,
                 first: 0,
-                column,
-                depth: self.b.len(),
+                column: output % PANEL,
+                depth: b.len(),
             };
             let sum = outer::sum::<S, ROWS, VECS, false, false>(s, operands);
             for v in 0..VECS {
                 let column = column + v * S::LANES;
-                let count = self.c[row].len().saturating_sub(column).min(S::LANES);
-                let bias = match self.first {
-                    Some(Some(bias)) => load(s, bias.as_ptr().wrapping_add(column), count),
-                    _ => s.splat(0.0),
+                let count = self.columns.len().saturating_sub(column).min(S::LANES);
+                let start = match bias {
+                    Some(bias) => {
+                        load(s, bias.as_ptr().wrapping_add(self.columns.start + column), count)
+                    }
+                    None => s.splat(0.0),
                 };
                 for r in 0..ROWS {
                     let c = self.c[row + r].as_mut_ptr().wrapping_add(column);
-                    let before = if self.first.is_some() { bias } else { load(s, c, count) };
+                    let before = if first { start } else { load(s, c, count) };
                     let out = s.add(before, sum[r][v]);
                     if count == S::LANES {
                         s.store(c, out);

@@ -26,69 +26,75 @@ pub(crate) trait Tiled {
     );
 }
 
-/// Covers `rows x width` with tiles, panel by panel: what a panel reads of `b` stays in L1 while
-/// the rows pass. Without `WIDE`, no tile is higher than four rows.
+/// Which way tiles follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Down the rows, then to the next columns: what a panel reads of `b` stays in L1.
+    Down,
+    /// Across the columns, then to the next rows: what a group of rows reads of `a` does.
+    Across,
+}
+
+/// Covers `rows x width` with tiles. Without `WIDE`, no tile is higher than four rows.
 #[inline(always)]
 pub(crate) fn cover<S: Simd, T: Tiled, const WIDE: bool>(
     s: S,
     tiled: &mut T,
-    rows: usize,
-    width: usize,
+    (rows, width): (usize, usize),
+    order: Order,
 ) {
     match S::ISA {
-        Isa::Avx512 => panels::<S, T, 12, WIDE>(s, tiled, rows, width),
-        Isa::Avx2 => panels::<S, T, 6, WIDE>(s, tiled, rows, width),
-        Isa::Portable => panels::<S, T, 4, WIDE>(s, tiled, rows, width),
+        Isa::Avx512 => cover_by::<S, T, 12, WIDE>(s, tiled, (rows, width), order),
+        Isa::Avx2 => cover_by::<S, T, 6, WIDE>(s, tiled, (rows, width), order),
+        Isa::Portable => cover_by::<S, T, 4, WIDE>(s, tiled, (rows, width), order),
     }
 }
 
 #[inline(always)]
-fn panels<S: Simd, T: Tiled, const ROWS: usize, const WIDE: bool>(
+fn cover_by<S: Simd, T: Tiled, const ROWS: usize, const WIDE: bool>(
     s: S,
     tiled: &mut T,
-    rows: usize,
-    width: usize,
+    (rows, width): (usize, usize),
+    order: Order,
 ) {
-    let mut column = 0;
-    while column < width {
-        let left = width - column;
-        if left >= 2 * S::LANES {
-            groups::<S, T, ROWS, 2, false, WIDE>(s, tiled, rows, column);
-        } else if left > S::LANES {
-            groups::<S, T, ROWS, 2, true, WIDE>(s, tiled, rows, column);
+    let (mut row, mut column) = (0, 0);
+    while row < rows && column < width {
+        let high = match rows - row {
+            left if WIDE && left >= ROWS => ROWS,
+            left if left >= 4 => 4,
+            _ => 1,
+        };
+        if WIDE && high == ROWS {
+            across::<S, T, ROWS>(s, tiled, row, (column, width));
+        } else if high == 4 {
+            across::<S, T, 4>(s, tiled, row, (column, width));
         } else {
-            groups::<S, T, ROWS, 1, true, WIDE>(s, tiled, rows, column);
+            across::<S, T, 1>(s, tiled, row, (column, width));
         }
-        column += 2 * S::LANES;
+        (row, column) = match order {
+            Order::Down if row + high < rows => (row + high, column),
+            Order::Down => (0, column + 2 * S::LANES),
+            Order::Across if column + 2 * S::LANES < width => (row, column + 2 * S::LANES),
+            Order::Across => (row + high, 0),
+        };
     }
 }
 
+/// The tile at `row` and `column`, as wide as fits.
 #[inline(always)]
-fn groups<
-    S: Simd,
-    T: Tiled,
-    const ROWS: usize,
-    const VECS: usize,
-    const TAIL: bool,
-    const WIDE: bool,
->(
+fn across<S: Simd, T: Tiled, const ROWS: usize>(
     s: S,
     tiled: &mut T,
-    rows: usize,
-    column: usize,
+    row: usize,
+    (column, width): (usize, usize),
 ) {
-    let mut row = 0;
-    while WIDE && row + ROWS <= rows {
-        tiled.tile::<S, ROWS, VECS, TAIL>(s, row, column);
-        row += ROWS;
-    }
-    while row + 4 <= rows {
-        tiled.tile::<S, 4, VECS, TAIL>(s, row, column);
-        row += 4;
-    }
-    while row < rows {
-        tiled.tile::<S, 1, VECS, TAIL>(s, row, column);
-        row += 1;
+    let left = width - column;
+    if left >= 2 * S::LANES {
+        tiled.tile::<S, ROWS, 2, false>(s, row, column);
+    } else if left > S::LANES {
+        tiled.tile::<S, ROWS, 2, true>(s, row, column);
+    } else {
+        tiled.tile::<S, ROWS, 1, true>(s, row, column);
     }
 }
 

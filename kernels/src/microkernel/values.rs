@@ -12,7 +12,7 @@
 //! A masked key's probability is -0.0 and usually multiplied like any other, which is exact as
 //! long as the value is finite. The careful body selects instead, with the same bits.
 
-use super::outer::{self, Operands, Tiled};
+use super::outer::{self, Operands, Order, Tiled};
 use super::{BLOCK_Q, Block};
 use crate::simd::{Kernel, Simd};
 
@@ -46,9 +46,9 @@ impl<const CAREFUL: bool> Kernel for Values<'_, CAREFUL> {
         assert!(self.acc_width >= width.next_multiple_of(S::LANES));
         if CAREFUL {
             // Selecting takes registers: only small tiles.
-            outer::cover::<S, Self, false>(s, &mut self, rows, width);
+            outer::cover::<S, Self, false>(s, &mut self, (rows, width), Order::Down);
         } else {
-            outer::cover::<S, Self, true>(s, &mut self, rows, width);
+            outer::cover::<S, Self, true>(s, &mut self, (rows, width), Order::Down);
         }
     }
 }
