@@ -44,6 +44,8 @@
 //! `rayon` (default): work is split over the current rayon pool. `ndarray`: views of its arrays.
 //! `half`: tensors widened from its types. `safetensors`: tensors read from its files.
 
+#![forbid(unsafe_code)]
+
 mod attention;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;

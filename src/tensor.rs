@@ -9,8 +9,12 @@ pub struct Tensor<T = f32> {
     shape: Shape,
 }
 
+/// The number of elements of a shape that views accept too: its extents' product must fit even if
+/// those of 0 are left out.
 fn element_count(shape: Shape) -> Result<usize> {
-    shape.iter().try_fold(1_usize, |n, &len| n.checked_mul(len)).ok_or_else(|| too_large(shape))
+    let product = shape.iter().try_fold(1_usize, |n, &len| n.checked_mul(len.max(1)));
+    let fits = product.filter(|&n| isize::try_from(n).is_ok());
+    fits.map(|n| if shape.contains(&0) { 0 } else { n }).ok_or_else(|| too_large(shape))
 }
 
 fn too_large(shape: Shape) -> Error {
@@ -25,7 +29,8 @@ impl<T: Element> Tensor<T> {
     /// A tensor of `data` in memory order batch, heads, seq, dim.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the length of `data` is not that of `shape`.
+    /// [`Error::Shape`] where the length of `data` is not that of `shape`, [`Error::Overflow`]
+    /// where the product of the extents, those of 0 left out, does not fit the machine.
     pub fn new(data: Vec<T>, shape: Shape) -> Result<Self> {
         if element_count(shape)? != data.len() {
             return Err(Error::Shape {
@@ -40,7 +45,7 @@ impl<T: Element> Tensor<T> {
     /// A tensor of zeros.
     ///
     /// # Errors
-    /// [`Error::Overflow`] where there is not enough memory.
+    /// [`Error::Overflow`] where there is not enough memory, or as [`Tensor::new`].
     pub fn zeros(shape: Shape) -> Result<Self> {
         let count = element_count(shape)?;
         let mut data = Vec::new();

@@ -264,6 +264,19 @@ fn outputs_of_the_wrong_shape() {
     }
 }
 
+/// A tensor that can be made can be viewed.
+#[test]
+fn tensors_of_sizes_that_overflow() -> Result<()> {
+    let (huge, max) = (1_usize << 40, usize::MAX);
+    for shape in [[0, max, 2, 1], [max, 2, 1, 0], [0, max, 1, 1], [1, huge, huge, 0]] {
+        assert_error(Tensor::<f32>::new(vec![], shape), is_overflow, &["tensor"]);
+        assert_error(Tensor::<f64>::zeros(shape), is_overflow, &["tensor"]);
+    }
+    let mut empty = Tensor::<f32>::new(vec![], [0, huge, 1 << 20, 1])?;
+    assert!(empty.view().is_empty() && empty.view_mut().is_empty());
+    Ok(())
+}
+
 #[test]
 fn tensors_and_softmax_of_the_wrong_shape() {
     let tensor = Tensor::new(vec![0.0_f32; 7], [1, 2, 2, 2]);

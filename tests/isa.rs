@@ -51,9 +51,7 @@ fn names_are_parsed_exactly() {
         let Err(error) = name.parse::<Isa>() else { panic!("{name:?} is no name") };
         let message = error.to_string();
         assert!(matches!(error, Error::IsaName { .. }), "{message}");
-        for part in [&format!("{name:?}"), "HEADWISE_ISA", "avx512, avx2, portable"] {
-            assert!(message.contains(part), "{part} is not in {message:?}");
-        }
+        assert_eq!(message, format!("isa: {name:?}, expected one of avx512, avx2, portable"));
     }
 }
 

@@ -217,6 +217,27 @@ fn a_nan_query_is_its_rows_alone() {
     }
 }
 
+/// Rows without one score that is a number, over so many keys that their sums are merged.
+#[test]
+fn a_row_of_nothing_but_nan_stays_nan_when_splits_merge() {
+    let mut query = Case::plain(Dims::single(3, 4200, 4, 4), 20).inputs();
+    query.query.set([0, 0, 1, 2], f32::NAN);
+    everywhere(&query, |result, what| {
+        assert_nan_row(&query, result, [0, 0, 1], what);
+        assert!(row(&result.out, [0, 0, 0]).iter().all(|x| x.is_finite()), "{what}");
+    });
+    // The keys of one split alone, the first, the second or the third.
+    for split in [0..2048, 2048..4096, 4096..4200] {
+        let mut keys = Case::plain(Dims::single(3, 4200, 4, 4), 21).inputs();
+        split.clone().for_each(|j| keys.key.set([0, 0, j, 0], f32::NAN));
+        everywhere(&keys, |result, what| {
+            for at in keys.rows() {
+                assert_nan_row(&keys, result, at, &format!("keys {split:?}, {what}"));
+            }
+        });
+    }
+}
+
 #[test]
 fn a_nan_bias_is_its_row_alone() {
     let axes = [true; 3];

@@ -67,10 +67,12 @@ pub enum Error {
         /// Those that would run, fastest first.
         available: String,
     },
-    /// The environment variable `HEADWISE_ISA` holds no name of an instruction set.
-    #[error("HEADWISE_ISA: {got:?}, expected one of {expected}")]
+    /// What should be the name of an instruction set is none.
+    #[error("{argument}: {got:?}, expected one of {expected}")]
     IsaName {
-        /// What the variable holds.
+        /// Where it came from: `HEADWISE_ISA`, or `isa` for a name that was parsed.
+        argument: &'static str,
+        /// What came.
         got: String,
         /// The names known.
         expected: String,

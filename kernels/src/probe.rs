@@ -5,12 +5,14 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::executor::{Crew, Executor, for_each_tile};
+use crate::executor::{Crew, Executor, MAX_THREADS, for_each_tile};
 use crate::simd::{Isa, Kernel, Simd, dispatch};
 
 /// The multiply-add rate of `threads` threads in the widest instruction set, in FLOP/s (a
-/// multiply-add is two), measured over about `time`.
+/// multiply-add is two), measured over about `time`. At least one thread is measured, and at most
+/// 256.
 pub fn fma_flops(executor: &dyn Executor, threads: usize, time: Duration) -> f64 {
+    let threads = threads.clamp(1, MAX_THREADS);
     // Chunks of some 10 us, claimed until time is up.
     let done = AtomicU64::new(0);
     let start = Instant::now();
@@ -128,5 +130,20 @@ impl Kernel for ReadBody<'_> {
         // SAFETY: MAX_LANES floats.
         unsafe { s.store(lanes.as_mut_ptr(), sum) };
         lanes.iter().sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Serial;
+
+    #[test]
+    fn any_number_of_threads_and_buffers() {
+        for threads in [0, 1, usize::MAX] {
+            assert!(fma_flops(&Serial, threads, Duration::from_millis(1)) > 0.0);
+            read_time(&Serial, threads, &[]);
+            read_time(&Serial, threads, &[&[], &[1.0; 3]]);
+        }
     }
 }

@@ -102,9 +102,10 @@ pub struct Dims {
 }
 
 impl Dims {
-    /// Query heads per key/value head: query head `h` reads kv head `h / group_size`.
+    /// Query heads per key/value head: query head `h` reads kv head `h / group_size`. 0 without
+    /// heads, which no [`Problem`] has.
     pub fn group_size(&self) -> usize {
-        self.q_heads / self.kv_heads
+        self.q_heads.checked_div(self.kv_heads).unwrap_or(0)
     }
 
     /// Whether there is anything to compute.
@@ -234,8 +235,12 @@ impl<'a, T: Element> Problem<'a, T> {
     }
 
     /// The keys that the structural masks (causal, window, key lengths) leave to query `i` of
-    /// batch entry `b`. Boolean and additive masks may hide more.
+    /// batch entry `b`: none where there is no such entry or query. Boolean and additive masks may
+    /// hide more.
     pub fn visible_keys(&self, b: usize, i: usize) -> Range<usize> {
+        if b >= self.dims.batch || i >= self.dims.seq_q {
+            return 0..0;
+        }
         let keys = self.key_lengths.map_or(self.dims.seq_kv, |lengths| lengths[b]);
         let position = i as i128 + self.offset;
         let clamp = |x: i128| x.clamp(0, keys as i128) as usize;
@@ -434,6 +439,8 @@ mod tests {
                 }
             }
             prop_assert_eq!(problem.visible_pairs(), pairs);
+            prop_assert!(problem.visible_keys(0, seq_q).is_empty());
+            prop_assert!(problem.visible_keys(1, 0).is_empty());
         }
     }
 }

@@ -392,7 +392,8 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         let power = |x: f32| (x * self.job.units.to_log2).exp2();
         for r in 0..tile.len() {
             let (old, new) = (tile.of.total.row_ref.0[r], tile.of.split.row_ref.0[r]);
-            if new == f32::NEG_INFINITY {
+            // A sum of NaN counts, though a row without a number among its scores has no reference.
+            if new == f32::NEG_INFINITY && tile.of.split.row_sum.0[r] == 0.0 {
                 continue;
             }
             let top = if old > new { old } else { new };

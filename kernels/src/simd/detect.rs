@@ -68,9 +68,17 @@ impl Isa {
         CHOICE
             .get_or_init(|| match std::env::var_os("HEADWISE_ISA") {
                 None => Ok(Self::widest()),
-                Some(name) => name.to_string_lossy().parse::<Self>()?.check(),
+                Some(name) => Self::named("HEADWISE_ISA", &name.to_string_lossy())?.check(),
             })
             .clone()
+    }
+
+    fn named(argument: &'static str, name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| Error::IsaName {
+            argument,
+            got: name.into(),
+            expected: Self::ALL.map(Self::name).join(", "),
+        })
     }
 
     /// The same, if this machine can run it.
@@ -95,10 +103,7 @@ impl fmt::Display for Isa {
 impl FromStr for Isa {
     type Err = Error;
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| Error::IsaName {
-            got: name.into(),
-            expected: Self::ALL.map(Self::name).join(", "),
-        })
+        Self::named("isa", name)
     }
 }
 
