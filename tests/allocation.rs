@@ -222,7 +222,7 @@ fn check_softmax(executor: &dyn Executor, name: &str) -> Result<()> {
     let input: Vec<f32> = (0..2 * 3 * 40 * 600).map(|i| (i as f32).sin()).collect();
     let mut out = vec![0.0_f32; input.len()];
     for isa in Isa::available() {
-        let settings = Settings { isa: Some(isa), executor, ..Settings::default() };
+        let settings = Settings::default().with_isa(isa).with_executor(executor);
         let bytes = softmax_workspace_bytes(shape, &settings);
         let mut workspace = Workspace::with_bytes(bytes)?;
         let mut run = || {

@@ -372,7 +372,7 @@ fn an_executor_that_promises_any_number_of_threads() -> Result<()> {
     let data: Vec<f32> = (0..1 << 17).map(|x| x as f32).collect();
     let mut outputs = [vec![0.0; 1 << 17], vec![0.0; 1 << 17]];
     for (out, executor) in outputs.iter_mut().zip([&Boastful as &dyn headwise::Executor, &Serial]) {
-        let settings = Settings { executor, ..Settings::default() };
+        let settings = Settings::default().with_executor(executor);
         let shape = [1, 1, 1 << 10, 1 << 7];
         let (input, out) = (View::bhsd(&data, shape)?, ViewMut::bhsd(out, shape)?);
         softmax_into(input, out, 1.0, &settings, &mut Workspace::new())?;

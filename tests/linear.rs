@@ -75,7 +75,7 @@ impl Case {
     }
 
     fn check(&self, isa: Isa) -> Result<()> {
-        let out = self.run(0..self.rows, &Settings { isa: Some(isa), ..Settings::default() })?;
+        let out = self.run(0..self.rows, &Settings::default().with_isa(isa))?;
         let (weight, bias) = self.weights();
         let (weight, data) = (self.matrix(&weight, self.outputs, self.inputs)?, self.x());
         let x = self.matrix(&data, self.rows, self.inputs)?;
@@ -129,7 +129,7 @@ proptest! {
     fn a_row_alone_has_the_bits_of_a_row_among_others(case in case(), row in any::<prop::sample::Index>()) {
         let row = row.index(case.rows);
         for isa in Isa::available() {
-            let settings = Settings { isa: Some(isa), ..Settings::default() };
+            let settings = Settings::default().with_isa(isa);
             let among = case.run(0..case.rows, &settings).unwrap_or_else(|error| panic!("{error}"));
             let alone = case.run(row..row + 1, &settings).unwrap_or_else(|error| panic!("{error}"));
             let same = alone.iter().zip(&among[row * case.outputs..]).all(|(a, b)| a.to_bits() == b.to_bits());
@@ -143,12 +143,12 @@ fn any_number_of_threads() -> Result<()> {
     let case =
         Case { rows: 500, inputs: 400, outputs: 330, bias: true, transposed: false, seed: 1 };
     for isa in Isa::available() {
-        let serial = Settings { isa: Some(isa), executor: &Serial, ..Settings::default() };
+        let serial = Settings::default().with_isa(isa).with_executor(&Serial);
         let one = case.run(0..case.rows, &serial)?;
         for threads in [2, 3, 5] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             let pool = pool.unwrap_or_else(|error| panic!("{error}"));
-            let parallel = Settings { executor: &Rayon, ..serial };
+            let parallel = serial.with_executor(&Rayon);
             let many = pool.install(|| case.run(0..case.rows, &parallel))?;
             assert!(one.iter().zip(&many).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa}");
         }

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 fn on(isa: Isa, executor: &dyn Executor) -> Settings<'_> {
-    Settings { isa: Some(isa), executor, ..Settings::default() }
+    Settings::default().with_isa(isa).with_executor(executor)
 }
 
 /// Softmax of dense data, row by row.

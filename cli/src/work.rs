@@ -131,7 +131,7 @@ impl SoftmaxWork {
 
 impl Work for SoftmaxWork {
     fn run(&mut self, algorithm: Algorithm) -> Result<()> {
-        let settings = Settings { isa: Some(self.isa), algorithm, ..Settings::default() };
+        let settings = Settings::default().with_isa(self.isa).with_algorithm(algorithm);
         let workspace = &mut self.workspace;
         match &mut self.output {
             None => softmax_in_place(self.input.view_mut(), 1.0, &settings, workspace)?,
@@ -170,7 +170,7 @@ impl GemmWork {
 
 impl Work for GemmWork {
     fn run(&mut self, algorithm: Algorithm) -> Result<()> {
-        let settings = Settings { isa: Some(self.isa), algorithm, ..Settings::default() };
+        let settings = Settings::default().with_isa(self.isa).with_algorithm(algorithm);
         let (x, out) = (self.x.view(), self.out.view_mut());
         linear(x, &self.weights, out, &settings, &mut self.workspace)?;
         Ok(())

@@ -57,6 +57,7 @@ pub struct Window {
 /// Which keys each query sees, and what is added to its scores. All parts combine: a key is
 /// visible where every part lets it be.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Masking<'a, T> {
     /// The causal diagonal.
     pub causal: Option<Causal>,

@@ -24,7 +24,16 @@ pub enum Algorithm {
 
 /// Who runs a call and in which instruction set: nothing here changes what is computed beyond
 /// rounding.
+///
+/// ```
+/// use headwise_kernels::{Isa, Serial, Settings};
+///
+/// let settings = Settings::default().with_isa(Isa::Portable).with_executor(&Serial);
+/// assert_eq!((settings.isa()?, settings.threads()), (Isa::Portable, 1));
+/// # Ok::<(), headwise_kernels::Error>(())
+/// ```
 #[derive(Clone, Copy)]
+#[non_exhaustive]
 pub struct Settings<'a> {
     /// The instruction set; `None`: [`Isa::from_env`].
     pub isa: Option<Isa>,
@@ -57,7 +66,31 @@ impl std::fmt::Debug for Settings<'_> {
     }
 }
 
-impl Settings<'_> {
+impl<'a> Settings<'a> {
+    /// In this instruction set.
+    #[must_use]
+    pub fn with_isa(self, isa: Isa) -> Self {
+        Self { isa: Some(isa), ..self }
+    }
+
+    /// By this executor.
+    #[must_use]
+    pub fn with_executor(self, executor: &'a dyn Executor) -> Self {
+        Self { executor, ..self }
+    }
+
+    /// On at most this many threads.
+    #[must_use]
+    pub fn with_max_threads(self, threads: usize) -> Self {
+        Self { max_threads: Some(threads), ..self }
+    }
+
+    /// By this algorithm.
+    #[must_use]
+    pub fn with_algorithm(self, algorithm: Algorithm) -> Self {
+        Self { algorithm, ..self }
+    }
+
     /// The instruction set that calls will run in.
     ///
     /// # Errors
