@@ -426,8 +426,9 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             let (head, i) = self.row(row);
             let (row_ref, row_sum) = (state.row_ref.0[r], state.row_sum.0[r]);
             // SAFETY: the outputs were checked against the problem: the row exists and has
-            // value_dim contiguous floats, and no other item has a row of this number. Writing
-            // before reading: the memory may be uninitialised, but f32 may hold any bits.
+            // value_dim contiguous floats, and no other item has a row of this number. It may be
+            // uninitialised: the first pass writes it whole and reads nothing; only the pass with
+            // headroom, which comes after, reads.
             let out = unsafe {
                 std::slice::from_raw_parts_mut(outputs.out.row(self.batch, head, i), value_dim)
             };

@@ -1,6 +1,6 @@
-//! The sweep: from dot products in memory to probabilities, with everything that the score micro-kernel
-//! leaves out. It serves the blocks that need more than an exponential: those with a mask or a
-//! bias, and those in which a row first needs, or outgrows, its reference maximum.
+//! The sweep: from dot products in memory to probabilities, with everything that the score
+//! micro-kernel leaves out. It serves the blocks that need more than an exponential: those with a
+//! mask or a bias, and those in which a row first needs, or outgrows, its reference maximum.
 //!
 //! ```text
 //! for each vector of queries
