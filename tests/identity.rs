@@ -345,7 +345,7 @@ fn a_used_workspace_and_fewer_outputs() {
 
 /// A scale of one half and queries of half the size: powers of two change no bit.
 #[test]
-fn the_scale_is_folded_into_the_queries() {
+fn a_scale_of_a_power_of_two_may_stand_in_the_queries() {
     let mut inputs = Case::plain(Dims::single(50, 100, 16, 16), 23).inputs();
     inputs.scale = Scale::Value(0.25);
     let mut smaller = inputs.map(|x| x);

@@ -356,6 +356,31 @@ fn scores_of_ten_thousand() {
     }
 }
 
+/// Any finite scale: times log2(e) these are infinite.
+#[test]
+fn scales_near_the_largest_number() {
+    let axes = [true; 3];
+    let mask =
+        Masks { boolean: Some(DenseMask { axes, layout: Layout::Bhsd }), ..Masks::default() };
+    let causal = Masks { causal: Some(Causal::BottomRight), ..Masks::default() };
+    for (scale, masks) in
+        [(3e38, Masks::default()), (f32::MIN, causal), (f32::MAX, mask), (2.3e38, causal)]
+    {
+        let case = Case {
+            scale: Scale::Value(scale),
+            masks,
+            ..Case::plain(Dims { group: 2, ..Dims::single(60, 200, 16, 8) }, 22)
+        };
+        let mut inputs = case.inputs();
+        // Scores of some tens.
+        inputs.key = inputs.key.map(|x| x * 2.0_f32.powi(-125));
+        let expected = Expected::of(&inputs);
+        everywhere(&inputs, |result, what| {
+            expected.assert_explains(&Got::of(result), F32, &format!("scale {scale:e}, {what}"));
+        });
+    }
+}
+
 /// A score of +inf has no softmax; one of -inf is a weight of 0.
 #[test]
 fn infinite_scores() {

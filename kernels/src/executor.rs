@@ -162,24 +162,29 @@ pub(crate) fn for_each_tile<T: Send, L>(
     let shared = Shared(scratch.as_mut_ptr());
     let slots = Slots { taken: [const { AtomicU64::new(0) }; MAX_THREADS / 64], threads };
     let next = AtomicU64::new(0);
+    let unfinished = AtomicU64::new(0);
     let work = || {
         // A worker that comes when all slots are held finds the work in good hands.
         let Some(slot) = slots.claim() else { return };
         // SAFETY: the slot is below `threads`, of which each has a part, and is held until the
         // end of this call.
         let part = unsafe { shared.part(slot.index, part_len) };
+        unfinished.fetch_add(1, Ordering::Relaxed);
         let mut local = local();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             if index >= tiles as u64 {
-                return;
+                break;
             }
             tile((&mut local, part), index as usize);
         }
+        unfinished.fetch_sub(1, Ordering::Relaxed);
     };
     crew.executor.run(threads, &work);
     // Whatever the executor left undone is done here.
     work();
+    // No call is under way any more: one that did not finish panicked, its tile half done.
+    assert_eq!(unfinished.into_inner(), 0, "a thread panicked and its executor kept that back");
 }
 
 #[cfg(test)]
@@ -254,11 +259,26 @@ mod tests {
         pool.unwrap_or_else(|e| panic!("{e}")).install(|| check(&Rayon, 3));
     }
 
+    /// Keeps panics to itself.
+    struct Discreet;
+    impl Executor for Discreet {
+        fn threads(&self) -> usize {
+            2
+        }
+        fn run(&self, threads: usize, work: &(dyn Fn() + Sync)) {
+            std::thread::scope(|scope| {
+                (0..threads).for_each(|_| drop(scope.spawn(work).join()));
+            });
+        }
+    }
+
     #[test]
     fn a_panic_reaches_the_caller() {
-        let crew = Crew { executor: &Eager, threads: 2 };
-        let tile = |_: (&mut (), &mut [i32]), i| assert_ne!(i, 7, "boom");
-        let run = || for_each_tile(crew, 10, (&mut [0; 2], 1), || (), tile);
-        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+        for executor in [&Eager as &dyn Executor, &Discreet, &Serial, &Lazy] {
+            let crew = Crew { executor, threads: 2 };
+            let tile = |_: (&mut (), &mut [i32]), i| assert_ne!(i, 7, "boom");
+            let run = || for_each_tile(crew, 10, (&mut [0; 2], 1), || (), tile);
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+        }
     }
 }

@@ -101,11 +101,7 @@ impl Plan {
             q_t: BLOCK_Q * dims.head_dim,
             acc,
             merged: if dims.seq_kv > SPLIT_KV { acc } else { 0 },
-            bias: if problem.boolean.is_some() || problem.bias.is_some() {
-                Layout::PROB
-            } else {
-                0
-            },
+            bias: if problem.has_dense_term() { Layout::PROB } else { 0 },
             tiles,
             acc_width,
         };

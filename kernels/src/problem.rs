@@ -264,6 +264,18 @@ impl<'a, T: Element> Problem<'a, T> {
         per_head * self.dims.q_heads as u128
     }
 
+    /// Whether `f32` scores are powers of e, not of 2: log2(e) folded into the scale would overflow
+    /// beside a bias of `f32::MIN`, or in a scale near `f32::MAX`.
+    pub(crate) fn has_natural_scores(&self) -> bool {
+        let log2_scale = (self.scale * std::f64::consts::LOG2_E) as f32;
+        self.bias.is_some() || !log2_scale.is_finite()
+    }
+
+    /// Whether scores have a dense term beside them: a mask, or what stands for a bias.
+    pub(crate) fn has_dense_term(&self) -> bool {
+        self.boolean.is_some() || self.has_natural_scores()
+    }
+
     /// Whether every query sees every key by structure, so that tiles need no ranges.
     pub(crate) fn has_uniform_ranges(&self) -> bool {
         !self.causal && self.window == Window::default()

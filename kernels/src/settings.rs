@@ -108,7 +108,9 @@ impl<'a> Settings<'a> {
 /// Computes `problem` into `outputs` and says which instruction set ran.
 ///
 /// # Errors
-/// Where the outputs do not fit the problem, or the instruction set is not available.
+/// [`Error::Shape`](crate::Error::Shape) or [`Error::Stride`](crate::Error::Stride) where the
+/// outputs do not fit the problem, [`Error::Overflow`](crate::Error::Overflow) where there is no
+/// memory for the workspace, and as [`Settings::isa`]. Nothing is written then.
 pub fn attention<T: Element>(
     problem: &Problem<'_, T>,
     outputs: Outputs<'_, T>,

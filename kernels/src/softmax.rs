@@ -15,13 +15,15 @@ const SERIAL_ELEMENTS: usize = 1 << 16;
 const CLAIM_ELEMENTS: usize = 1 << 13;
 
 /// `output = softmax(scale * input)` along the last axis, each row alone; rows of any length,
-/// views of any strides. Computes `exp(x - max)`, so no finite input overflows.
+/// views of any strides. Computes `exp(scale * x - max)`, so no exponential overflows.
 ///
-/// A row of -inf alone becomes 0; a NaN or +inf makes its row NaN. A row's bits do not depend on
-/// strides, threads or neighbours.
+/// What counts is `scale * x`, rounded to `f32`: a row of -inf alone becomes 0; NaN or +inf, which
+/// a large finite `x` may become and an infinite one times 0, makes its row NaN. A row's bits do
+/// not depend on strides, threads or neighbours.
 ///
 /// # Errors
-/// [`Error::Shape`] where the shapes differ, [`Error::Value`] where `scale` is not finite.
+/// [`Error::Shape`] where the shapes differ, [`Error::Value`] where `scale` is not finite,
+/// [`Error::Overflow`] where there is no memory for the workspace, and as [`Settings::isa`].
 pub fn softmax_into(
     input: View<'_, f32>,
     output: ViewMut<'_, f32>,
@@ -42,7 +44,7 @@ pub fn softmax_into(
 /// [`softmax_into`] with the input overwritten.
 ///
 /// # Errors
-/// As [`softmax_into`].
+/// As [`softmax_into`], shapes apart.
 pub fn softmax_in_place(
     data: ViewMut<'_, f32>,
     scale: f32,
@@ -133,8 +135,9 @@ impl Rows<'_> {
         };
         assert!(scratch.len() >= len);
         let work = if out_stride == 1 { out } else { scratch.as_mut_ptr() };
-        // SAFETY: both views vouch for `len` elements at these strides; reading each element
-        // before writing any other of the row keeps the in-place case right.
+        // SAFETY: both views vouch for `len` elements at these strides. `work` is the output's row
+        // or the scratch; neither overlaps the input, unless it is the very same row, which is not
+        // copied.
         unsafe {
             if !std::ptr::eq(work, input) {
                 for i in 0..len {

@@ -395,8 +395,7 @@ impl<'a, T> ViewMut<'a, T> {
         Ok(Self { ptr, shape, strides, lifetime: PhantomData })
     }
 
-    /// A view of memory that somebody else describes: the entry for bindings. The memory may be
-    /// uninitialised.
+    /// A view of memory that somebody else describes: the entry for bindings.
     ///
     /// # Errors
     /// [`Error::Overflow`] where the extent does not fit the machine, [`Error::Stride`] where two
@@ -404,8 +403,9 @@ impl<'a, T> ViewMut<'a, T> {
     ///
     /// # Safety
     /// For every index inside `shape`, `ptr` plus the sum of index times stride must be aligned
-    /// and writable for `'a`, and nobody else may read or write there meanwhile. Without elements
-    /// `ptr` may be anything.
+    /// and writable for `'a`, and nobody else may read or write there meanwhile. The memory may be
+    /// uninitialised as long as the view only goes where it is written first, to `Outputs` or
+    /// `softmax_into`; what works in place reads it. Without elements `ptr` may be anything.
     pub unsafe fn from_raw_parts(ptr: *mut T, shape: Shape, strides: Strides) -> Result<Self> {
         let empty = reach("output view", shape, strides)?.is_none();
         let ptr = if empty { NonNull::dangling().as_ptr() } else { ptr };

@@ -45,6 +45,9 @@ pub(crate) struct Job<'a, 'p> {
     units: Units,
     /// From a reference, in those units, to a power of e.
     to_ln: f64,
+    /// Scores are powers of e; the bias that they need may be 0.
+    natural: bool,
+    /// Scores have a dense term: no block goes straight to probabilities.
     masked: bool,
 }
 
@@ -55,7 +58,7 @@ impl<'a, 'p> Job<'a, 'p> {
         plan: Plan,
     ) -> Self {
         use std::f64::consts::{LN_2, LOG2_E};
-        let natural = problem.bias.is_some();
+        let natural = problem.has_natural_scores();
         let (to_log2, to_ln) = if natural { (LOG2_E, 1.0) } else { (1.0, LN_2) };
         Self {
             problem,
@@ -63,7 +66,8 @@ impl<'a, 'p> Job<'a, 'p> {
             outputs,
             units: Units { factor: (problem.scale / to_ln) as f32, to_log2: to_log2 as f32 },
             to_ln,
-            masked: natural || problem.boolean.is_some(),
+            natural,
+            masked: problem.has_dense_term(),
         }
     }
 }
@@ -334,10 +338,10 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         });
         self.simd.vectorize(Sweep {
             prob: self.prob,
-            dense: match (&self.job.problem.bias, &self.job.problem.boolean) {
-                (Some(_), _) => Dense::Bias(self.bias),
-                (None, Some(_)) => Dense::Mask(self.bias),
-                (None, None) => Dense::None,
+            dense: match (self.job.natural, self.job.masked) {
+                (true, _) => Dense::Bias(self.bias),
+                (false, true) => Dense::Mask(self.bias),
+                (false, false) => Dense::None,
             },
             start: visit.keys.start,
             end: visit.keys.end,
@@ -364,8 +368,8 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         });
     }
 
-    /// The dense masks of a block, transposed to the tile's orientation: the bias, -inf where the
-    /// boolean mask is false.
+    /// The dense term of a block, transposed to the tile's orientation: the bias, or 0 without one,
+    /// and -inf where the boolean mask is false.
     fn pack_bias(&mut self, tile: &Tile<'_>, first: usize, end: usize) {
         let problem = self.job.problem;
         let mut dense = [[0.0_f32; BLOCK_KV]; BLOCK_Q];
@@ -422,8 +426,9 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             let (head, i) = self.row(row);
             let (row_ref, row_sum) = (state.row_ref.0[r], state.row_sum.0[r]);
             // SAFETY: the outputs were checked against the problem: the row exists and has
-            // value_dim contiguous floats, and no other item has a row of this number. Writing
-            // before reading: the memory may be uninitialised, but f32 may hold any bits.
+            // value_dim contiguous floats, and no other item has a row of this number. It may be
+            // uninitialised: the first pass writes it whole and reads nothing; only the pass with
+            // headroom, which comes after, reads.
             let out = unsafe {
                 std::slice::from_raw_parts_mut(outputs.out.row(self.batch, head, i), value_dim)
             };

@@ -1,6 +1,6 @@
-//! The sweep: from dot products in memory to probabilities, with everything that the score micro-kernel
-//! leaves out. It serves the blocks that need more than an exponential: those with a mask or a
-//! bias, and those in which a row first needs, or outgrows, its reference maximum.
+//! The sweep: from dot products in memory to probabilities, with everything that the score
+//! micro-kernel leaves out. It serves the blocks that need more than an exponential: those with a
+//! mask or a bias, and those in which a row first needs, or outgrows, its reference maximum.
 //!
 //! ```text
 //! for each vector of queries
@@ -37,8 +37,7 @@ pub(crate) enum Dense<'a> {
 /// How scores of a call become powers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Units {
-    /// On the dot product: to a power of two, or of e where a bias joins, which in powers of two
-    /// could overflow.
+    /// On the dot product: to a power of two, or of e where powers of two could overflow.
     pub(crate) factor: f32,
     /// From such a power to a power of two: 1 or log2(e).
     pub(crate) to_log2: f32,

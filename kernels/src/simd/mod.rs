@@ -7,8 +7,8 @@
 //! inlined, where the instruction set is switched on. A body that misses its `#[inline(always)]`
 //! still computes the same, slowly.
 //!
-//! An instruction set joins by one file here, a line in [`detect`], and its tile shapes in
-//! `microkernel/tiles.rs`.
+//! An instruction set joins by one file here, a line in [`detect`], and its tile shapes in the
+//! `match S::ISA` of the score and the value micro-kernel.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -103,8 +103,9 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// `mask ? a : b` in each lane.
     fn select(self, mask: Self::Mask, a: Self::Vector, b: Self::Vector) -> Self::Vector;
 
-    /// 2 to the power of each lane; relative error below 2e-7 where the result is normal, at most
-    /// 2^-126 where it is not, 0 for -inf, +inf or NaN from 2^128 on, NaN for NaN.
+    /// 2 to the power of each lane: relative error below 2e-7 for -126 <= x < 127.5; from 0 to
+    /// 2^-126 below, 0 for -inf; +inf or NaN from 128 on, and between 127.5 and 128 either that or
+    /// the power; NaN for NaN.
     fn exp2(self, x: Self::Vector) -> Self::Vector;
 
     /// Transposes the square matrix of `LANES` rows in `rows`.
