@@ -68,3 +68,8 @@ pub use tensor::Tensor;
 pub mod oracle {
     pub use headwise_kernels::{probe, reference};
 }
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
