@@ -204,8 +204,11 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     /// Computes the tiles' outputs and says whether they are finite.
     fn pass(&mut self, tiles: &mut [Tile<'_>], care: Care) -> bool {
         self.sums(tiles, care);
-        let unfinished = tiles.iter().filter(|tile| !self.finish(tile, care)).count();
-        unfinished == 0
+        let mut finite = true;
+        for tile in tiles.iter() {
+            finite &= self.finish(tile, care);
+        }
+        finite
     }
 
     /// The query head and the query of a flattened row.

@@ -150,7 +150,8 @@ pub(crate) unsafe fn sum<
                         if CAREFUL { s.select(s.is_negative(a), sum[r][v], more) } else { more };
                 }
             }
-            a = a.add(BLOCK_Q);
+            // Beyond the last row this may leave the tile, unread.
+            a = a.wrapping_add(BLOCK_Q);
         }
     }
     sum

@@ -143,7 +143,8 @@ impl<const KNOWN: bool> Scores<'_, KNOWN> {
                         }
                     }
                 }
-                q = q.add(BLOCK_Q);
+                // Beyond the last row this may leave q_t, unread.
+                q = q.wrapping_add(BLOCK_Q);
             }
             let prob = self.prob.as_mut_ptr().add(key * BLOCK_Q + lane);
             for v in 0..VECS {

@@ -65,6 +65,8 @@ impl<const CAREFUL: bool> Tiled for Values<'_, CAREFUL> {
         let start = seen.iter().map(|&(start, _)| start).min().unwrap_or(0);
         let end = seen.iter().map(|&(_, end)| end).max().unwrap_or(0);
         let (start, end) = (start.max(self.values.start), end.min(self.values.end));
+        // A group may see none of the block.
+        let (start, end) = if start < end { (start, end) } else { (0, 0) };
         // SAFETY: `run` checked the extents: row + ROWS <= rows <= BLOCK_Q, end <= BLOCK_KV, acc
         // has rows of acc_width >= column + VECS * LANES floats; the values' rows exist up to
         // `end`, and `cover` keeps to their width.
@@ -74,7 +76,7 @@ impl<const CAREFUL: bool> Tiled for Values<'_, CAREFUL> {
                 b: self.values.rows,
                 first: self.values.first + start,
                 column,
-                depth: end.saturating_sub(start),
+                depth: end - start,
             };
             let sum = outer::sum::<S, ROWS, VECS, TAIL, CAREFUL>(s, operands);
             let acc = self.acc.as_mut_ptr().add(row * self.acc_width + column);
