@@ -87,6 +87,18 @@ fn fan_out(threads: usize, work: &(dyn Fn() + Sync)) {
 /// The most threads that one call uses.
 pub(crate) const MAX_THREADS: usize = 256;
 
+/// Multiply-adds below which a call stays on the caller's thread: about 50 us of work on one
+/// core, what waking another may cost.
+pub(crate) const SERIAL_WORK: u128 = 2_500_000;
+
+/// Items of work wanted for each thread, so that the last one is not waited for long.
+pub(crate) const ITEMS_PER_THREAD: usize = 4;
+
+/// The threads for `work` out of `most`: one below `serial`.
+pub(crate) fn threads_for(work: u128, serial: u128, most: usize) -> usize {
+    if work < serial { 1 } else { most.clamp(1, MAX_THREADS) }
+}
+
 /// Hands out the numbers `0..threads` so that no two holders have the same: each holder owns the
 /// scratch of its number.
 #[derive(Debug)]

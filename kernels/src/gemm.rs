@@ -23,11 +23,14 @@
 //! the other rows, threads or tiles. One row reads the weights once, as fast as memory gives them.
 
 use crate::Settings;
-use crate::error::{Error, Result};
-use crate::executor::{Crew, MAX_THREADS, for_each_tile};
+#[cfg(doc)]
+use crate::error::Error;
+use crate::error::Result;
+use crate::executor::{Crew, ITEMS_PER_THREAD, SERIAL_WORK, for_each_tile, threads_for};
 use crate::microkernel::BLOCK_Q;
 use crate::microkernel::outer::{self, Operands, Order, Tiled};
 use crate::microkernel::pack::Pack;
+use crate::problem::{check_unit_inner_stride, shape_error, value_error};
 use crate::simd::{Isa, Kernel, Simd, dispatch};
 use crate::view::{Rows, View, ViewMut};
 use crate::workspace::{Line, Workspace};
@@ -41,10 +44,6 @@ const PANEL: usize = 32;
 const MAX_TILES: usize = 6;
 /// Panels in an item, at most: so many outputs of its rows stay in L2 from one KC to the next.
 const MAX_PANELS: usize = 8;
-/// Multiply-adds below which a call stays on the caller's thread: about 50 us of work.
-const SERIAL_WORK: u128 = 2_500_000;
-/// Items for each thread, so that the last one is not waited for long.
-const ITEMS_PER_THREAD: usize = 4;
 
 /// The weights and the bias of a linear layer, in the order in which the kernel reads them.
 ///
@@ -80,24 +79,18 @@ impl PackedLinear {
     pub fn pack(weight: View<'_, f32>, bias: Option<&[f32]>) -> Result<Self> {
         let [one, also_one, outputs, inputs] = weight.shape();
         if (one, also_one) != (1, 1) || outputs == 0 || inputs == 0 {
-            return Err(Error::Shape {
-                argument: "weight",
-                got: format!("{:?}", weight.shape()),
-                expected: "[1, 1, outputs, inputs], neither 0".into(),
-            });
+            let expected = "[1, 1, outputs, inputs], neither 0".into();
+            return shape_error("weight", weight.shape(), expected);
         }
         if let Some(bias) = bias
             && bias.len() != outputs
         {
-            return Err(Error::Value {
-                argument: "bias",
-                got: format!("{} numbers", bias.len()),
-                expected: format!("one for each of the {outputs} outputs"),
-            });
+            let got = format_args!("{} numbers", bias.len());
+            return value_error("bias", got, format!("one for each of the {outputs} outputs"));
         }
         let mut panels = Workspace::new();
-        let lines = outputs.div_ceil(PANEL).saturating_mul(inputs).saturating_mul(PANEL);
-        let packed = panels.scratch::<f32>(Line::count(lines))?;
+        let floats = outputs.div_ceil(PANEL).saturating_mul(inputs).saturating_mul(PANEL);
+        let packed = panels.scratch::<f32>(Line::count(floats))?;
         for (p, panel) in packed.chunks_exact_mut(inputs * PANEL).enumerate() {
             for output in p * PANEL..((p + 1) * PANEL).min(outputs) {
                 for (input, row) in panel.chunks_exact_mut(PANEL).enumerate() {
@@ -150,7 +143,7 @@ impl Cut {
         let [a, b, c, inputs] = x.shape();
         let rows = a * b * c;
         let work = rows as u128 * inputs as u128 * weights.outputs as u128;
-        let threads = if work < SERIAL_WORK { 1 } else { settings.threads().min(MAX_THREADS) };
+        let threads = threads_for(work, SERIAL_WORK, settings.threads());
         let all_tiles = rows.div_ceil(BLOCK_Q);
         let row_items = all_tiles.div_ceil(MAX_TILES).max(1);
         let all_panels = weights.outputs.div_ceil(PANEL);
@@ -206,27 +199,14 @@ pub fn linear(
 ) -> Result<Isa> {
     let [a, b, c, inputs] = x.shape();
     if inputs != weights.inputs {
-        return Err(Error::Shape {
-            argument: "x",
-            got: format!("{:?}", x.shape()),
-            expected: format!("rows of {} numbers, the weights' inputs", weights.inputs),
-        });
+        let expected = format!("rows of {} numbers, the weights' inputs", weights.inputs);
+        return shape_error("x", x.shape(), expected);
     }
     let expected = [a, b, c, weights.outputs];
     if out.shape() != expected {
-        return Err(Error::Shape {
-            argument: "out",
-            got: format!("{:?}", out.shape()),
-            expected: format!("{expected:?}"),
-        });
+        return shape_error("out", out.shape(), format!("{expected:?}"));
     }
-    if out.strides()[3] != 1 && weights.outputs > 1 {
-        return Err(Error::Stride {
-            argument: "out",
-            got: format!("{:?}", out.strides()),
-            expected: "an inner stride of 1; give a tensor whose last axis is contiguous".into(),
-        });
-    }
+    check_unit_inner_stride("out", expected, out.strides())?;
     let isa = settings.isa()?;
     if out.is_empty() {
         return Ok(isa);

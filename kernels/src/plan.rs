@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use crate::executor::MAX_THREADS;
+use crate::executor::{ITEMS_PER_THREAD, SERIAL_WORK, threads_for};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q};
 use crate::problem::Problem;
 use crate::simd::MAX_LANES;
@@ -21,10 +21,6 @@ pub(crate) const SPLIT_KV: usize = 2048;
 
 /// The most tiles in an item.
 pub(crate) const MAX_TILES: usize = 8;
-
-/// Multiply-adds below which a call stays on the caller's thread: about 50 us of work on one
-/// core, what waking another may cost.
-const SERIAL_WORK: u128 = 2_500_000;
 
 /// One thread's scratch, in floats: where its parts begin, each a whole number of lines.
 #[derive(Debug, Clone, Copy)]
@@ -85,13 +81,14 @@ impl Plan {
         let work = [rows, heads, dims.seq_kv, width]
             .iter()
             .fold(1_u128, |product, &n| product.saturating_mul(n as u128));
-        let threads = if work < SERIAL_WORK { 1 } else { threads.clamp(1, MAX_THREADS) };
+        let threads = threads_for(work, SERIAL_WORK, threads);
 
         let tiles_per_head = rows.div_ceil(BLOCK_Q);
-        // Many tiles an item share each key block while it is in the cache; four items a thread
-        // keep the last one from being waited for. Then even items.
+        // Many tiles an item share each key block while it is in the cache, as long as there are
+        // items enough for the threads. Then even items.
         let total_tiles = tiles_per_head.saturating_mul(heads);
-        let affordable = if threads == 1 { MAX_TILES } else { total_tiles / (4 * threads) };
+        let affordable =
+            if threads == 1 { MAX_TILES } else { total_tiles / (ITEMS_PER_THREAD * threads) };
         let items_per_head = tiles_per_head.div_ceil(affordable.clamp(1, MAX_TILES));
         let tiles = tiles_per_head.div_ceil(items_per_head);
 
@@ -162,6 +159,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::executor::MAX_THREADS;
     use crate::problem::Dims;
     use crate::{Causal, Masking, Scale, View};
     use proptest::prelude::*;

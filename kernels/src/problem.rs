@@ -132,15 +132,23 @@ pub struct Problem<'a, T: Element> {
     key_lengths: Option<&'a [usize]>,
 }
 
-fn shape_error<T>(argument: &'static str, got: Shape, expected: String) -> Result<T> {
+pub(crate) fn shape_error<T>(argument: &'static str, got: Shape, expected: String) -> Result<T> {
     Err(Error::Shape { argument, got: format!("{got:?}"), expected })
 }
 
-fn value_error<T>(argument: &'static str, got: impl Debug, expected: String) -> Result<T> {
+pub(crate) fn value_error<T>(
+    argument: &'static str,
+    got: impl Debug,
+    expected: String,
+) -> Result<T> {
     Err(Error::Value { argument, got: format!("{got:?}"), expected })
 }
 
-fn check_unit_inner_stride(argument: &'static str, shape: Shape, strides: Strides) -> Result<()> {
+pub(crate) fn check_unit_inner_stride(
+    argument: &'static str,
+    shape: Shape,
+    strides: Strides,
+) -> Result<()> {
     if shape[3] > 1 && strides[3] != 1 {
         return Err(Error::Stride {
             argument,

@@ -2,14 +2,14 @@
 
 use crate::Settings;
 use crate::error::{Error, Result};
-use crate::executor::{Crew, MAX_THREADS, for_each_tile};
+use crate::executor::{Crew, for_each_tile, threads_for};
 use crate::microkernel::row_softmax::RowSoftmax;
 use crate::simd::{Isa, Kernel, Simd, dispatch};
 use crate::view::{View, ViewMut};
 use crate::workspace::{Line, Workspace};
 
 /// Elements below which a call stays on the caller's thread: about 50 us of work.
-const SERIAL_ELEMENTS: usize = 1 << 16;
+const SERIAL_ELEMENTS: u128 = 1 << 16;
 
 /// Rows that a thread claims at once hold about this many elements.
 const CLAIM_ELEMENTS: usize = 1 << 13;
@@ -60,8 +60,8 @@ pub fn softmax_workspace_bytes(shape: [usize; 4], settings: &Settings<'_>) -> us
 }
 
 fn threads(shape: [usize; 4], settings: &Settings<'_>) -> usize {
-    let elements = shape.iter().fold(1_usize, |n, &len| n.saturating_mul(len));
-    if elements < SERIAL_ELEMENTS { 1 } else { settings.threads().min(MAX_THREADS) }
+    let elements = shape.iter().fold(1_u128, |n, &len| n.saturating_mul(len as u128));
+    threads_for(elements, SERIAL_ELEMENTS, settings.threads())
 }
 
 fn run(rows: Rows<'_>, settings: &Settings<'_>, workspace: &mut Workspace) -> Result<Isa> {
