@@ -5,18 +5,28 @@
 //!
 //! ```text
 //! pack once:  W [outputs][inputs] -> panels [outputs / 32][inputs][32]
-//! for each item: up to 6 tiles of 48 rows of x, up to 8 panels            threads claim items
-//!   for each KC = 384 of the inputs
-//!     pack x: 48 rows -> [KC][48], for each tile                          6 x 72 KiB: L2
-//!     for each tile, for each 12 of its rows (AVX-512)                    KC x 12: 24 KiB, L1
-//!       for each panel                                                    8 x 48 KiB: L2
-//!         out += x W^T, a micro-tile of 12 x 32 over KC                   microkernel/outer.rs
+//! for each item: up to 288 rows of x, up to 6 panels                       threads claim items
+//!   for each KC of the inputs                        6 panels x 96 KiB: L2, read for every group
+//!     for each group of 12 rows of x                 12 x KC, where they lie: 36 KiB, L1 or L2
+//!       for each panel                               and ask for a share of its next KC
+//!         out += x W^T, a micro-tile of 12 x 32 over KC            microkernel/outer.rs
 //! ```
 //!
-//! Why these sizes: every KC each output is loaded, added to and stored, so KC is long (at 192 that
-//! cost 6 points of the peak). Twelve rows stay in L1 while the panels stream past them from L2, 128
-//! bytes in 24 cycles; the panels' KC stays in L2 while six tiles pass. Weights come from memory once for 288 rows of x; x is packed again for each 8 panels,
-//! a third of a cycle an element against the 16 that 256 outputs take.
+//! ```text
+//!            32 outputs: 2 vectors of a panel's row, loaded once a step
+//!           +-----------------+
+//!  12 rows  | 24 accumulators |  12 numbers of x, broadcast, each for 2 multiply-adds
+//!  of x     |                 |
+//!           +-----------------+  KC steps, then out += the tile
+//! ```
+//!
+//! Why these sizes. Every KC each output is loaded, added to and stored, from L2 and asked for a
+//! tile's work before, so KC is long: 768 inputs in one go where 384 twice cost 5 points of the
+//! peak. The panels stream past a group from L2, 128 bytes in 12 cycles of two multiply-adds, and
+//! come from memory once for 288 rows; there the next KC is asked for a line in eight steps (8
+//! points on 4096 x 4096). x is not packed: its rows are broadcast number by number, which needs
+//! no order, and packing cost 8 to 25 points where few outputs share it. Rows are copied only
+//! where they would meet in the cache's sets, or are not contiguous.
 //!
 //! An output is one chain of multiply-adds over each KC of the inputs, and the chains are added in
 //! order, the bias to the first: its bits depend on its row of x, its row of W and its bias, not on
@@ -27,23 +37,27 @@ use crate::Settings;
 use crate::error::Error;
 use crate::error::Result;
 use crate::executor::{Crew, ITEMS_PER_THREAD, SERIAL_WORK, for_each_tile, threads_for};
-use crate::microkernel::BLOCK_Q;
 use crate::microkernel::outer::{self, Operands, Order, Tiled};
-use crate::microkernel::pack::Pack;
 use crate::problem::{check_unit_inner_stride, shape_error, value_error};
-use crate::simd::{Isa, Kernel, Simd, dispatch};
+use crate::simd::{Isa, Kernel, Simd, dispatch, l1_ways, prefetch};
 use crate::view::{Rows, View, ViewMut};
 use crate::workspace::{Line, Workspace};
 use std::ops::Range;
 
-/// Inputs in a block; part of what an output's bits depend on.
-const KC: usize = 384;
+/// Inputs in a chain, at most; part of what an output's bits depend on.
+const MAX_KC: usize = 768;
 /// Outputs in a panel: the widest micro-tile.
 const PANEL: usize = 32;
-/// Tiles of rows in an item, at most.
-const MAX_TILES: usize = 6;
-/// Panels in an item, at most: so many outputs of its rows stay in L2 from one KC to the next.
-const MAX_PANELS: usize = 8;
+/// Rows of x that pass the panels together: the highest micro-tile, and whole ones of the others.
+const GROUP: usize = 12;
+/// Groups in an item, at most: they share what is read of the panels.
+const MAX_GROUPS: usize = 24;
+/// Panels in an item, at most: so many stay in L2 for all groups.
+const MAX_PANELS: usize = 6;
+/// Floats from a copied row to the next; the lines of a group's rows fall into different sets.
+const PITCH: usize = MAX_KC + 16;
+/// Rows a multiple of this many floats apart share their sets in an L1 of 4 KiB a way.
+const SET_PERIOD: usize = 1024;
 
 /// The weights and the bias of a linear layer, in the order in which the kernel reads them.
 ///
@@ -127,37 +141,41 @@ impl PackedLinear {
 #[derive(Debug, Clone, Copy)]
 struct Cut {
     rows: usize,
-    /// Tiles of rows in an item, and items that cover all rows.
-    tiles: usize,
+    /// Groups of rows in an item, and items that cover all rows.
+    groups: usize,
     row_items: usize,
     /// Panels in an item, and items that cover all panels.
     panels: usize,
     panel_items: usize,
     threads: usize,
-    /// Whether rows of x must be gathered before they are packed.
-    gather: bool,
+    /// Whether rows of x are copied before they are read.
+    copy: bool,
 }
 
 impl Cut {
     fn new(x: &View<'_, f32>, weights: &PackedLinear, settings: &Settings<'_>) -> Self {
-        let [a, b, c, inputs] = x.shape();
+        let ([a, b, c, inputs], strides) = (x.shape(), x.strides());
         let rows = a * b * c;
         let work = rows as u128 * inputs as u128 * weights.outputs as u128;
         let threads = threads_for(work, SERIAL_WORK, settings.threads());
-        let all_tiles = rows.div_ceil(BLOCK_Q);
-        let row_items = all_tiles.div_ceil(MAX_TILES).max(1);
+        let all_groups = rows.div_ceil(GROUP);
+        let row_items = all_groups.div_ceil(MAX_GROUPS).max(1);
         let all_panels = weights.outputs.div_ceil(PANEL);
         let wanted =
             if threads == 1 { 1 } else { (ITEMS_PER_THREAD * threads).div_ceil(row_items) };
         let panels = all_panels.div_ceil(wanted.min(all_panels)).min(MAX_PANELS);
+        // The distance of neighbouring rows, on whichever axis those are.
+        let pitch = (0..3).rev().find(|&axis| x.shape()[axis] > 1).map_or(0, |axis| strides[axis]);
+        let meet = pitch != 0 && pitch.unsigned_abs().is_multiple_of(SET_PERIOD);
+        let collide = meet && rows.min(GROUP) > l1_ways();
         Self {
             rows,
-            tiles: all_tiles.div_ceil(row_items),
+            groups: all_groups.div_ceil(row_items),
             row_items,
             panels,
             panel_items: all_panels.div_ceil(panels),
             threads,
-            gather: x.strides()[3] != 1,
+            copy: strides[3] != 1 || collide,
         }
     }
 
@@ -165,9 +183,9 @@ impl Cut {
         if self.rows == 0 { 0 } else { self.row_items * self.panel_items }
     }
 
-    /// Floats of scratch for each thread: the packed tiles, and a tile's rows if they are gathered.
+    /// Floats of scratch for each thread: a group's rows, if they are copied.
     fn part(&self) -> usize {
-        (self.tiles + usize::from(self.gather)) * BLOCK_Q * KC
+        if self.copy { GROUP * PITCH } else { 0 }
     }
 
     fn lines(&self) -> usize {
@@ -175,13 +193,24 @@ impl Cut {
     }
 
     /// Rows of x and panels of item `index`. Items of the same panels follow each other.
-    fn item(&self, index: usize, weights: &PackedLinear) -> (Range<usize>, Range<usize>) {
+    fn item(&self, index: usize, weights: &PackedLinear) -> Item {
         let (panel_item, row_item) = (index / self.row_items, index % self.row_items);
-        let step = self.tiles * BLOCK_Q;
-        let rows = row_item * step..((row_item + 1) * step).min(self.rows);
+        let step = self.groups * GROUP;
         let all = weights.outputs.div_ceil(PANEL);
-        (rows, panel_item * self.panels..((panel_item + 1) * self.panels).min(all))
+        let panels = panel_item * self.panels..((panel_item + 1) * self.panels).min(all);
+        Item {
+            rows: row_item * step..((row_item + 1) * step).min(self.rows),
+            columns: panels.start * PANEL..(panels.end * PANEL).min(weights.outputs),
+        }
     }
+}
+
+/// One item of work.
+struct Item {
+    /// Of x and out, flattened over the leading axes.
+    rows: Range<usize>,
+    /// Of out, from a panel's start on.
+    columns: Range<usize>,
 }
 
 /// `out = x W^T + bias` for every row of x. `x` is `[a, b, c, inputs]` in any strides, `out` `[a, b,
@@ -246,117 +275,98 @@ impl Kernel for Drive<'_> {
             self.cut.items(),
             scratch,
             || (),
-            |(_, scratch), index| {
-                let (rows, panels) = self.cut.item(index, self.weights);
-                self.item(simd, rows, panels, scratch);
-            },
+            |(_, scratch), index| self.item(simd, &self.cut.item(index, self.weights), scratch),
         );
     }
 }
 
-/// Where a row of the product lies.
-#[derive(Clone, Copy)]
-struct Place {
-    /// On the leading axes of x and out.
-    index: (usize, usize, usize),
-    out: *mut f32,
-}
-
 impl Drive<'_> {
-    /// Where the item's output rows begin, and where its input rows are.
-    fn places(&self, rows: Range<usize>) -> [Place; MAX_TILES * BLOCK_Q] {
-        let [_, b, c, _] = self.x.shape();
-        let mut places = [Place { index: (0, 0, 0), out: std::ptr::null_mut() }; _];
-        for (place, row) in places.iter_mut().zip(rows) {
-            place.index = (row / (b * c), row / c % b, row % c);
-            place.out = self.out.row(place.index.0, place.index.1, place.index.2);
-        }
-        places
-    }
-
-    fn item<S: Simd>(
-        &self,
-        simd: S,
-        rows: Range<usize>,
-        panels: Range<usize>,
-        scratch: &mut [f32],
-    ) {
-        let (packed, gathered) = scratch.split_at_mut(self.cut.tiles * BLOCK_Q * KC);
-        let places = self.places(rows.clone());
-        let columns = panels.start * PANEL..(panels.end * PANEL).min(self.weights.outputs);
-        let tiles = || places[..rows.len()].chunks(BLOCK_Q);
-        for start in (0..self.weights.inputs).step_by(KC) {
-            let inputs = start..(start + KC).min(self.weights.inputs);
-            for (tile, packed) in tiles().zip(packed.chunks_exact_mut(BLOCK_Q * KC)) {
-                self.pack(simd, tile, &inputs, (packed, gathered));
-            }
-            for (tile, a) in tiles().zip(packed.chunks_exact(BLOCK_Q * KC)) {
-                let mut c: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
-                for (c, place) in c.iter_mut().zip(tile) {
+    fn item<S: Simd>(&self, simd: S, item: &Item, scratch: &mut [f32]) {
+        let all = self.weights.inputs;
+        let kc = all.div_ceil(all.div_ceil(MAX_KC));
+        for start in (0..all).step_by(kc) {
+            let inputs = start..(start + kc).min(all);
+            let next = inputs.end..(inputs.end + kc).min(all);
+            for first in item.rows.clone().step_by(GROUP) {
+                let group = first..(first + GROUP).min(item.rows.end);
+                // Each group's share of the panels' next inputs.
+                let share =
+                    |row| next.start + next.len() * (row - item.rows.start) / item.rows.len();
+                let mut x: [&[f32]; GROUP] = [&[]; GROUP];
+                self.read(group.clone(), &inputs, &mut x, scratch);
+                let mut out: [&mut [f32]; GROUP] = std::array::from_fn(|_| Default::default());
+                for (out, row) in out.iter_mut().zip(group.clone()) {
+                    let [i, j, k] = self.index(row);
                     // SAFETY: the row exists and has `outputs` contiguous floats, of which these
                     // columns are this item's alone.
-                    *c = unsafe {
-                        let at = place.out.add(columns.start);
-                        std::slice::from_raw_parts_mut(at, columns.len())
+                    *out = unsafe {
+                        let at = self.out.row(i, j, k).add(item.columns.start);
+                        std::slice::from_raw_parts_mut(at, item.columns.len())
                     };
                 }
                 simd.vectorize(Product {
-                    a,
+                    x: &x[..group.len()],
                     weights: self.weights,
                     inputs: inputs.clone(),
-                    columns: columns.clone(),
-                    c: &mut c[..tile.len()],
+                    columns: item.columns.clone(),
+                    out: &mut out[..group.len()],
+                    ahead: share(group.start)..share(group.end),
                 });
             }
         }
     }
 
-    /// Some inputs of a tile's rows, transposed.
-    fn pack<S: Simd>(
-        &self,
-        simd: S,
-        tile: &[Place],
+    /// A row's place on the leading axes of x and out.
+    fn index(&self, row: usize) -> [usize; 3] {
+        let [_, b, c, _] = self.x.shape();
+        [row / (b * c), row / c % b, row % c]
+    }
+
+    /// Some inputs of a group's rows: where they lie, or copied to `scratch`.
+    fn read<'s>(
+        &'s self,
+        group: Range<usize>,
         inputs: &Range<usize>,
-        (packed, gathered): (&mut [f32], &mut [f32]),
+        rows: &mut [&'s [f32]; GROUP],
+        scratch: &'s mut [f32],
     ) {
-        let count = tile.len();
-        let mut rows: [&[f32]; BLOCK_Q] = [&[]; BLOCK_Q];
-        if self.cut.gather {
-            for (copy, place) in gathered.chunks_exact_mut(KC).zip(tile) {
-                let (i, j, k) = place.index;
+        let contiguous = |row| {
+            let [i, j, k] = self.index(row);
+            &self.x.rows(i, j).slice(k)[inputs.clone()]
+        };
+        if !self.cut.copy {
+            for (slice, row) in rows.iter_mut().zip(group) {
+                *slice = contiguous(row);
+            }
+            return;
+        }
+        let copies = scratch.chunks_exact_mut(PITCH).map(|copy| &mut copy[..inputs.len()]);
+        for ((slice, row), copy) in rows.iter_mut().zip(group).zip(copies) {
+            if self.x.strides()[3] == 1 {
+                copy.copy_from_slice(contiguous(row));
+            } else {
+                let [i, j, k] = self.index(row);
                 for (x, input) in copy.iter_mut().zip(inputs.clone()) {
                     *x = *self.x.get([i, j, k, input]).unwrap_or(&0.0);
                 }
             }
-            for (slice, copy) in rows.iter_mut().zip(gathered.chunks_exact(KC)) {
-                *slice = copy;
-            }
-        } else {
-            for (slice, place) in rows.iter_mut().zip(tile) {
-                let (i, j, k) = place.index;
-                *slice = &self.x.rows(i, j).slice(k)[inputs.clone()];
-            }
+            *slice = copy;
         }
-        simd.vectorize(Pack {
-            rows: &rows[..count],
-            width: inputs.len(),
-            lanes: count.next_multiple_of(S::LANES),
-            dst: packed,
-        });
     }
 }
 
-/// A tile of packed rows against some inputs of some panels.
+/// Some inputs of some rows of x against some panels.
 struct Product<'a, 'c> {
-    /// `[inputs][BLOCK_Q]`.
-    a: &'a [f32],
+    x: &'a [&'a [f32]],
     weights: &'a PackedLinear,
     /// With the first inputs outputs begin, at the bias if there is one.
     inputs: Range<usize>,
     /// From a panel's start on.
     columns: Range<usize>,
     /// The outputs' rows, at these columns.
-    c: &'a mut [&'c mut [f32]],
+    out: &'a mut [&'c mut [f32]],
+    /// Inputs of the same panels to fetch meanwhile, into L2.
+    ahead: Range<usize>,
 }
 
 impl Kernel for Product<'_, '_> {
@@ -364,9 +374,9 @@ impl Kernel for Product<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let (rows, width) = (self.c.len(), self.columns.len());
-        assert!(rows <= BLOCK_Q && self.c.iter().all(|c| c.len() == width));
-        assert!(self.a.len() >= self.inputs.len() * BLOCK_Q);
+        let (rows, width) = (self.out.len(), self.columns.len());
+        assert!(self.out.iter().all(|out| out.len() == width));
+        assert!(self.x.len() == rows && self.x.iter().all(|x| x.len() == self.inputs.len()));
         assert!(self.columns.start.is_multiple_of(PANEL));
         assert!(self.columns.end <= self.weights.outputs);
         let covered = width.next_multiple_of(2 * S::LANES);
@@ -386,17 +396,29 @@ impl Tiled for Product<'_, '_> {
         let b = self.weights.panel(output / PANEL, &self.inputs);
         let first = self.inputs.start == 0;
         let bias = self.weights.bias.as_deref().filter(|_| first);
-        // SAFETY: `run` checked the extents: a has b's depth, row + ROWS <= rows <= BLOCK_Q, and
-        // b's rows are whole vectors. Outputs and bias are touched up to `columns` only.
+        let x: [*const f32; ROWS] = std::array::from_fn(|r| self.x[row + r].as_ptr());
+        for r in 0..ROWS {
+            for v in 0..VECS {
+                prefetch(self.out[row + r].as_ptr().wrapping_add(column + v * S::LANES));
+            }
+        }
+        // SAFETY: `run` checked the extents: x's rows have b's depth, and b's rows are whole
+        // vectors. Outputs and bias are touched up to `columns` only.
         unsafe {
             let operands = Operands {
-                a: self.a.as_ptr().add(row),
+                a: x,
                 b,
                 first: 0,
                 column: output % PANEL,
                 depth: b.len(),
+                ahead: self.weights.panel(output / PANEL, &self.ahead).row(0),
             };
-            let sum = outer::sum::<S, ROWS, VECS, false, false>(s, operands);
+            // Low tiles are over before anything could arrive.
+            let sum = if ROWS > 4 && !self.ahead.is_empty() {
+                outer::sum::<S, ROWS, VECS, false, false, true>(s, operands)
+            } else {
+                outer::sum::<S, ROWS, VECS, false, false, false>(s, operands)
+            };
             for v in 0..VECS {
                 let column = column + v * S::LANES;
                 let count = self.columns.len().saturating_sub(column).min(S::LANES);
@@ -407,7 +429,7 @@ impl Tiled for Product<'_, '_> {
                     None => s.splat(0.0),
                 };
                 for r in 0..ROWS {
-                    let c = self.c[row + r].as_mut_ptr().wrapping_add(column);
+                    let c = self.out[row + r].as_mut_ptr().wrapping_add(column);
                     let before = if first { start } else { load(s, c, count) };
                     let out = s.add(before, sum[r][v]);
                     if count == S::LANES {

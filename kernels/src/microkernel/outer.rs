@@ -1,5 +1,5 @@
 //! The sum of outer products that both the values and the GEMM are made of:
-//! `sum[r][v] = Σ_k a[k][r] * b[k][v]`, `a` a packed tile, `b` rows read where they lie.
+//! `sum[r][v] = Σ_k a[k][r] * b[k][v]`, `a` a packed tile or rows read where they lie, `b` rows.
 //!
 //! ```text
 //! sum = 0                                            ROWS x VECS accumulators
@@ -11,7 +11,7 @@
 //! 12 x 2, AVX2 6 x 2, the portable body 4 x 2; what is left goes by fours and ones.
 
 use super::BLOCK_Q;
-use crate::simd::{Isa, Simd};
+use crate::simd::{Isa, Simd, prefetch};
 use crate::view::Rows;
 
 /// What is computed tile by tile.
@@ -98,25 +98,58 @@ fn across<S: Simd, T: Tiled, const ROWS: usize>(
     }
 }
 
+/// The left operand of a tile: `a[k][r]`.
+pub(crate) trait Left: Copy {
+    /// # Safety
+    /// The element must exist.
+    unsafe fn at(&self, k: usize, r: usize) -> f32;
+}
+
+/// `[depth][BLOCK_Q]`, from the tile's first row on.
+#[derive(Clone, Copy)]
+pub(crate) struct Packed(pub(crate) *const f32);
+
+impl Left for Packed {
+    #[inline(always)]
+    unsafe fn at(&self, k: usize, r: usize) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { *self.0.add(k * BLOCK_Q + r) }
+    }
+}
+
+/// Where each row of the tile lies.
+impl<const ROWS: usize> Left for [*const f32; ROWS] {
+    #[inline(always)]
+    unsafe fn at(&self, k: usize, r: usize) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { *self[r].add(k) }
+    }
+}
+
 /// The operands of one tile.
 #[derive(Clone, Copy)]
-pub(crate) struct Operands<'a> {
-    /// `[depth][BLOCK_Q]`, from the tile's first row on.
-    pub(crate) a: *const f32,
+pub(crate) struct Operands<'a, L> {
+    pub(crate) a: L,
     /// The rows of `b`; `first` is that of k = 0.
     pub(crate) b: Rows<'a, f32>,
     pub(crate) first: usize,
     /// The tile's first column in `b`.
     pub(crate) column: usize,
     pub(crate) depth: usize,
+    /// What to fetch meanwhile, `AHEAD_STEP` floats for each k; any address will do.
+    pub(crate) ahead: *const f32,
 }
 
+/// Floats fetched ahead for each k: a line in eight steps. Asking for it eight times costs less
+/// than a loop around the loop.
+pub(crate) const AHEAD_STEP: usize = 2;
+
 /// The sums of one tile, the last vector cut short to the end of `b`'s rows if `TAIL`. `CAREFUL`
-/// leaves out the products of an `a` whose sign bit is set.
+/// leaves out the products of an `a` whose sign bit is set; `AHEAD` fetches ahead.
 ///
 /// # Safety
-/// `a` must have `depth` rows of `ROWS` floats, `BLOCK_Q` apart; `b` the rows `first .. first +
-/// depth`, with a float behind `column` and, unless `TAIL`, `VECS` vectors of them.
+/// `a` must have `depth` by `ROWS` elements; `b` the rows `first .. first + depth`, with a float
+/// behind `column` and, unless `TAIL`, `VECS` vectors of them.
 #[inline(always)]
 pub(crate) unsafe fn sum<
     S: Simd,
@@ -124,14 +157,18 @@ pub(crate) unsafe fn sum<
     const VECS: usize,
     const TAIL: bool,
     const CAREFUL: bool,
+    const AHEAD: bool,
 >(
     s: S,
-    operands: Operands<'_>,
+    operands: Operands<'_, impl Left>,
 ) -> [[S::Vector; VECS]; ROWS] {
-    let Operands { mut a, b, first, column, depth } = operands;
+    let Operands { a, b, first, column, depth, ahead } = operands;
     let tail = b.width() - column - (VECS - 1) * S::LANES;
     let mut sum = [[s.splat(0.0); VECS]; ROWS];
     for k in 0..depth {
+        if AHEAD {
+            prefetch(ahead.wrapping_add(k * AHEAD_STEP));
+        }
         // SAFETY: the caller's promise.
         unsafe {
             let row = b.row(first + k).add(column);
@@ -143,15 +180,13 @@ pub(crate) unsafe fn sum<
                 }
             });
             for r in 0..ROWS {
-                let a = s.splat(*a.add(r));
+                let a = s.splat(a.at(k, r));
                 for v in 0..VECS {
                     let more = s.mul_add(a, b[v], sum[r][v]);
                     sum[r][v] =
                         if CAREFUL { s.select(s.is_negative(a), sum[r][v], more) } else { more };
                 }
             }
-            // Beyond the last row this may leave the tile, unread.
-            a = a.wrapping_add(BLOCK_Q);
         }
     }
     sum

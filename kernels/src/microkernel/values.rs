@@ -12,7 +12,7 @@
 //! A masked key's probability is -0.0 and usually multiplied like any other, which is exact as
 //! long as the value is finite. The careful body selects instead, with the same bits.
 
-use super::outer::{self, Operands, Order, Tiled};
+use super::outer::{self, Operands, Order, Packed, Tiled};
 use super::{BLOCK_Q, Block};
 use crate::simd::{Kernel, Simd};
 
@@ -72,13 +72,14 @@ impl<const CAREFUL: bool> Tiled for Values<'_, CAREFUL> {
         // `end`, and `cover` keeps to their width.
         unsafe {
             let operands = Operands {
-                a: self.prob.as_ptr().add(start * BLOCK_Q + row),
+                a: Packed(self.prob.as_ptr().add(start * BLOCK_Q + row)),
                 b: self.values.rows,
                 first: self.values.first + start,
                 column,
                 depth: end - start,
+                ahead: std::ptr::null(),
             };
-            let sum = outer::sum::<S, ROWS, VECS, TAIL, CAREFUL>(s, operands);
+            let sum = outer::sum::<S, ROWS, VECS, TAIL, CAREFUL, false>(s, operands);
             let acc = self.acc.as_mut_ptr().add(row * self.acc_width + column);
             for r in 0..ROWS {
                 for v in 0..VECS {
