@@ -26,6 +26,7 @@ mod npy;
 mod output;
 mod progress;
 pub mod shapes;
+pub mod smiles;
 mod spec;
 mod spot_check;
 mod table;
