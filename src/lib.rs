@@ -47,6 +47,7 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+pub mod layers;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
 mod tensor;
@@ -58,9 +59,9 @@ pub use attention::{
 #[cfg(feature = "rayon")]
 pub use headwise_kernels::Rayon;
 pub use headwise_kernels::{
-    Algorithm, Causal, Element, Error, Executor, Isa, Outputs, PackedLinear, Result, Scale, Serial,
-    Settings, Shape, Strides, View, ViewMut, Window, Workspace, linear, linear_workspace_bytes,
-    softmax_in_place, softmax_into, softmax_workspace_bytes,
+    Algorithm, Causal, Element, Error, Executor, Isa, Outputs, PackedLinear, Product, Result,
+    Scale, Serial, Settings, Shape, Strides, View, ViewMut, Window, Workspace, linear, linear_all,
+    linear_workspace_bytes, softmax_in_place, softmax_into, softmax_workspace_bytes,
 };
 pub use tensor::Tensor;
 
