@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use headwise::Tensor;
-use headwise::safetensors::{read_f32, read_tensor};
+use headwise::safetensors::{Source, read_f32, read_tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -75,6 +75,11 @@ impl<'a> Archive<'a> {
             ));
         }
         Ok(data)
+    }
+
+    /// The tensors as layers load them.
+    pub(crate) fn source(&self) -> Source<'_> {
+        Source::new(&self.tensors).prefix(&self.prefix)
     }
 
     /// A tensor of any type and rank, by its whole name.

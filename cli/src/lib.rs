@@ -12,8 +12,11 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod albert;
 mod archive;
 mod args;
+pub mod atom_map;
+mod bonds;
 mod captures;
 mod commands;
 mod compare;

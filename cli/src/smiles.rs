@@ -4,8 +4,6 @@
 //! after another, bonds and rings between them, molecules with dots between them; a reaction is
 //! reactants, `>>`, products.
 
-use std::collections::HashMap;
-
 /// A reaction with its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reaction {
@@ -66,8 +64,12 @@ fn token_length(text: &str) -> Option<usize> {
         b'C' => Some(1 + usize::from(followed_by(b'l'))),
         b'>' => Some(1 + usize::from(followed_by(b'>'))),
         b'%' => (digit(1) && digit(2)).then_some(3),
-        b'N' | b'O' | b'S' | b'P' | b'F' | b'I' | b'b' | b'c' | b'n' | b'o' | b's' | b'p' => Some(1),
-        b'(' | b')' | b'.' | b'=' | b'#' | b'-' | b'+' | b'\\' | b'/' | b':' | b'~' | b'@' => Some(1),
+        b'N' | b'O' | b'S' | b'P' | b'F' | b'I' | b'b' | b'c' | b'n' | b'o' | b's' | b'p' => {
+            Some(1)
+        }
+        b'(' | b')' | b'.' | b'=' | b'#' | b'-' | b'+' | b'\\' | b'/' | b':' | b'~' | b'@' => {
+            Some(1)
+        }
         b'?' | b'*' | b'$' | b'0'..=b'9' => Some(1),
         _ => None,
     }
@@ -82,44 +84,6 @@ pub fn element(token: &str) -> Option<String> {
     let first = letters.next().filter(char::is_ascii_alphabetic)?.to_ascii_uppercase();
     let second = letters.next().filter(char::is_ascii_lowercase);
     Some([Some(first), second].into_iter().flatten().collect())
-}
-
-/// The id of padding.
-pub const PAD: usize = 0;
-
-/// The tokens that the model knows, by id.
-#[derive(Debug, Clone)]
-pub struct Vocabulary {
-    ids: HashMap<&'static str, usize>,
-}
-
-impl Vocabulary {
-    /// The vocabulary of the embedded model.
-    pub fn embedded() -> Self {
-        let lines = include_str!("../fixtures/rxn_vocab.txt").lines();
-        Self { ids: lines.enumerate().map(|(id, token)| (token, id)).collect() }
-    }
-
-    /// The number of tokens.
-    pub fn len(&self) -> usize {
-        self.ids.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.ids.is_empty()
-    }
-
-    /// The id of a token, that of `[UNK]` if it is not among them.
-    pub fn id(&self, token: &str) -> usize {
-        *self.ids.get(token).or_else(|| self.ids.get("[UNK]")).unwrap_or(&PAD)
-    }
-
-    /// What the model reads: `[CLS]`, the tokens, `[SEP]`. Token `i` stands at `i + 1`.
-    pub fn encode(&self, tokens: &[&str]) -> Vec<usize> {
-        let framed = [&["[CLS]"], tokens, &["[SEP]"]].concat();
-        framed.into_iter().map(|token| self.id(token)).collect()
-    }
 }
 
 #[cfg(test)]
@@ -146,7 +110,8 @@ mod tests {
 
     #[test]
     fn every_kind_of_token() {
-        let text = "[nH] Br B Cl C N O S P F I b c n o s p ( ) . = # - + \\ / : ~ @ ? > >> * $ %10 7";
+        let text =
+            "[nH] Br B Cl C N O S P F I b c n o s p ( ) . = # - + \\ / : ~ @ ? > >> * $ %10 7";
         assert_eq!(tokenize(&text.replace(' ', "\n")), text.split(' ').collect::<Vec<_>>());
         assert_eq!(tokenize(">>>"), [">>", ">"]);
         assert_eq!(tokenize("[a[b]c"), ["[a[b]", "c"]);
@@ -164,17 +129,12 @@ mod tests {
     fn elements() {
         let of = |token| element(token).unwrap_or_default();
         assert_eq!(["c", "Cl", "[13CH3]", "[nH]", "[se]"].map(of), ["C", "Cl", "C", "N", "Se"]);
-        assert_eq!(["[C@@H]", "[Na+]", "[O-]", "[2H]", "[BH-]"].map(of), ["C", "Na", "O", "H", "B"]);
+        assert_eq!(
+            ["[C@@H]", "[Na+]", "[O-]", "[2H]", "[BH-]"].map(of),
+            ["C", "Na", "O", "H", "B"]
+        );
         for token in ["(", "1", "%12", ".", "=", ">>", "*", "[", ""] {
             assert_eq!(element(token), None, "{token}");
         }
-    }
-
-    #[test]
-    fn ids() {
-        let vocabulary = Vocabulary::embedded();
-        assert_eq!(vocabulary.len(), 591);
-        assert_eq!(vocabulary.id("[PAD]"), PAD);
-        assert_eq!(vocabulary.encode(&["C", "[K+]", "[Xx]"]), [12, 16, 51, 11, 13]);
     }
 }
