@@ -77,6 +77,21 @@ impl<'a> Archive<'a> {
         Ok(data)
     }
 
+    /// Integers of I64, none of them negative, that must have the shape.
+    pub(crate) fn counts(&self, tensor: &str, shape: &[usize]) -> Result<Vec<usize>> {
+        let name = self.full(tensor);
+        let refuse = |got: String| {
+            let expected = format!("I64 of shape {shape:?}, none negative");
+            Error::input(format!("{}: tensor {name:?}", self.name), got, expected)
+        };
+        let found = self.raw(&name).ok_or_else(|| refuse("missing".into()))?;
+        if (found.dtype(), found.shape()) != (Dtype::I64, shape) {
+            return Err(refuse(format!("{:?} of shape {:?}", found.dtype(), found.shape())));
+        }
+        let numbers = found.data().as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes));
+        numbers.map(|x| usize::try_from(x).map_err(|_| refuse(x.to_string()))).collect()
+    }
+
     /// The tensors as layers load them.
     pub(crate) fn source(&self) -> Source<'_> {
         Source::new(&self.tensors).prefix(&self.prefix)

@@ -3,10 +3,10 @@
 
 use headwise::{Attention, AttentionOptions, Scale, Tensor, attention, dot_product_attention};
 
-use crate::Result;
 use crate::archive::Archive;
 use crate::spec::SpecArgs;
 use crate::work::Problem;
+use crate::{Result, forms};
 
 /// Which of the library's functions a capture goes through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +66,7 @@ pub(crate) const ALL: [Capture; 5] = [
     Capture {
         name: "dot-product",
         what: "MiniLM-L6 layer 4, dot product",
-        file: fixture!("forms"),
+        file: forms::FILE,
         prefix: "dot_product.",
         form: Form::DotProduct,
     },

@@ -1,5 +1,6 @@
 //! The `headwise` command as a library: the table of shapes, the runner that measures them, the
-//! embedded captures and the commands themselves. Benches and tests use the same parts.
+//! embedded captures, a whole model, and the commands themselves. Benches, tests and examples use
+//! the same parts.
 //!
 //! ```
 //! use headwise_cli::{shapes, work};
@@ -22,6 +23,8 @@ mod commands;
 mod compare;
 mod error;
 mod extents;
+mod forms;
+mod golden;
 mod inputs;
 mod machine;
 pub mod measure;
@@ -41,6 +44,11 @@ use std::process::ExitCode;
 use clap::Parser;
 
 pub use error::{Error, Result};
+
+/// The example of the README compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 /// Parses the command line, runs it and says how it went: 0, 1 for a failed check, 2 for bad
 /// usage or input.

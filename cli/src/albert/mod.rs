@@ -18,7 +18,7 @@
 //!
 //! let ids = Vocabulary::embedded().encode(&tokenize("CO.OC(C)=O>>COC(C)=O"));
 //! let encoded = Albert::embedded()?.forward(&Batch::new(&[ids])?, Isa::widest())?;
-//! assert_eq!(encoded.hidden.shape(), [1, 1, 20, 256]);
+//! assert_eq!(encoded.hidden.shape(), [1, 1, 21, 256]);
 //! # Ok::<(), headwise_cli::Error>(())
 //! ```
 
@@ -105,7 +105,8 @@ impl Encoded {
     /// Where there is no such sequence.
     pub fn mapping_head(&self, sequence: usize) -> Result<View<'_, f32>> {
         let [_, heads, seq, _] = self.weights.shape();
-        let offset = (sequence.saturating_mul(heads) + MAPPING_HEAD).saturating_mul(seq * seq);
+        let offset =
+            sequence.saturating_mul(heads).saturating_add(MAPPING_HEAD).saturating_mul(seq * seq);
         let strides = [0, 0, seq as isize, 1];
         Ok(View::strided(self.weights.data(), offset, [1, 1, seq, seq], strides)?)
     }
@@ -190,7 +191,11 @@ impl Albert {
     /// Where there is no such place, and as [`Albert::forward`].
     pub fn predict(&self, hidden: &Tensor, places: &[(usize, usize)], isa: Isa) -> Result<Tensor> {
         let settings = Settings::default().with_isa(isa);
-        let [batch, _, seq, width] = hidden.shape();
+        let [batch, one, seq, width] = hidden.shape();
+        if one != 1 {
+            let got = format!("shape {:?}", hidden.shape());
+            return Err(Error::input("hidden", got, "[batch, 1, seq, HIDDEN]"));
+        }
         let mut rows = Vec::with_capacity(places.len() * width);
         for &(sequence, position) in places {
             if sequence >= batch || position >= seq {
@@ -305,8 +310,12 @@ mod tests {
             let message = predict(place).map_err(|error| error.to_string());
             assert!(message.is_err_and(|text| text.contains("expected below (2, 3)")));
         }
-        let narrow = Tensor::zeros([1, 1, 1, HIDDEN - 1])?;
-        assert!(model.predict(&narrow, &[(0, 0)], Isa::widest()).is_err());
+        for shape in [[1, 1, 1, HIDDEN - 1], [1, 0, 3, HIDDEN], [1, 1, 3, 0]] {
+            assert!(model.predict(&Tensor::zeros(shape)?, &[(0, 0)], Isa::widest()).is_err());
+        }
+        let encoded = model.forward(&Batch::new(&[vec![12, 13]])?, Isa::widest())?;
+        assert!(encoded.mapping_head(0).is_ok());
+        assert!(encoded.mapping_head(1).is_err() && encoded.mapping_head(usize::MAX).is_err());
         Ok(())
     }
 }

@@ -1,5 +1,8 @@
 //! `headwise demo`: every embedded capture against its answers, then a long shape, each with its
-//! speed.
+//! speed; then layers with real weights, and a whole model.
+
+mod forms;
+mod model;
 
 use headwise::{Algorithm, Isa};
 use serde::Serialize;
@@ -114,6 +117,8 @@ pub(super) fn demo(session: &mut Session) -> Result<Verdict> {
     let row = run_long(isa, threads)?;
     progress.done(|| show(session, &row))?;
     rows.push(row.pass);
+    rows.extend(forms::check(session)?);
+    rows.extend(model::check(session)?);
 
     let failed = rows.iter().filter(|&&pass| !pass).count();
     let summary = Summary {
@@ -128,13 +133,18 @@ pub(super) fn demo(session: &mut Session) -> Result<Verdict> {
     session.output.object(&summary)?;
     let tolerances = format!(
         "out within {OUT_TOLERANCE:.0e} of its row's largest value, lse within \
-         {LSE_TOLERANCE:.0e}, weights within {WEIGHTS_TOLERANCE:.0e} of float64"
+         {LSE_TOLERANCE:.0e}, weights within {WEIGHTS_TOLERANCE:.0e} of float64, layers and model \
+         as allowed"
     );
     session.output.line(match failed {
         0 => format!("pass: all {} checks: {tolerances}", rows.len()),
         _ => format!("FAIL: {failed} of {} checks miss: {tolerances}", rows.len()),
     })?;
     Ok(Verdict::from(failed == 0))
+}
+
+fn verdict(pass: bool) -> &'static str {
+    if pass { "pass" } else { "FAIL" }
 }
 
 fn show(session: &mut Session, row: &Row) -> Result<()> {
@@ -151,7 +161,7 @@ fn show(session: &mut Session, row: &Row) -> Result<()> {
         milliseconds(row.median_ms / 1e3),
         number(Some(row.gflops), 1),
         number(Some(row.pct_peak), 1),
-        if row.pass { "pass" } else { "FAIL" }.into(),
+        verdict(row.pass).into(),
     ]))
 }
 

@@ -1,0 +1,160 @@
+//! The attention layers with the weights of real models, against answers that others computed in
+//! float64; `fixtures/README.md` says how. The form without weights is among the captures.
+
+use headwise::layers::{CrossAttention, MultiHeadAttention, SelfAttention};
+use headwise::{Attention, AttentionOptions, Isa, Tensor};
+
+use crate::Result;
+use crate::albert::{ATTENTION, WEIGHTS};
+use crate::archive::Archive;
+use crate::compare::distance;
+use crate::extents::Extents;
+
+/// Inputs and answers of all forms, and the weights of those from Whisper.
+pub(crate) const FILE: &[u8] = include_bytes!("../fixtures/forms.safetensors");
+
+/// A layer with its weights and its answers.
+pub(crate) struct Form {
+    pub(crate) name: &'static str,
+    /// The layer, and whose weights it has.
+    pub(crate) what: &'static str,
+    /// Allowed of out and weights, absolute: a few times what PyTorch misses in `f32`.
+    pub(crate) allowed: f64,
+    heads: usize,
+    run: fn(&Inputs<'_>, &AttentionOptions<'_>) -> Result<Attention>,
+}
+
+/// Every form that is a layer.
+pub(crate) const ALL: [Form; 4] = [
+    Form {
+        name: "self-attention",
+        what: "SelfAttention, ALBERT",
+        allowed: 5e-5,
+        heads: 1,
+        run: |inputs, options| {
+            let source = inputs.albert.source().prefix(ATTENTION).partial();
+            Ok(SelfAttention::load(&source)?.forward(inputs.x.view(), options)?)
+        },
+    },
+    Form {
+        name: "multi-head",
+        what: "MultiHeadAttention, ALBERT",
+        allowed: 1e-5,
+        heads: 8,
+        run: |inputs, options| {
+            let source = inputs.albert.source().prefix(ATTENTION).partial();
+            let source = source.rename("linear_q", "query").rename("linear_k", "key");
+            let source = source.rename("linear_v", "value").rename("linear_out", "dense");
+            let layer = MultiHeadAttention::load(&source, 8)?;
+            Ok(layer.forward(inputs.x.view(), inputs.x.view(), options)?)
+        },
+    },
+    Form {
+        name: "cross-attention",
+        what: "CrossAttention, Whisper",
+        allowed: 1e-4,
+        heads: 1,
+        run: |inputs, options| {
+            let source = inputs.forms.source().prefix("cross_attention.").partial();
+            let layer = CrossAttention::load(&source)?;
+            Ok(layer.forward(inputs.decoder.view(), inputs.encoder.view(), options)?)
+        },
+    },
+    Form {
+        name: "cross-multi-head",
+        what: "MultiHeadAttention, Whisper",
+        allowed: 5e-6,
+        heads: 6,
+        run: |inputs, options| {
+            // The projections stand with those of the form before.
+            let source = inputs.forms.source().prefix("cross_").partial();
+            let source = source.rename("linear_q", "attention.query_linear");
+            let source = source.rename("linear_k", "attention.key_linear");
+            let source = source.rename("linear_v", "attention.value_linear");
+            let source = source.rename("linear_out", "multi_head.linear_out");
+            let layer = MultiHeadAttention::load(&source, 6)?;
+            Ok(layer.forward(inputs.decoder.view(), inputs.encoder.view(), options)?)
+        },
+    },
+];
+
+/// What the forms read.
+pub(crate) struct Inputs<'a> {
+    forms: Archive<'a>,
+    albert: Archive<'a>,
+    x: Tensor,
+    decoder: Tensor,
+    encoder: Tensor,
+}
+
+impl Inputs<'_> {
+    pub(crate) fn embedded() -> Result<Self> {
+        let forms = Archive::parse("forms", "", FILE)?;
+        let hidden = |name: &str, seq, width| -> Result<Tensor> {
+            Ok(Tensor::new(forms.shaped(name, &[&[1, seq, width]])?, [1, 1, seq, width])?)
+        };
+        Ok(Self {
+            x: hidden("self_attention.x", 61, 256)?,
+            decoder: hidden("cross_attention.decoder_hidden", 14, 384)?,
+            encoder: hidden("cross_attention.encoder_hidden", 375, 384)?,
+            albert: Archive::parse(WEIGHTS.0, "", WEIGHTS.1)?,
+            forms,
+        })
+    }
+}
+
+/// How far a form is from its answers: the largest absolute errors.
+pub(crate) struct Judged {
+    pub(crate) extents: Extents,
+    pub(crate) isa: Isa,
+    pub(crate) out_error: f64,
+    pub(crate) weights_error: f64,
+    pub(crate) pass: bool,
+}
+
+impl Form {
+    pub(crate) fn check(&self, inputs: &Inputs<'_>, isa: Isa) -> Result<Judged> {
+        let options = AttentionOptions::new().return_weights().isa(isa);
+        let result = (self.run)(inputs, &options)?;
+        let Some(weights) = result.weights else { unreachable!("they were asked for") };
+
+        let [batch, _, seq_q, width] = result.out.shape();
+        let [_, heads, _, seq_kv] = weights.shape();
+        let prefix = self.name.replace('-', "_");
+        let error = |part: &str, shapes: &[&[usize]], got: &Tensor| -> Result<f64> {
+            let answer = inputs.forms.shaped(&format!("{prefix}.{part}"), shapes)?;
+            Ok(distance(got.data(), &answer, answer.len()).max_absolute)
+        };
+        let out_error = error("out", &[&[batch, seq_q, width]], &result.out)?;
+        // Without the axis of heads where there is one.
+        let without: &[usize] = &[batch, seq_q, seq_kv];
+        let with: &[usize] = &[batch, heads, seq_q, seq_kv];
+        let shape = if self.heads == 1 { without } else { with };
+        let weights_error = error("weights", &[shape], &weights)?;
+
+        let dim = width / self.heads;
+        let extents = Extents::new([batch, heads, seq_q, dim], [batch, heads, seq_kv, dim]);
+        let pass = out_error <= self.allowed && weights_error <= self.allowed;
+        Ok(Judged { extents, isa: result.isa, out_error, weights_error, pass })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_on_every_instruction_set() -> Result<()> {
+        let inputs = Inputs::embedded()?;
+        for isa in Isa::available() {
+            for form in &ALL {
+                let judged = form.check(&inputs, isa)?;
+                let Judged { out_error, weights_error, .. } = judged;
+                assert!(judged.pass, "{isa}: {}: {out_error}, {weights_error}", form.name);
+                assert!(out_error > 0.0 && weights_error > 0.0, "compared with itself");
+                assert_eq!(judged.isa, isa);
+            }
+        }
+        Ok(())
+    }
+}
