@@ -147,6 +147,15 @@ impl Work for SoftmaxWork {
     }
 }
 
+/// What a product multiplies: `x` `[m, k]` and the weight of a linear layer, `[n, k]`.
+///
+/// # Errors
+/// Where the tensors do not fit the machine.
+pub fn gemm_operands(s: &GemmShape) -> Result<(Tensor, Tensor)> {
+    let mut normal = Normal::new(1);
+    Ok((normal.tensor([1, 1, s.m, s.k])?, normal.tensor([1, 1, s.n, s.k])?))
+}
+
 /// A linear layer's product into an output that is reused.
 struct GemmWork {
     x: Tensor,
@@ -158,9 +167,7 @@ struct GemmWork {
 
 impl GemmWork {
     fn new(s: &GemmShape, isa: Isa) -> Result<Self> {
-        let mut normal = Normal::new(1);
-        let x = normal.tensor([1, 1, s.m, s.k])?;
-        let weight = normal.tensor([1, 1, s.n, s.k])?;
+        let (x, weight) = gemm_operands(s)?;
         let bias = vec![0.5; s.n];
         let weights = PackedLinear::pack(weight.view(), Some(&bias))?;
         let out = Tensor::zeros([1, 1, s.m, s.n])?;
