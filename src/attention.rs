@@ -4,8 +4,8 @@
 use headwise_kernels::{Masking, Problem, workspace_bytes};
 
 use crate::{
-    Algorithm, Causal, Element, Executor, Isa, Outputs, Result, Scale, Settings, Tensor, View,
-    Window, Workspace,
+    Algorithm, Causal, Element, Executor, Isa, Outputs, Result, Scale, Settings, Shape, Tensor,
+    View, Window, Workspace,
 };
 
 /// What to compute beyond the plain case, and how to run it.
@@ -169,7 +169,7 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
         Ok(workspace_bytes(&problem, &self.settings))
     }
 
-    fn problem<'p>(
+    pub(crate) fn problem<'p>(
         &self,
         query: View<'p, T>,
         key: View<'p, T>,
@@ -182,13 +182,22 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
         Problem::new(query, key, value, self.scale.unwrap_or(default), &self.masking)
     }
 
-    fn compute(&self, problem: &Problem<'_, T>) -> Result<Attention<T>> {
-        let d = problem.dims();
-        let rows = [d.batch, d.q_heads, d.seq_q];
-        let tensor = |inner| Tensor::zeros([rows[0], rows[1], rows[2], inner]);
-        let mut out = tensor(d.value_dim)?;
-        let mut lse = self.lse.then(|| tensor(1)).transpose()?;
-        let mut weights = self.weights.then(|| tensor(d.seq_kv)).transpose()?;
+    pub(crate) fn settings(&self) -> &Settings<'a> {
+        &self.settings
+    }
+
+    /// Makes what the options ask for and has `run` fill it. `out` is the output's shape, `[batch,
+    /// q_heads, seq_q, seq_kv]` that of the weights.
+    pub(crate) fn allocate(
+        &self,
+        out: Shape,
+        [batch, q_heads, seq_q, seq_kv]: Shape,
+        run: impl FnOnce(Outputs<'_, T>) -> Result<Isa>,
+    ) -> Result<Attention<T>> {
+        let rows = |inner| Tensor::zeros([batch, q_heads, seq_q, inner]);
+        let mut out = Tensor::zeros(out)?;
+        let mut lse = self.lse.then(|| rows(1)).transpose()?;
+        let mut weights = self.weights.then(|| rows(seq_kv)).transpose()?;
         let mut outputs = Outputs::new(out.view_mut());
         if let Some(lse) = &mut lse {
             outputs = outputs.with_lse(lse.view_mut());
@@ -196,9 +205,16 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
         if let Some(weights) = &mut weights {
             outputs = outputs.with_weights(weights.view_mut());
         }
-        let isa =
-            headwise_kernels::attention(problem, outputs, &self.settings, &mut Workspace::new())?;
+        let isa = run(outputs)?;
         Ok(Attention { out, lse, weights, isa })
+    }
+
+    fn compute(&self, problem: &Problem<'_, T>) -> Result<Attention<T>> {
+        let d = problem.dims();
+        let rows = |inner| [d.batch, d.q_heads, d.seq_q, inner];
+        self.allocate(rows(d.value_dim), rows(d.seq_kv), |outputs| {
+            headwise_kernels::attention(problem, outputs, &self.settings, &mut Workspace::new())
+        })
     }
 }
 

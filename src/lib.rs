@@ -39,14 +39,16 @@
 //! | log-sum-exp and weights on request | yes | yes |
 //! | [`softmax_into`], [`softmax_in_place`] | yes | |
 //! | [`linear`] with [`PackedLinear`] weights | yes | |
+//! | [`layers`]: self-, cross- and multi-head attention with projections | yes | |
 //!
 //! # Features
 //! `rayon` (default): work is split over the current rayon pool. `ndarray`: views of its arrays.
-//! `half`: tensors widened from its types. `safetensors`: tensors read from its files.
+//! `half`: tensors widened from its types. `safetensors`: tensors and layers read from its files.
 
 #![forbid(unsafe_code)]
 
 mod attention;
+pub mod layers;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
 mod tensor;
@@ -58,9 +60,9 @@ pub use attention::{
 #[cfg(feature = "rayon")]
 pub use headwise_kernels::Rayon;
 pub use headwise_kernels::{
-    Algorithm, Causal, Element, Error, Executor, Isa, Outputs, PackedLinear, Result, Scale, Serial,
-    Settings, Shape, Strides, View, ViewMut, Window, Workspace, linear, linear_workspace_bytes,
-    softmax_in_place, softmax_into, softmax_workspace_bytes,
+    Algorithm, Causal, Element, Error, Executor, Isa, Outputs, PackedLinear, Product, Result,
+    Scale, Serial, Settings, Shape, Strides, View, ViewMut, Window, Workspace, linear, linear_all,
+    linear_workspace_bytes, softmax_in_place, softmax_into, softmax_workspace_bytes,
 };
 pub use tensor::Tensor;
 

@@ -66,7 +66,7 @@ impl Case {
         let weights = self.pack()?;
         let mut out = vec![f32::NAN; rows.len() * self.outputs];
         let view = ViewMut::bhsd(&mut out, [1, 1, rows.len(), self.outputs])?;
-        let bytes = linear_workspace_bytes(x, &weights, settings);
+        let bytes = linear_workspace_bytes(x, settings);
         let mut workspace = Workspace::with_bytes(bytes)?;
         let isa = linear(x, &weights, view, settings, &mut workspace)?;
         assert_eq!(Some(isa), settings.isa);

@@ -36,7 +36,9 @@ use crate::Settings;
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::Result;
-use crate::executor::{Crew, ITEMS_PER_THREAD, SERIAL_WORK, for_each_tile, threads_for};
+use crate::executor::{
+    Crew, ITEMS_PER_THREAD, MAX_THREADS, SERIAL_WORK, for_each_tile, threads_for,
+};
 use crate::microkernel::outer::{self, Operands, Order, Tiled};
 use crate::problem::{check_unit_inner_stride, shape_error, value_error};
 use crate::simd::{Isa, Kernel, Simd, dispatch, l1_ways, prefetch};
@@ -56,6 +58,8 @@ const MAX_GROUPS: usize = 24;
 const MAX_PANELS: usize = 6;
 /// Floats from a copied row to the next; the lines of a group's rows fall into different sets.
 const PITCH: usize = MAX_KC + 16;
+/// Floats that a thread copies rows to.
+const PART: usize = GROUP * PITCH;
 /// Rows a multiple of this many floats apart share their sets in an L1 of 4 KiB a way.
 const SET_PERIOD: usize = 1024;
 
@@ -127,7 +131,7 @@ impl PackedLinear {
 
     /// The packed weights as they lie in memory: what a product reads.
     pub fn packed(&self) -> &[f32] {
-        self.panels.floats()
+        self.panels.as_slice()
     }
 
     /// One panel's weights for some of the inputs.
@@ -138,7 +142,7 @@ impl PackedLinear {
 }
 
 /// The cut of one product.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Cut {
     rows: usize,
     /// Groups of rows in an item, and items that cover all rows.
@@ -147,49 +151,27 @@ struct Cut {
     /// Panels in an item, and items that cover all panels.
     panels: usize,
     panel_items: usize,
-    threads: usize,
-    /// Whether rows of x are copied before they are read.
-    copy: bool,
 }
 
 impl Cut {
-    fn new(x: &View<'_, f32>, weights: &PackedLinear, settings: &Settings<'_>) -> Self {
-        let ([a, b, c, inputs], strides) = (x.shape(), x.strides());
-        let rows = a * b * c;
-        let work = rows as u128 * inputs as u128 * weights.outputs as u128;
-        let threads = threads_for(work, SERIAL_WORK, settings.threads());
+    /// About `wanted` items.
+    fn new(rows: usize, weights: &PackedLinear, wanted: usize) -> Self {
         let all_groups = rows.div_ceil(GROUP);
         let row_items = all_groups.div_ceil(MAX_GROUPS).max(1);
         let all_panels = weights.outputs.div_ceil(PANEL);
-        let wanted =
-            if threads == 1 { 1 } else { (ITEMS_PER_THREAD * threads).div_ceil(row_items) };
-        let panels = all_panels.div_ceil(wanted.min(all_panels)).min(MAX_PANELS);
-        // The distance of neighbouring rows, on whichever axis those are.
-        let pitch = (0..3).rev().find(|&axis| x.shape()[axis] > 1).map_or(0, |axis| strides[axis]);
-        let meet = pitch != 0 && pitch.unsigned_abs().is_multiple_of(SET_PERIOD);
-        let collide = meet && rows.min(GROUP) > l1_ways();
+        let wanted = wanted.div_ceil(row_items).clamp(1, all_panels);
+        let panels = all_panels.div_ceil(wanted).min(MAX_PANELS);
         Self {
             rows,
             groups: all_groups.div_ceil(row_items),
             row_items,
             panels,
             panel_items: all_panels.div_ceil(panels),
-            threads,
-            copy: strides[3] != 1 || collide,
         }
     }
 
     fn items(&self) -> usize {
         if self.rows == 0 { 0 } else { self.row_items * self.panel_items }
-    }
-
-    /// Floats of scratch for each thread: a group's rows, if they are copied.
-    fn part(&self) -> usize {
-        if self.copy { GROUP * PITCH } else { 0 }
-    }
-
-    fn lines(&self) -> usize {
-        Line::count(self.part()) * self.threads.min(self.items().max(1))
     }
 
     /// Rows of x and panels of item `index`. Items of the same panels follow each other.
@@ -213,12 +195,61 @@ struct Item {
     columns: Range<usize>,
 }
 
-/// `out = x W^T + bias` for every row of x. `x` is `[a, b, c, inputs]` in any strides, `out` `[a, b,
-/// c, outputs]`; which axes are what does not matter here.
+/// One product of those that [`linear_all`] computes: `out = x W^T + bias`.
+#[derive(Debug)]
+pub struct Product<'a> {
+    x: View<'a, f32>,
+    weights: &'a PackedLinear,
+    out: ViewMut<'a, f32>,
+    cut: Cut,
+}
+
+impl<'a> Product<'a> {
+    /// The product of every row of x: `x` is `[a, b, c, inputs]` in any strides, `out` `[a, b, c,
+    /// outputs]`; which axes are what does not matter here.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the shapes do not fit the weights or each other, [`Error::Stride`]
+    /// where the output's last axis is not contiguous.
+    pub fn new(x: View<'a, f32>, weights: &'a PackedLinear, out: ViewMut<'a, f32>) -> Result<Self> {
+        let [a, b, c, inputs] = x.shape();
+        if inputs != weights.inputs {
+            let expected = format!("rows of {} numbers, the weights' inputs", weights.inputs);
+            return shape_error("x", x.shape(), expected);
+        }
+        let expected = [a, b, c, weights.outputs];
+        if out.shape() != expected {
+            return shape_error("out", out.shape(), format!("{expected:?}"));
+        }
+        check_unit_inner_stride("out", expected, out.strides())?;
+        Ok(Self { x, weights, out, cut: Cut::default() })
+    }
+
+    fn rows(&self) -> usize {
+        let [a, b, c, _] = self.out.shape();
+        a * b * c
+    }
+
+    /// Multiply-adds.
+    fn work(&self) -> u128 {
+        self.rows() as u128 * self.weights.inputs as u128 * self.weights.outputs as u128
+    }
+}
+
+/// Whether rows of x are copied before they are read: where they are not contiguous, or more of
+/// them meet in one set of L1 than it holds.
+fn copies(x: &View<'_, f32>) -> bool {
+    let ([a, b, c, _], strides) = (x.shape(), x.strides());
+    // The distance of neighbouring rows, on whichever axis those are.
+    let pitch = (0..3).rev().find(|&axis| x.shape()[axis] > 1).map_or(0, |axis| strides[axis]);
+    let meet = pitch != 0 && pitch.unsigned_abs().is_multiple_of(SET_PERIOD);
+    strides[3] != 1 || (meet && (a * b * c).min(GROUP) > l1_ways())
+}
+
+/// `out = x W^T + bias` for every row of x, as [`Product::new`] has it.
 ///
 /// # Errors
-/// [`Error::Shape`] where the shapes do not fit the weights or each other, [`Error::Stride`] where
-/// the output's last axis is not contiguous.
+/// As [`Product::new`] and [`linear_all`].
 pub fn linear(
     x: View<'_, f32>,
     weights: &PackedLinear,
@@ -226,61 +257,85 @@ pub fn linear(
     settings: &Settings<'_>,
     workspace: &mut Workspace,
 ) -> Result<Isa> {
-    let [a, b, c, inputs] = x.shape();
-    if inputs != weights.inputs {
-        let expected = format!("rows of {} numbers, the weights' inputs", weights.inputs);
-        return shape_error("x", x.shape(), expected);
-    }
-    let expected = [a, b, c, weights.outputs];
-    if out.shape() != expected {
-        return shape_error("out", out.shape(), format!("{expected:?}"));
-    }
-    check_unit_inner_stride("out", expected, out.strides())?;
+    linear_all(&mut [Product::new(x, weights, out)?], settings, workspace)
+}
+
+/// Several products at once: the threads take items of all of them, and start together once.
+///
+/// # Errors
+/// [`Error::Overflow`] where there is no memory for the workspace, and as [`Settings::isa`].
+/// Nothing is written then.
+pub fn linear_all(
+    products: &mut [Product<'_>],
+    settings: &Settings<'_>,
+    workspace: &mut Workspace,
+) -> Result<Isa> {
     let isa = settings.isa()?;
-    if out.is_empty() {
+    let work = products.iter().fold(0, |sum: u128, product| sum.saturating_add(product.work()));
+    let threads = threads_for(work, SERIAL_WORK, settings.threads());
+    let wanted = if threads == 1 { 1 } else { ITEMS_PER_THREAD * threads };
+    let each = work.div_ceil(wanted as u128).max(1);
+    for product in &mut *products {
+        let share = product.work().div_ceil(each) as usize;
+        product.cut = Cut::new(product.rows(), product.weights, share);
+    }
+    if products.iter().all(|product| product.cut.items() == 0) {
         return Ok(isa);
     }
-    let cut = Cut::new(&x, weights, settings);
-    let crew = Crew { executor: settings.executor, threads: cut.threads };
-    dispatch(isa, Drive { x, weights, out, cut, crew, scratch: workspace.scratch(cut.lines())? })?;
+    let copy = products.iter().any(|product| copies(&product.x));
+    let part = if copy { PART } else { 0 };
+    let scratch = workspace.scratch(Line::count(part) * threads)?;
+    let crew = Crew { executor: settings.executor, threads };
+    dispatch(isa, Drive { products, crew, scratch, part })?;
     Ok(isa)
 }
 
-/// The bytes of workspace that [`linear`] uses for this input.
-pub fn linear_workspace_bytes(
-    x: View<'_, f32>,
-    weights: &PackedLinear,
-    settings: &Settings<'_>,
-) -> usize {
-    if x.is_empty() { 0 } else { Cut::new(&x, weights, settings).lines() * size_of::<Line>() }
+/// The bytes of workspace with which [`linear`] on this input, and [`linear_all`] on such inputs,
+/// allocates nothing.
+pub fn linear_workspace_bytes(x: View<'_, f32>, settings: &Settings<'_>) -> usize {
+    if x.is_empty() || !copies(&x) {
+        return 0;
+    }
+    Line::count(PART) * settings.threads().min(MAX_THREADS) * size_of::<Line>()
 }
 
-struct Drive<'a> {
-    x: View<'a, f32>,
-    weights: &'a PackedLinear,
-    out: ViewMut<'a, f32>,
-    cut: Cut,
-    crew: Crew<'a>,
-    scratch: &'a mut [f32],
+struct Drive<'d, 'a> {
+    products: &'d [Product<'a>],
+    crew: Crew<'d>,
+    scratch: &'d mut [f32],
+    /// Floats of scratch for each thread.
+    part: usize,
 }
 
-impl Kernel for Drive<'_> {
+impl Kernel for Drive<'_, '_> {
     type Output = ();
 
-    fn run<S: Simd>(mut self, simd: S) {
-        let scratch =
-            (std::mem::take(&mut self.scratch), Line::count(self.cut.part()) * Line::FLOATS);
+    fn run<S: Simd>(self, simd: S) {
+        let Self { products, crew, scratch, part } = self;
+        let items = products.iter().map(|product| product.cut.items()).sum();
         for_each_tile(
-            self.crew,
-            self.cut.items(),
-            scratch,
+            crew,
+            items,
+            (scratch, part),
             || (),
-            |(_, scratch), index| self.item(simd, &self.cut.item(index, self.weights), scratch),
+            |(_, scratch), mut index| {
+                for product in products {
+                    let items = product.cut.items();
+                    if index < items {
+                        return product.item(
+                            simd,
+                            &product.cut.item(index, product.weights),
+                            scratch,
+                        );
+                    }
+                    index -= items;
+                }
+            },
         );
     }
 }
 
-impl Drive<'_> {
+impl Product<'_> {
     fn item<S: Simd>(&self, simd: S, item: &Item, scratch: &mut [f32]) {
         let all = self.weights.inputs;
         let kc = all.div_ceil(all.div_ceil(MAX_KC));
@@ -304,7 +359,7 @@ impl Drive<'_> {
                         std::slice::from_raw_parts_mut(at, item.columns.len())
                     };
                 }
-                simd.vectorize(Product {
+                simd.vectorize(Stripe {
                     x: &x[..group.len()],
                     weights: self.weights,
                     inputs: inputs.clone(),
@@ -334,7 +389,7 @@ impl Drive<'_> {
             let [i, j, k] = self.index(row);
             &self.x.rows(i, j).slice(k)[inputs.clone()]
         };
-        if !self.cut.copy {
+        if !copies(&self.x) {
             for (slice, row) in rows.iter_mut().zip(group) {
                 *slice = contiguous(row);
             }
@@ -355,8 +410,8 @@ impl Drive<'_> {
     }
 }
 
-/// Some inputs of some rows of x against some panels.
-struct Product<'a, 'c> {
+/// Some inputs of a group of rows against some panels.
+struct Stripe<'a, 'c> {
     x: &'a [&'a [f32]],
     weights: &'a PackedLinear,
     /// With the first inputs outputs begin, at the bias if there is one.
@@ -369,7 +424,7 @@ struct Product<'a, 'c> {
     ahead: Range<usize>,
 }
 
-impl Kernel for Product<'_, '_> {
+impl Kernel for Stripe<'_, '_> {
     type Output = ();
 
     #[inline(always)]
@@ -384,7 +439,7 @@ impl Kernel for Product<'_, '_> {
     }
 }
 
-impl Tiled for Product<'_, '_> {
+impl Tiled for Stripe<'_, '_> {
     #[inline(always)]
     fn tile<S: Simd, const ROWS: usize, const VECS: usize, const TAIL: bool>(
         &mut self,

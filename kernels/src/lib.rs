@@ -45,7 +45,7 @@ pub use error::{Error, Result};
 #[cfg(feature = "rayon")]
 pub use executor::Rayon;
 pub use executor::{Executor, Serial};
-pub use gemm::{PackedLinear, linear, linear_workspace_bytes};
+pub use gemm::{PackedLinear, Product, linear, linear_all, linear_workspace_bytes};
 pub use problem::{Causal, Dims, Masking, Outputs, Problem, Scale, Window};
 pub use settings::{Algorithm, Settings, attention, workspace_bytes};
 pub use simd::Isa;

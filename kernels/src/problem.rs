@@ -351,6 +351,15 @@ impl<'a, T: Element> Outputs<'a, T> {
         self
     }
 
+    /// The same with the output elsewhere, and where it was to go.
+    #[must_use]
+    pub fn redirect<'b>(self, out: ViewMut<'b, T>) -> (Outputs<'b, T>, ViewMut<'a, T>)
+    where
+        'a: 'b,
+    {
+        (Outputs { out, lse: self.lse, weights: self.weights }, self.out)
+    }
+
     /// Checks that the outputs fit the problem.
     pub(crate) fn check(&self, dims: &Dims) -> Result<()> {
         let rows = [dims.batch, dims.q_heads, dims.seq_q];

@@ -45,6 +45,14 @@ impl Workspace {
         self.lines.len() * size_of::<Line>()
     }
 
+    /// The first `count` floats, on a cache line's boundary, holding whatever was there.
+    ///
+    /// # Errors
+    /// As [`Workspace::with_bytes`].
+    pub fn first(&mut self, count: usize) -> Result<&mut [f32]> {
+        Ok(&mut self.scratch(Line::count(count))?[..count])
+    }
+
     /// The first `count` lines' worth of `T`, initialised with whatever was there.
     pub(crate) fn scratch<T: Element>(&mut self, lines: usize) -> Result<&mut [T]> {
         const { assert!(align_of::<T>() <= align_of::<Line>()) };
@@ -63,7 +71,7 @@ impl Workspace {
     }
 
     /// Everything held, as floats.
-    pub(crate) fn floats(&self) -> &[f32] {
+    pub fn as_slice(&self) -> &[f32] {
         let count = self.lines.len() * Line::FLOATS;
         // SAFETY: a line is nothing but its floats.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), count) }
