@@ -1,23 +1,15 @@
 //! Criterion over the same table of shapes as `headwise bench`: the fused kernels on the default
 //! instruction set and all cores. `cargo bench -- llama` measures the shapes with that in their
-//! name, `cargo bench -- gemm/` the products beside those of other crates, `cargo bench -- --test`
-//! runs each once.
+//! name, `cargo bench -- --test` runs each once.
 //!
 //! For figures beside the machine's peaks use `headwise bench`: it takes the two in turn.
 
-mod peers;
-
 use std::time::{Duration, Instant};
 
-use criterion::measurement::WallTime;
-use criterion::{
-    BenchmarkGroup, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
-};
+use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use headwise::{Algorithm, Isa};
-use headwise_cli::Result;
 use headwise_cli::shapes::{self, Shape, Suite};
 use headwise_cli::work::{self, Work};
-use peers::{Peer, PeerWork};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 fn suites(criterion: &mut Criterion) {
@@ -27,30 +19,22 @@ fn suites(criterion: &mut Criterion) {
         group.sampling_mode(SamplingMode::Flat);
         for shape in shapes::all().filter(|shape| shape.suite() == suite) {
             group.throughput(throughput(&shape));
-            bench(&mut group, shape.name(), &pool, || work::prepare(&shape, Isa::from_env()?));
-            let Shape::Gemm(shape) = shape else { continue };
-            for peer in Peer::ALL {
-                let name = format!("{}/{}", shape.name, peer.name());
-                bench(&mut group, &name, &pool, || Ok(Box::new(PeerWork::new(peer, shape)?)));
-            }
+            // Made when the shape is first measured, so that a filter saves its time too.
+            let mut work = None;
+            group.bench_function(shape.name(), |bencher| {
+                let work = work.get_or_insert_with(|| prepare(&shape));
+                bencher.iter_custom(|iterations| time(&mut **work, iterations, &pool));
+            });
         }
         group.finish();
     }
 }
 
-fn bench(
-    group: &mut BenchmarkGroup<'_, WallTime>,
-    name: &str,
-    pool: &ThreadPool,
-    prepare: impl Fn() -> Result<Box<dyn Work>> + Sync,
-) {
-    // Made when it is first measured, so that a filter saves its time too.
-    let mut work = None;
-    group.bench_function(name, |bencher| {
-        let prepare = || pool.install(&prepare).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let work = work.get_or_insert_with(prepare);
-        bencher.iter_custom(|iterations| time(&mut **work, iterations, pool));
-    });
+fn prepare(shape: &Shape) -> Box<dyn Work> {
+    let work = Isa::from_env()
+        .map_err(headwise_cli::Error::from)
+        .and_then(|isa| work::prepare(shape, isa));
+    work.unwrap_or_else(|error| panic!("{}: {error}", shape.name()))
 }
 
 /// The time of all iterations, inside the pool: that is where calls start soonest.

@@ -1,16 +1,57 @@
-//! Our product beside those of other crates: the same operands, the same pool. Ours has packed its
-//! weights before the first run and adds a bias; theirs pack what they pack in every run.
+//! Our product beside those of other crates, over the table's products: the same operands, the same
+//! pool. Ours has packed its weights before the first run and adds a bias; theirs pack what they
+//! pack in every run. `cargo bench -- peers/` measures these alone.
 
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use gemm::{Parallelism, gemm};
-use headwise::{Algorithm, PackedLinear, Settings, Tensor, Workspace, linear};
+use headwise::{Algorithm, Isa, PackedLinear, Settings, Tensor, Workspace, linear};
 use headwise_cli::Result;
-use headwise_cli::shapes::GemmShape;
-use headwise_cli::work::{Work, gemm_operands};
+use headwise_cli::shapes::{self, GemmShape, Shape};
+use headwise_cli::work::{self, Work, gemm_operands};
 use matrixmultiply::sgemm;
+use rayon::ThreadPoolBuilder;
+
+fn peers(criterion: &mut Criterion) {
+    let pool = ThreadPoolBuilder::new().build().unwrap_or_else(|error| panic!("{error}"));
+    for shape in shapes::all() {
+        let (Shape::Gemm(sizes), Some(flops)) = (shape, shape.flops()) else { continue };
+        let mut group = criterion.benchmark_group(format!("peers/{}", sizes.name));
+        group.sampling_mode(SamplingMode::Flat).throughput(Throughput::Elements(flops as u64));
+        for peer in Peer::ALL {
+            // Made when it is first measured, so that a filter saves its time too.
+            let mut work = None;
+            group.bench_function(peer.name(), |bencher| {
+                let make = || prepare(peer, &shape, sizes).unwrap_or_else(|e| panic!("{e}"));
+                let work = work.get_or_insert_with(|| pool.install(make));
+                bencher.iter_custom(|iterations| pool.install(|| time(&mut **work, iterations)));
+            });
+        }
+        group.finish();
+    }
+}
+
+fn prepare(peer: Peer, shape: &Shape, sizes: GemmShape) -> Result<Box<dyn Work>> {
+    match peer {
+        Peer::Headwise => work::prepare(shape, Isa::from_env()?),
+        _ => Ok(Box::new(PeerWork::new(peer, sizes)?)),
+    }
+}
+
+fn time(work: &mut dyn Work, iterations: u64) -> Duration {
+    let start = Instant::now();
+    for _ in 0..iterations {
+        work.run(Algorithm::Auto).unwrap_or_else(|error| panic!("{error}"));
+    }
+    start.elapsed()
+}
 
 /// A crate that multiplies matrices.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Peer {
+enum Peer {
+    /// Ours.
+    Headwise,
     /// `matrixmultiply` on one thread: its feature for more would change our unfused path too.
     MatrixMultiply,
     /// `gemm` on the threads of the current pool.
@@ -18,10 +59,11 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 2] = [Self::MatrixMultiply, Self::Gemm];
+    const ALL: [Self; 3] = [Self::Headwise, Self::MatrixMultiply, Self::Gemm];
 
-    pub(crate) fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
+            Self::Headwise => "headwise",
             Self::MatrixMultiply => "matrixmultiply-1-thread",
             Self::Gemm => "gemm",
         }
@@ -29,7 +71,7 @@ impl Peer {
 }
 
 /// A peer's `out = x W^T`.
-pub(crate) struct PeerWork {
+struct PeerWork {
     peer: Peer,
     shape: GemmShape,
     x: Tensor,
@@ -40,7 +82,7 @@ pub(crate) struct PeerWork {
 impl PeerWork {
     /// # Panics
     /// Where the peer's product is not ours.
-    pub(crate) fn new(peer: Peer, shape: GemmShape) -> Result<Self> {
+    fn new(peer: Peer, shape: GemmShape) -> Result<Self> {
         let (x, weight) = gemm_operands(&shape)?;
         let out = vec![0.0; shape.m * shape.n];
         let mut work = Self { peer, shape, x, weight, out };
@@ -71,6 +113,7 @@ impl Work for PeerWork {
         let out = self.out.as_mut_ptr();
         // W^T [k, n] is W [n, k] with its strides exchanged.
         match self.peer {
+            Peer::Headwise => unreachable!("ours is prepared from the table"),
             // SAFETY: `new` made x [m, k], W [n, k] and out [m, n], contiguous.
             Peer::MatrixMultiply => unsafe {
                 sgemm(m, k, n, 1.0, x, row_of_x, 1, w, 1, row_of_x, 0.0, out, row_of_out, 1);
@@ -94,3 +137,18 @@ impl Work for PeerWork {
         vec![self.weight.data()]
     }
 }
+
+/// Few and short samples.
+fn brief() -> Criterion {
+    Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_secs(1))
+}
+
+criterion_group! {
+    name = benches;
+    config = brief();
+    targets = peers
+}
+criterion_main!(benches);
