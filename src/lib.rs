@@ -39,10 +39,11 @@
 //! | log-sum-exp and weights on request | yes | yes |
 //! | [`softmax_into`], [`softmax_in_place`] | yes | |
 //! | [`linear`] with [`PackedLinear`] weights | yes | |
+//! | [`layers`]: self-, cross- and multi-head attention with projections | yes | |
 //!
 //! # Features
 //! `rayon` (default): work is split over the current rayon pool. `ndarray`: views of its arrays.
-//! `half`: tensors widened from its types. `safetensors`: tensors read from its files.
+//! `half`: tensors widened from its types. `safetensors`: tensors and layers read from its files.
 
 #![forbid(unsafe_code)]
 

@@ -25,8 +25,13 @@ impl Normal {
 
     /// A tensor of such numbers.
     pub(crate) fn tensor(&mut self, shape: Shape) -> Result<Tensor> {
+        self.scaled(shape, 1.0)
+    }
+
+    /// A tensor of such numbers times `deviation`.
+    pub(crate) fn scaled(&mut self, shape: Shape, deviation: f32) -> Result<Tensor> {
         let mut tensor = Tensor::zeros(shape)?.into_vec();
-        tensor.iter_mut().for_each(|x| *x = self.next());
+        tensor.iter_mut().for_each(|x| *x = deviation * self.next());
         Tensor::new(tensor, shape)
     }
 }

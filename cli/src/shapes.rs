@@ -17,11 +17,14 @@ pub enum Suite {
     Softmax,
     /// The product of a linear layer with prepacked weights.
     Gemm,
+    /// Self-attention with its projections.
+    Layer,
 }
 
 impl Suite {
     /// Every suite.
-    pub const ALL: [Self; 4] = [Self::Prefill, Self::Decode, Self::Softmax, Self::Gemm];
+    pub const ALL: [Self; 5] =
+        [Self::Prefill, Self::Decode, Self::Softmax, Self::Gemm, Self::Layer];
 
     /// The name, as `--suite` takes it.
     pub fn name(self) -> &'static str {
@@ -30,6 +33,7 @@ impl Suite {
             Self::Decode => "decode",
             Self::Softmax => "softmax",
             Self::Gemm => "gemm",
+            Self::Layer => "layer",
         }
     }
 }
@@ -78,6 +82,27 @@ pub struct GemmShape {
     pub n: usize,
 }
 
+/// Self-attention over hidden states of length `embed_dim`: the projections of queries, keys and
+/// values, attention in `heads` of equal length, and the output projection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct LayerShape {
+    pub name: &'static str,
+    pub batch: usize,
+    pub seq: usize,
+    pub embed_dim: usize,
+    pub heads: usize,
+}
+
+impl LayerShape {
+    fn flops(&self) -> f64 {
+        let weights = 4.0 * (self.embed_dim * self.embed_dim) as f64;
+        let heads = [self.batch, self.heads, self.seq, self.embed_dim / self.heads];
+        let projections = 2.0 * (self.batch * self.seq) as f64 * weights;
+        projections + Extents::new(heads, heads).flops(false)
+    }
+}
+
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
@@ -89,6 +114,8 @@ pub enum Shape {
     Softmax(SoftmaxShape),
     /// A linear layer's product.
     Gemm(GemmShape),
+    /// Self-attention with its projections.
+    Layer(LayerShape),
 }
 
 impl Shape {
@@ -98,6 +125,7 @@ impl Shape {
             Self::Prefill(shape) | Self::Decode(shape) => shape.name,
             Self::Softmax(shape) => shape.name,
             Self::Gemm(shape) => shape.name,
+            Self::Layer(shape) => shape.name,
         }
     }
 
@@ -108,6 +136,7 @@ impl Shape {
             Self::Decode(_) => Suite::Decode,
             Self::Softmax(_) => Suite::Softmax,
             Self::Gemm(_) => Suite::Gemm,
+            Self::Layer(_) => Suite::Layer,
         }
     }
 
@@ -118,22 +147,24 @@ impl Shape {
 
     /// The useful floating-point operations of a run, where they are counted: twice the visible
     /// query-key pairs, over all heads, times the length of a key and a value; of a product twice
-    /// its multiplications.
+    /// its multiplications; of a layer both.
     pub fn flops(&self) -> Option<f64> {
         match self {
             Self::Prefill(shape) | Self::Decode(shape) => Some(shape.extents().flops(shape.causal)),
             Self::Softmax(_) => None,
             Self::Gemm(s) => Some(2.0 * s.m as f64 * s.k as f64 * s.n as f64),
+            Self::Layer(shape) => Some(shape.flops()),
         }
     }
 
     /// The bytes that a run must move: of attention keys and values, of softmax input and output, of
-    /// a product the weights.
+    /// a product and a layer the weights.
     pub fn bytes(&self) -> f64 {
         match self {
             Self::Prefill(shape) | Self::Decode(shape) => shape.extents().kv_bytes(),
             Self::Softmax(s) => (2 * s.rows * s.length * size_of::<f32>()) as f64,
             Self::Gemm(s) => (s.k * s.n * size_of::<f32>()) as f64,
+            Self::Layer(s) => (4 * s.embed_dim * s.embed_dim * size_of::<f32>()) as f64,
         }
     }
 }
@@ -214,12 +245,31 @@ const GEMM: [GemmShape; 6] = [
     gemm("1x4096x4096", 1, 4096, 4096),
 ];
 
+const fn layer(
+    name: &'static str,
+    batch: usize,
+    seq: usize,
+    embed_dim: usize,
+    heads: usize,
+) -> LayerShape {
+    LayerShape { name, batch, seq, embed_dim, heads }
+}
+
+const LAYER: [LayerShape; 4] = [
+    layer("layer-1x32x384", 1, 32, 384, 12),
+    layer("layer-1x128x768", 1, 128, 768, 12),
+    layer("layer-8x128x768", 8, 128, 768, 12),
+    layer("layer-1x512x768", 1, 512, 768, 12),
+];
+
 /// The whole table, suite by suite.
 pub fn all() -> impl Iterator<Item = Shape> {
     let prefill = PREFILL.into_iter().map(Shape::Prefill);
     let decode = DECODE.into_iter().map(Shape::Decode);
     let softmax = SOFTMAX.into_iter().map(Shape::Softmax);
-    prefill.chain(decode).chain(softmax).chain(GEMM.into_iter().map(Shape::Gemm))
+    let gemm = GEMM.into_iter().map(Shape::Gemm);
+    let layer = LAYER.into_iter().map(Shape::Layer);
+    prefill.chain(decode).chain(softmax).chain(gemm).chain(layer)
 }
 
 /// The shapes of `suite`, or of every suite; with `name`, that one of them.
@@ -251,6 +301,14 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn a_layer_counts_its_projections_and_its_attention() {
+        let shape = Shape::Layer(layer("layer", 2, 3, 8, 4));
+        let (projections, attention) = (4 * 2 * 2 * 3 * 8 * 8, 4 * 2 * 4 * 3 * 3 * 2);
+        assert_eq!(shape.flops(), Some(f64::from(projections + attention)));
+        assert_eq!(shape.bytes(), f64::from(4 * 8 * 8 * 4));
     }
 
     #[test]

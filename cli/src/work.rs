@@ -1,5 +1,6 @@
 //! What is timed: inputs, outputs and scratch made once, so that a run is the kernel alone.
 
+use headwise::layers::{LayerWorkspace, Linear, MultiHeadAttention, Projections};
 use headwise::{
     Algorithm, AttentionOptions, Isa, Outputs, PackedLinear, Scale, Settings, Tensor, Workspace,
     attention_into, linear, softmax_in_place, softmax_into,
@@ -8,7 +9,7 @@ use headwise::{
 use crate::Result;
 use crate::extents::Extents;
 use crate::inputs::Normal;
-use crate::shapes::{AttentionShape, GemmShape, Shape, SoftmaxShape};
+use crate::shapes::{AttentionShape, GemmShape, LayerShape, Shape, SoftmaxShape};
 
 /// Something to run again and again, on the rayon pool that the caller is in.
 pub trait Work: Send {
@@ -33,6 +34,7 @@ pub fn prepare(shape: &Shape, isa: Isa) -> Result<Box<dyn Work>> {
         }
         Shape::Softmax(shape) => Box::new(SoftmaxWork::new(shape, isa)?),
         Shape::Gemm(shape) => Box::new(GemmWork::new(shape, isa)?),
+        Shape::Layer(shape) => Box::new(LayerWork::new(shape, isa)?),
     })
 }
 
@@ -147,6 +149,15 @@ impl Work for SoftmaxWork {
     }
 }
 
+/// What a product multiplies: `x` `[m, k]` and the weight of a linear layer, `[n, k]`.
+///
+/// # Errors
+/// Where the tensors do not fit the machine.
+pub fn gemm_operands(s: &GemmShape) -> Result<(Tensor, Tensor)> {
+    let mut normal = Normal::new(1);
+    Ok((normal.tensor([1, 1, s.m, s.k])?, normal.tensor([1, 1, s.n, s.k])?))
+}
+
 /// A linear layer's product into an output that is reused.
 struct GemmWork {
     x: Tensor,
@@ -158,9 +169,7 @@ struct GemmWork {
 
 impl GemmWork {
     fn new(s: &GemmShape, isa: Isa) -> Result<Self> {
-        let mut normal = Normal::new(1);
-        let x = normal.tensor([1, 1, s.m, s.k])?;
-        let weight = normal.tensor([1, 1, s.n, s.k])?;
+        let (x, weight) = gemm_operands(s)?;
         let bias = vec![0.5; s.n];
         let weights = PackedLinear::pack(weight.view(), Some(&bias))?;
         let out = Tensor::zeros([1, 1, s.m, s.n])?;
@@ -178,5 +187,49 @@ impl Work for GemmWork {
 
     fn operands(&self) -> Vec<&[f32]> {
         vec![self.weights.packed()]
+    }
+}
+
+/// Self-attention with its projections into an output that is reused.
+struct LayerWork {
+    x: Tensor,
+    layer: MultiHeadAttention,
+    /// Those of the layer, which keeps its packed ones to itself; they are as large.
+    weights: [Tensor; 4],
+    out: Tensor,
+    isa: Isa,
+    workspace: LayerWorkspace,
+}
+
+impl LayerWork {
+    fn new(s: &LayerShape, isa: Isa) -> Result<Self> {
+        let mut normal = Normal::new(1);
+        let activations = [s.batch, 1, s.seq, s.embed_dim];
+        let x = normal.tensor(activations)?;
+        // Projections of deviation 1, as x.
+        let deviation = (s.embed_dim as f32).sqrt().recip();
+        let mut weight = || normal.scaled([1, 1, s.embed_dim, s.embed_dim], deviation);
+        let weights = [weight()?, weight()?, weight()?, weight()?];
+        let bias = vec![0.5; s.embed_dim];
+        let linear = |weight: &Tensor| Linear::new(weight.view(), Some(&bias));
+        let [query, key, value, out] = &weights;
+        let projections =
+            Projections { query: linear(query)?, key: linear(key)?, value: linear(value)? };
+        let layer = MultiHeadAttention::new(projections, linear(out)?, s.heads)?;
+        let out = Tensor::zeros(activations)?;
+        Ok(Self { x, layer, weights, out, isa, workspace: LayerWorkspace::new() })
+    }
+}
+
+impl Work for LayerWork {
+    fn run(&mut self, algorithm: Algorithm) -> Result<()> {
+        let options = AttentionOptions::new().isa(self.isa).algorithm(algorithm);
+        let (x, outputs) = (self.x.view(), Outputs::new(self.out.view_mut()));
+        self.layer.forward_into(x, x, &options, outputs, &mut self.workspace)?;
+        Ok(())
+    }
+
+    fn operands(&self) -> Vec<&[f32]> {
+        self.weights.iter().map(Tensor::data).collect()
     }
 }

@@ -75,6 +75,21 @@ fn softmax_counts_bytes() {
 }
 
 #[test]
+fn layers_count_projections_and_attention() {
+    let objects = bench("--json --suite layer --shape layer-1x32x384 --algorithm both").objects(0);
+    let [record] = &objects[..] else { panic!("{objects:?}") };
+    assert_eq!((&record["suite"], &record["algorithm"]), (&"layer".into(), &"fused".into()));
+    for (field, size) in [("batch", 1), ("seq", 32), ("embed_dim", 384), ("heads", 12)] {
+        assert_eq!(record[field], size, "{field} in {record}");
+    }
+    let number = |field: &str| record[field].as_f64().unwrap();
+    let flops = 4.0 * 2.0 * 32.0 * 384.0 * 384.0 + 4.0 * 12.0 * 32.0 * 32.0 * 32.0;
+    assert!((number("gflops") * number("median_ms") * 1e6 / flops - 1.0).abs() < 1e-9);
+    let bytes = 4.0 * 4.0 * 384.0 * 384.0;
+    assert!((number("gbps") * number("median_ms") * 1e6 / bytes - 1.0).abs() < 1e-9);
+}
+
+#[test]
 fn a_table_for_people() {
     let ran = bench("--shape minilm-32 --algorithm both");
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
@@ -89,6 +104,7 @@ fn what_there_is_not() {
     bench("--suite decode --shape bert-128").refuses(&["--shape", "decode-512"]);
     bench("--suite train").refuses(&["--suite", "train"]);
     bench("--suite softmax --algorithm unfused").refuses(&["--algorithm", "softmax"]);
+    bench("--suite layer --algorithm unfused").refuses(&["--algorithm", "layers"]);
     bench("--shape minilm-32 --isa nonsense").refuses(&["--isa", "nonsense"]);
     bench("--shape minilm-32 --threads 0").refuses(&["--threads", "0"]);
     headwise(["bench", "--samples", "0"]).refuses(&["--samples"]);

@@ -56,8 +56,7 @@ impl Buffer {
     fn hidden_layout(&self) -> (Shape, Strides) {
         let pitch = self.pitch as isize;
         let shape = [self.batch, 1, self.seq, self.heads * self.dim];
-        // Of an axis of one the stride does not count, but may not hide that elements are distinct.
-        (shape, [self.seq as isize * pitch, self.floats as isize, pitch, 1])
+        (shape, [self.seq as isize * pitch, 0, pitch, 1])
     }
 
     fn heads_layout(&self) -> (Shape, Strides) {

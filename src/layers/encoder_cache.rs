@@ -66,17 +66,21 @@ impl EncoderCache {
         self.key.seq
     }
 
-    /// Room for keys and values of `layer`.
+    /// Room for keys and values; nobody's until it is [`sealed`](EncoderCache::seal).
     pub(super) fn prepare(
         &mut self,
-        layer: u64,
         key: Buffer,
         value: Buffer,
     ) -> Result<(&mut [f32], &mut [f32])> {
-        self.layer = 0;
+        *self = Self { data: std::mem::take(&mut self.data), ..Self::default() };
         let data = self.data.first(buffer::total([key, value].into_iter())?)?;
-        (self.layer, self.key, self.value) = (layer, key, value);
+        (self.key, self.value) = (key, value);
         Ok(data.split_at_mut(key.floats()))
+    }
+
+    /// Says that `layer` has filled it.
+    pub(super) fn seal(&mut self, layer: u64) {
+        self.layer = layer;
     }
 
     /// Where keys and values lie, if `layer` made them.

@@ -283,11 +283,13 @@ impl Projected {
         workspace: &mut Workspace,
     ) -> Result<Isa> {
         let (key_place, value_place) = self.kv_buffers(key, value)?;
-        let (k, v) = cache.prepare(self.id, key_place, value_place)?;
+        let (k, v) = cache.prepare(key_place, value_place)?;
         let weights = &self.projections;
         let to_key = Product::new(key, weights.key.packed(), key_place.hidden_mut(k)?)?;
         let to_value = Product::new(value, weights.value.packed(), value_place.hidden_mut(v)?)?;
-        linear_all(&mut [to_key, to_value], settings, workspace)
+        let isa = linear_all(&mut [to_key, to_value], settings, workspace)?;
+        cache.seal(self.id);
+        Ok(isa)
     }
 
     pub(super) fn encode(

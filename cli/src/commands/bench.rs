@@ -8,7 +8,7 @@ use crate::args::{BenchArgs, Which};
 use crate::extents::Extents;
 use crate::measure::{Measurement, Protocol, Timing, measure};
 use crate::progress::Progress;
-use crate::shapes::{self, Shape, Suite};
+use crate::shapes::{self, LayerShape, Shape, Suite};
 use crate::table::{Column, Table, milliseconds, number};
 use crate::work::prepare;
 use crate::{Error, Result};
@@ -72,6 +72,12 @@ enum Sizes {
         k: usize,
         n: usize,
     },
+    Layer {
+        batch: usize,
+        seq: usize,
+        embed_dim: usize,
+        heads: usize,
+    },
 }
 
 impl Sizes {
@@ -84,6 +90,9 @@ impl Sizes {
                 Self::Softmax { rows: s.rows, length: s.length, in_place: s.in_place }
             }
             Shape::Gemm(s) => Self::Gemm { m: s.m, k: s.k, n: s.n },
+            Shape::Layer(LayerShape { batch, seq, embed_dim, heads, .. }) => {
+                Self::Layer { batch, seq, embed_dim, heads }
+            }
         }
     }
 
@@ -94,6 +103,9 @@ impl Sizes {
                 (extents.to_string(), if causal { "causal" } else { "none" })
             }
             Self::Gemm { m, k, n } => (format!("{m} x {k} times {k} x {n}"), "-"),
+            Self::Layer { batch, seq, embed_dim, heads } => {
+                (format!("{batch}, {seq} x {embed_dim}, {heads} heads"), "none")
+            }
             Self::Softmax { rows, length, in_place } => {
                 let target = if in_place { "in place" } else { "to another" };
                 (format!("{rows} rows of {length}, {target}"), "-")
@@ -109,7 +121,7 @@ pub(super) fn bench(session: &mut Session, args: &BenchArgs) -> Result<Verdict> 
         shapes.retain(Shape::has_unfused);
     }
     if shapes.is_empty() {
-        let expected = "fused: softmax and products are computed in one way";
+        let expected = "fused: softmax, products and layers are computed in one way";
         return Err(Error::input("--algorithm", "unfused", expected));
     }
     let protocol = Protocol { samples: args.samples.map(usize::from), ..Protocol::thorough() };
