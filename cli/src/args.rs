@@ -42,7 +42,7 @@ fn isa_parser() -> impl TypedValueParser<Value = Isa> {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run embedded captures of real models, a long shape, layers and a whole model (the default)
+    /// Run embedded captures of real models, a long shape, the four forms, a whole model (the default)
     Demo,
     /// Say what this machine has and can do at most
     Info,

@@ -1,8 +1,8 @@
-//! The attention layers with the weights of real models, against answers that others computed in
-//! float64; `fixtures/README.md` says how. The form without weights is among the captures.
+//! The forms of attention with the weights of real models, against answers that others computed in
+//! float64; `fixtures/README.md` says how.
 
 use headwise::layers::{CrossAttention, MultiHeadAttention, SelfAttention};
-use headwise::{Attention, AttentionOptions, Isa, Tensor};
+use headwise::{Attention, AttentionOptions, Isa, Tensor, dot_product_attention};
 
 use crate::Result;
 use crate::albert::{ATTENTION, WEIGHTS};
@@ -13,24 +13,31 @@ use crate::extents::Extents;
 /// Inputs and answers of all forms, and the weights of those from Whisper.
 pub(crate) const FILE: &[u8] = include_bytes!("../fixtures/forms.safetensors");
 
-/// A layer with its weights and its answers.
+/// A form of attention that has answers.
 pub(crate) struct Form {
     pub(crate) name: &'static str,
-    /// The layer, and whose weights it has.
+    /// The function or layer, and whose tensors it has.
     pub(crate) what: &'static str,
     /// Allowed of out and weights, absolute: a few times what PyTorch misses in `f32`.
     pub(crate) allowed: f64,
-    heads: usize,
     run: fn(&Inputs<'_>, &AttentionOptions<'_>) -> Result<Attention>,
 }
 
-/// Every form that is a layer.
-pub(crate) const ALL: [Form; 4] = [
+/// Every form.
+pub(crate) const ALL: [Form; 5] = [
+    Form {
+        name: "dot-product",
+        what: "dot_product_attention, MiniLM",
+        allowed: 1e-5,
+        run: |inputs, options| {
+            let [q, k, v] = &inputs.qkv;
+            Ok(dot_product_attention(q.view(), k.view(), v.view(), options)?)
+        },
+    },
     Form {
         name: "self-attention",
         what: "SelfAttention, ALBERT",
         allowed: 5e-5,
-        heads: 1,
         run: |inputs, options| {
             let source = inputs.albert.source().prefix(ATTENTION).partial();
             Ok(SelfAttention::load(&source)?.forward(inputs.x.view(), options)?)
@@ -40,7 +47,6 @@ pub(crate) const ALL: [Form; 4] = [
         name: "multi-head",
         what: "MultiHeadAttention, ALBERT",
         allowed: 1e-5,
-        heads: 8,
         run: |inputs, options| {
             let source = inputs.albert.source().prefix(ATTENTION).partial();
             let source = source.rename("linear_q", "query").rename("linear_k", "key");
@@ -53,7 +59,6 @@ pub(crate) const ALL: [Form; 4] = [
         name: "cross-attention",
         what: "CrossAttention, Whisper",
         allowed: 1e-4,
-        heads: 1,
         run: |inputs, options| {
             let source = inputs.forms.source().prefix("cross_attention.").partial();
             let layer = CrossAttention::load(&source)?;
@@ -64,7 +69,6 @@ pub(crate) const ALL: [Form; 4] = [
         name: "cross-multi-head",
         what: "MultiHeadAttention, Whisper",
         allowed: 5e-6,
-        heads: 6,
         run: |inputs, options| {
             // The projections stand with those of the form before.
             let source = inputs.forms.source().prefix("cross_").partial();
@@ -82,6 +86,7 @@ pub(crate) const ALL: [Form; 4] = [
 pub(crate) struct Inputs<'a> {
     forms: Archive<'a>,
     albert: Archive<'a>,
+    qkv: [Tensor; 3],
     x: Tensor,
     decoder: Tensor,
     encoder: Tensor,
@@ -93,7 +98,9 @@ impl Inputs<'_> {
         let hidden = |name: &str, seq, width| -> Result<Tensor> {
             Ok(Tensor::new(forms.shaped(name, &[&[1, seq, width]])?, [1, 1, seq, width])?)
         };
+        let part = |name: &str| forms.tensor(&format!("dot_product.{name}"));
         Ok(Self {
+            qkv: [part("q")?, part("k")?, part("v")?],
             x: hidden("self_attention.x", 61, 256)?,
             decoder: hidden("cross_attention.decoder_hidden", 14, 384)?,
             encoder: hidden("cross_attention.encoder_hidden", 375, 384)?,
@@ -118,21 +125,21 @@ impl Form {
         let result = (self.run)(inputs, &options)?;
         let Some(weights) = result.weights else { unreachable!("they were asked for") };
 
-        let [batch, _, seq_q, width] = result.out.shape();
-        let [_, heads, _, seq_kv] = weights.shape();
         let prefix = self.name.replace('-', "_");
-        let error = |part: &str, shapes: &[&[usize]], got: &Tensor| -> Result<f64> {
-            let answer = inputs.forms.shaped(&format!("{prefix}.{part}"), shapes)?;
+        let error = |part: &str, got: &Tensor| -> Result<f64> {
+            // The answers leave out an axis of one head.
+            let shape = match got.shape() {
+                [batch, 1, rows, columns] => vec![batch, rows, columns],
+                all => all.to_vec(),
+            };
+            let answer = inputs.forms.shaped(&format!("{prefix}.{part}"), &[&shape])?;
             Ok(distance(got.data(), &answer, answer.len()).max_absolute)
         };
-        let out_error = error("out", &[&[batch, seq_q, width]], &result.out)?;
-        // Without the axis of heads where there is one.
-        let without: &[usize] = &[batch, seq_q, seq_kv];
-        let with: &[usize] = &[batch, heads, seq_q, seq_kv];
-        let shape = if self.heads == 1 { without } else { with };
-        let weights_error = error("weights", &[shape], &weights)?;
+        let (out_error, weights_error) = (error("out", &result.out)?, error("weights", &weights)?);
 
-        let dim = width / self.heads;
+        let [batch, heads, seq_q, seq_kv] = weights.shape();
+        // A layer's output has its heads side by side.
+        let dim = result.out.data().len() / (batch * heads * seq_q);
         let extents = Extents::new([batch, heads, seq_q, dim], [batch, heads, seq_kv, dim]);
         let pass = out_error <= self.allowed && weights_error <= self.allowed;
         Ok(Judged { extents, isa: result.isa, out_error, weights_error, pass })

@@ -1,5 +1,5 @@
 //! `headwise demo`: every embedded capture against its answers, then a long shape, each with its
-//! speed; then layers with real weights, and a whole model.
+//! speed; then the forms of attention with real weights, and a whole model.
 
 mod forms;
 mod model;
@@ -133,7 +133,7 @@ pub(super) fn demo(session: &mut Session) -> Result<Verdict> {
     session.output.object(&summary)?;
     let tolerances = format!(
         "out within {OUT_TOLERANCE:.0e} of its row's largest value, lse within \
-         {LSE_TOLERANCE:.0e}, weights within {WEIGHTS_TOLERANCE:.0e} of float64, layers and model \
+         {LSE_TOLERANCE:.0e}, weights within {WEIGHTS_TOLERANCE:.0e} of float64, forms and model \
          as allowed"
     );
     session.output.line(match failed {

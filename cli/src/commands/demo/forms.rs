@@ -1,4 +1,4 @@
-//! The demo's layers with real weights.
+//! The demo's forms of attention, with real weights.
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use crate::forms::{ALL, Form, Inputs, Judged};
 use crate::table::{Column, Table, small};
 
 const TABLE: Table<'_> = Table(&[
-    Column::Text("layer, weights", 31),
+    Column::Text("form", 31),
     Column::Text("B, heads, queries x keys, dim", 29),
     Column::Text("", 6),
     Column::Text("isa", 8),
