@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod exactness;
 
 use common::bits;
 use common::case::{Dims, GAP};
