@@ -6,6 +6,8 @@ mod common;
 
 mod errors;
 mod exactness;
+#[cfg(feature = "safetensors")]
+mod goldens;
 
 use common::bits;
 use common::case::{Dims, GAP};
