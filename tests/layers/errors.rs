@@ -2,11 +2,15 @@
 
 use headwise::layers::{Heads, LayerWorkspace, Linear, MultiHeadAttention, Projections};
 use headwise::{
-    AttentionOptions, Error, Isa, Outputs, Result, Scale, Shape, Strides, View, ViewMut,
+    AttentionOptions, Error, Isa, Outputs, Result, Scale, Settings, Shape, Strides, View, ViewMut,
 };
+use proptest::prelude::*;
+use proptest::sample::select;
 
 use super::small;
-use crate::common::layers::{Form, Layer, Model};
+use crate::common::case::Dims;
+use crate::common::for_all;
+use crate::common::layers::{Form, Layer, Model, Spec};
 
 static ZEROS: [f32; 8192] = [0.0; 8192];
 
@@ -221,4 +225,93 @@ fn layers_that_do_not_fit_together() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Extents and strides of query, key, value, out, lse and weights, mostly nonsense.
+#[derive(Debug, Clone)]
+struct Wild {
+    form: Form,
+    views: [(usize, Shape, Strides); 6],
+    cached: bool,
+}
+
+fn wild() -> impl Strategy<Value = Wild> {
+    let rare = |fits: usize| {
+        prop_oneof![
+            12 => Just(fits),
+            1 => select(vec![0, 1, 2, 3, 50, 1 << 40, usize::MAX / 2, usize::MAX]),
+        ]
+    };
+    // Those of `small` with one batch entry, two queries and three keys, or none.
+    let lengths = (select(vec![0, 1, 2]), select(vec![0, 2]), select(vec![0, 3]));
+    let tensor = move |shape: Shape| {
+        let natural = strides(shape.map(|extent| extent.min(100)), None);
+        let stride = select(vec![0, 1, -1, 7, 100, isize::MAX, isize::MIN]);
+        let strange = prop::array::uniform4(prop_oneof![Just(None), stride.prop_map(Some)]);
+        let strange = prop_oneof![4 => Just([None; 4]), 1 => strange];
+        let offset = prop_oneof![3 => Just(0_usize), 1 => 0..3000_usize];
+        (offset, shape.map(rare), strange).prop_map(move |(offset, shape, strange)| {
+            let stride = |axis: usize| strange[axis].unwrap_or(natural[axis]);
+            (offset, shape, [stride(0), stride(1), stride(2), stride(3)])
+        })
+    };
+    (lengths, select(Form::ALL.to_vec()), any::<bool>()).prop_flat_map(
+        move |((batch, seq_q, seq_kv), form, cached)| {
+            let spec = small(form, 22);
+            let dims = Dims { batch, seq_q, seq_kv, ..spec.dims };
+            let spec = Spec { dims, ..spec }.fitted();
+            let [out, lse, weights] = spec.output_shapes();
+            let hidden = |n: usize| {
+                [batch, 1, if n == 0 { seq_q } else { spec.dims.seq_kv }, spec.widths[n]]
+            };
+            let views = [hidden(0), hidden(1), hidden(2), out, lse, weights].map(tensor);
+            views.prop_map(move |views| Wild { form, views, cached })
+        },
+    )
+}
+
+impl Wild {
+    fn run(&self, layer: &Layer, written: &mut [Vec<f32>; 3]) -> Result<Isa> {
+        let view = |n: usize| {
+            let (offset, shape, strides) = self.views[n];
+            View::strided(&ZEROS, offset, shape, strides)
+        };
+        let [out, lse, weights] = written;
+        let view_mut = |n: usize, data| {
+            let (offset, shape, strides) = self.views[n];
+            ViewMut::strided(data, offset, shape, strides)
+        };
+        let outputs = Outputs::new(view_mut(3, out)?)
+            .with_lse(view_mut(4, lse)?)
+            .with_weights(view_mut(5, weights)?);
+        let (query, key, value) = (view(0)?, view(1)?, view(2)?);
+        let (options, workspace) = (AttentionOptions::new(), &mut LayerWorkspace::new());
+        if self.cached && self.form != Form::SelfAttention {
+            let cache = layer.encode((key, value), &Settings::default())?;
+            layer.workspace(query, &cache, &options)?;
+            return layer.forward_into(query, &cache, &options, outputs, workspace);
+        }
+        layer.workspace(query, (key, value), &options)?;
+        layer.forward_into(query, (key, value), &options, outputs, workspace)
+    }
+}
+
+#[test]
+fn nothing_panics_and_errors_write_nothing() {
+    let layers = Form::ALL.map(|form| small(form, 22).model().layer);
+    let counts = std::cell::Cell::new((0_usize, 0_usize));
+    for_all(4000, wild(), |wild| {
+        let mut written = [(); 3].map(|()| vec![7.0_f32; ZEROS.len()]);
+        let result = wild.run(&layers[wild.form as usize], &mut written);
+        let (fine, refused) = counts.get();
+        if result.is_ok() {
+            counts.set((fine + 1, refused));
+        } else {
+            counts.set((fine, refused + 1));
+            let untouched = written.iter().flatten().all(|&x| x == 7.0);
+            assert!(untouched, "written in spite of {result:?}");
+        }
+    });
+    let (fine, refused) = counts.get();
+    assert!(fine > 400 && refused > 400, "{fine} computed, {refused} refused");
 }
