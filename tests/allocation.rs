@@ -255,8 +255,9 @@ fn softmax_allocates_nothing() -> Result<()> {
     pool().install(|| check_softmax(&Rayon, "inside a pool"))
 }
 
-/// Layers large enough for threads, and one whose rows are copied: they meet in the cache's sets.
-fn models(form: Form) -> [Model; 2] {
+/// Layers large enough for threads, and such as copy rows that are not contiguous, of the queries or
+/// of the values, with so short heads that this needs more room than attention.
+fn models(form: Form) -> [Model; 3] {
     let dims = Dims {
         batch: 2,
         kv_heads: 2,
@@ -266,9 +267,15 @@ fn models(form: Form) -> [Model; 2] {
         head_dim: 40,
         value_dim: 24,
     };
-    let widths = [150, 192, 130];
+    let widths = [350, 292, 130];
     let spec = Spec { form, dims, widths, outputs: 163, biases: [true; 4], seed: 43 };
-    [spec.model(), Spec { widths: [1024; 3], ..spec }.model()]
+    let short = Spec { dims: Dims { head_dim: 1, value_dim: 1, ..dims }, ..spec };
+    let copied = |n: usize| {
+        let mut model = short.model();
+        model.hidden[n] = model.hidden[n].transposed();
+        model
+    };
+    [spec.model(), copied(0), copied(2)]
 }
 
 /// Calls from the views on, and nothing allocated, all outputs or the first.
@@ -343,7 +350,7 @@ fn layers_allocate_nothing() -> Result<()> {
 #[test]
 fn allocations_of_layers_are_seen() -> Result<()> {
     let _alone = alone();
-    let [model, _] = models(Form::MultiHead);
+    let [model, ..] = models(Form::MultiHead);
     let settings = Settings::default().with_executor(&Serial);
     let options = AttentionOptions::new().executor(&Serial);
     let mut out = Strided::filled(model.spec.output_shapes()[0], Layout::Bhsd, 0.0_f32);

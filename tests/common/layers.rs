@@ -180,7 +180,7 @@ impl Layer {
     }
 
     /// Into a cache of keys and values of these hidden states, of which cross-attention takes the
-    /// keys'. Self-attention has none.
+    /// values'. Self-attention has none.
     pub fn encode_into(
         &self,
         (key, value): (View<'_, f32>, View<'_, f32>),
@@ -190,7 +190,7 @@ impl Layer {
     ) -> Result<Isa> {
         match self {
             Self::SelfAttention(_) => panic!("self-attention has no cache"),
-            Self::Cross(layer) => layer.encode_into(key, cache, settings, workspace),
+            Self::Cross(layer) => layer.encode_into(value, cache, settings, workspace),
             Self::MultiHead(layer) => layer.encode_into(key, value, cache, settings, workspace),
         }
     }
@@ -202,7 +202,7 @@ impl Layer {
     ) -> Result<EncoderCache> {
         match self {
             Self::SelfAttention(_) => panic!("self-attention has no cache"),
-            Self::Cross(layer) => layer.encode(key, settings),
+            Self::Cross(layer) => layer.encode(value, settings),
             Self::MultiHead(layer) => layer.encode(key, value, settings),
         }
     }

@@ -119,15 +119,6 @@ fn a_batch_entry_alone_has_the_bits_of_one_among_others() -> Result<()> {
     Ok(())
 }
 
-/// The last axis outermost: no row is contiguous.
-fn transposed(x: &Strided<f32>) -> Strided<f32> {
-    let [batch, _, seq, width] = x.shape;
-    let (rows, dense) = (batch * seq, x.dense());
-    let data = (0..rows * width).map(|at| dense[at % rows * width + at / rows]).collect();
-    let strides = [seq as isize, 0, 1, rows as isize];
-    Strided { data, offset: 0, shape: x.shape, strides }
-}
-
 #[test]
 fn strides_of_the_inputs_do_not_matter() -> Result<()> {
     let layouts = [Layout::Bshd, Layout::Sbhd, Layout::Padded, Layout::Reversed];
@@ -139,7 +130,7 @@ fn strides_of_the_inputs_do_not_matter() -> Result<()> {
                 .iter()
                 .map(|&layout| [0, 1, 2].map(|n| model.hidden[n].laid_out(layout, GAP)))
                 .collect();
-            moved.push([0, 1, 2].map(|n| transposed(&model.hidden[n])));
+            moved.push(model.hidden.each_ref().map(Strided::transposed));
             for [query, key, value] in &moved {
                 let memory = (key.view(), value.view());
                 let got = model.layer.forward(query.view(), memory, &all(isa))?;
