@@ -337,3 +337,34 @@ fn a_refused_encoding_leaves_the_cache() -> Result<()> {
     }
     Ok(())
 }
+
+/// An encoding that begins and fails leaves nothing that could be taken for keys and values.
+#[test]
+fn a_failed_encoding_empties_the_cache() -> Result<()> {
+    for form in CACHING {
+        let model = small(form, 16).model();
+        let settings = Settings::default();
+        let assert_empty = |settings: &Settings<'_>, hidden: [&Strided<f32>; 2]| -> Result<()> {
+            let mut cache = model.layer.encode(model.memory(), &Settings::default())?;
+            let memory = (hidden[0].view(), hidden[1].view());
+            let workspace = &mut Workspace::new();
+            let failed = model.layer.encode_into(memory, &mut cache, settings, workspace);
+            assert!(failed.is_err(), "{failed:?}");
+            let result = model.layer.forward(model.query(), &cache, &AttentionOptions::new());
+            assert_refused(result, "an empty cache");
+            Ok(())
+        };
+        // One row for more keys than there is memory.
+        let many = |n: usize| {
+            let shape = [2, 1, 1 << 50, model.spec.widths[n]];
+            let data = vec![0.5_f32; shape[3]];
+            Strided { data, offset: 0, shape, strides: [0, 0, 0, 1] }
+        };
+        assert_empty(&settings, [&many(1), &many(2)])?;
+        for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
+            let settings = settings.with_isa(isa);
+            assert_empty(&settings, [&model.hidden[1], &model.hidden[2]])?;
+        }
+    }
+    Ok(())
+}
