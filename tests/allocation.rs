@@ -9,10 +9,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use common::case::{Case, Data, DenseMask, Dims, Inputs, Masks};
+use common::layers::{Form, Model, Spec};
 use common::strided::{Layout, Strided};
+use headwise::layers::{EncoderCache, LayerWorkspace, Memory as Hidden};
 use headwise::{
-    Causal, Executor, Isa, Outputs, Rayon, Result, Serial, Settings, View, ViewMut, Workspace,
-    attention_into, softmax_in_place, softmax_into, softmax_workspace_bytes,
+    AttentionOptions, Causal, Executor, Isa, Outputs, Rayon, Result, Serial, Settings, View,
+    ViewMut, Workspace, attention_into, linear_workspace_bytes, softmax_in_place, softmax_into,
+    softmax_workspace_bytes,
 };
 
 /// Counts the allocations of threads that take part.
@@ -250,6 +253,125 @@ fn softmax_allocates_nothing() -> Result<()> {
     check_softmax(&Serial, "serial")?;
     check_softmax(&Caller, "a caller's executor")?;
     pool().install(|| check_softmax(&Rayon, "inside a pool"))
+}
+
+/// Layers large enough for threads, and such as copy rows that are not contiguous, of the queries or
+/// of the values, with so short heads that this needs more room than attention.
+fn models(form: Form) -> [Model; 3] {
+    let dims = Dims {
+        batch: 2,
+        kv_heads: 2,
+        group: 2,
+        seq_q: 70,
+        seq_kv: 90,
+        head_dim: 40,
+        value_dim: 24,
+    };
+    let widths = [350, 292, 130];
+    let spec = Spec { form, dims, widths, outputs: 163, biases: [true; 4], seed: 43 };
+    let short = Spec { dims: Dims { head_dim: 1, value_dim: 1, ..dims }, ..spec };
+    let copied = |n: usize| {
+        let mut model = short.model();
+        model.hidden[n] = model.hidden[n].transposed();
+        model
+    };
+    [spec.model(), copied(0), copied(2)]
+}
+
+/// Calls from the views on, and nothing allocated, all outputs or the first.
+fn check_calls(
+    model: &Model,
+    memory: Hidden<'_>,
+    (isa, executor): (Isa, &dyn Executor),
+    count: impl Fn(&mut dyn FnMut()) -> usize,
+    what: &str,
+) -> Result<()> {
+    let [mut out, mut lse, mut weights] =
+        model.spec.output_shapes().map(|shape| Strided::filled(shape, Layout::Bhsd, 0.0_f32));
+    let options = AttentionOptions::new().isa(isa).executor(executor);
+    for all in [false, true] {
+        let mut workspace = model.layer.workspace(model.query(), memory, &options)?;
+        let held = workspace.bytes();
+        let mut run = || {
+            let mut outputs = Outputs::new(out.view_mut());
+            if all {
+                outputs = outputs.with_lse(lse.view_mut()).with_weights(weights.view_mut());
+            }
+            let query = model.query();
+            let result = model.layer.forward_into(query, memory, &options, outputs, &mut workspace);
+            assert_eq!(result, Ok(isa));
+        };
+        assert_eq!(count(&mut run), 0, "{what}, all outputs: {all}");
+        assert_eq!(workspace.bytes(), held, "{what}, all outputs: {all}");
+    }
+    Ok(())
+}
+
+fn check_layers(
+    executor: &dyn Executor,
+    count: impl Fn(&mut dyn FnMut()) -> usize,
+    name: &str,
+) -> Result<()> {
+    for model in Form::ALL.into_iter().flat_map(models) {
+        for isa in Isa::available() {
+            let what = format!("{name} on {isa}, {:?}", model.spec);
+            let on = (isa, executor);
+            check_calls(&model, model.memory().into(), on, &count, &what)?;
+            if model.spec.form == Form::SelfAttention {
+                continue;
+            }
+            let settings = Settings::default().with_isa(isa).with_executor(executor);
+            let mut cache = model.layer.encode(model.memory(), &settings)?;
+            check_calls(&model, (&cache).into(), on, &count, &format!("{what}, cached"))?;
+            let (key, value) = model.memory();
+            let bytes = [key, value].map(|x| linear_workspace_bytes(x, &settings));
+            let mut workspace = Workspace::with_bytes(bytes[0].max(bytes[1]))?;
+            let mut run = || {
+                let result =
+                    model.layer.encode_into((key, value), &mut cache, &settings, &mut workspace);
+                assert_eq!(result, Ok(isa));
+            };
+            assert_eq!(count(&mut run), 0, "{what}, encoding");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn layers_allocate_nothing() -> Result<()> {
+    let _alone = alone();
+    // From the first call on, where there are no threads that set themselves up.
+    check_layers(&Serial, |run| allocations(run), "serial")?;
+    check_layers(&Caller, |run| allocations(run), "a caller's executor")?;
+    pool().install(|| check_layers(&Rayon, |mut run| settled(&mut run), "inside a pool"))
+}
+
+/// What is too small is seen to grow.
+#[test]
+fn allocations_of_layers_are_seen() -> Result<()> {
+    let _alone = alone();
+    let [model, ..] = models(Form::MultiHead);
+    let settings = Settings::default().with_executor(&Serial);
+    let options = AttentionOptions::new().executor(&Serial);
+    let mut out = Strided::filled(model.spec.output_shapes()[0], Layout::Bhsd, 0.0_f32);
+    let mut workspace = LayerWorkspace::new();
+    let run = || {
+        let (query, memory) = (model.query(), model.memory());
+        let outputs = Outputs::new(out.view_mut());
+        let result = model.layer.forward_into(query, memory, &options, outputs, &mut workspace);
+        assert!(result.is_ok(), "{result:?}");
+    };
+    assert!(allocations(run) > 0);
+    let exact = model.layer.workspace(model.query(), model.memory(), &options)?.bytes();
+    assert_eq!(workspace.bytes(), exact);
+    let mut cache = EncoderCache::new();
+    let encode = || {
+        let mut workspace = Workspace::new();
+        let result = model.layer.encode_into(model.memory(), &mut cache, &settings, &mut workspace);
+        assert!(result.is_ok(), "{result:?}");
+    };
+    assert!(allocations(encode) > 0);
+    Ok(())
 }
 
 /// A few tiles for each thread, however many keys there are.

@@ -5,8 +5,8 @@
 //! product too, which doubles it.
 
 use headwise::{
-    Error, Isa, PackedLinear, Rayon, Result, Serial, Settings, View, ViewMut, Workspace, linear,
-    linear_workspace_bytes,
+    Error, Isa, PackedLinear, Product, Rayon, Result, Serial, Settings, View, ViewMut, Workspace,
+    linear, linear_all, linear_workspace_bytes,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -154,6 +154,86 @@ fn any_number_of_threads() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The outputs of all cases, computed at once.
+fn run_all(cases: &[Case], settings: &Settings<'_>) -> Result<Vec<Vec<f32>>> {
+    let data: Vec<_> = cases.iter().map(Case::x).collect();
+    let weights = cases.iter().map(Case::pack).collect::<Result<Vec<_>>>()?;
+    let mut outs: Vec<_> =
+        cases.iter().map(|case| vec![f32::NAN; case.rows * case.outputs]).collect();
+    let mut products = Vec::new();
+    let mut bytes = 0;
+    for (n, (case, out)) in cases.iter().zip(&mut outs).enumerate() {
+        let x = case.matrix(&data[n], case.rows, case.inputs)?;
+        bytes = bytes.max(linear_workspace_bytes(x, settings));
+        let out = ViewMut::bhsd(out, [1, 1, case.rows, case.outputs])?;
+        products.push(Product::new(x, &weights[n], out)?);
+    }
+    let mut workspace = Workspace::with_bytes(bytes)?;
+    let isa = linear_all(&mut products, settings, &mut workspace)?;
+    assert_eq!(Some(isa), settings.isa);
+    assert_eq!(workspace.bytes(), bytes);
+    Ok(outs)
+}
+
+/// Together as alone, on one thread and on several.
+fn check_together(cases: &[Case]) -> Result<()> {
+    for isa in Isa::available() {
+        let serial = Settings::default().with_isa(isa).with_executor(&Serial);
+        let alone: Vec<_> =
+            cases.iter().map(|case| case.run(0..case.rows, &serial)).collect::<Result<_>>()?;
+        let check = |together: Vec<Vec<f32>>, threads: usize| {
+            for (n, (alone, together)) in alone.iter().zip(&together).enumerate() {
+                let same = alone.iter().zip(together).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(
+                    same && alone.len() == together.len(),
+                    "{threads} threads on {isa}: {n} of {cases:?}"
+                );
+            }
+        };
+        check(run_all(cases, &serial)?, 1);
+        for threads in [1, 2, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let pool = pool.unwrap_or_else(|error| panic!("{error}"));
+            let parallel = serial.with_executor(&Rayon);
+            check(pool.install(|| run_all(cases, &parallel))?, threads);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn several_products_at_once() -> Result<()> {
+    let case = |rows, inputs, outputs, transposed, seed| Case {
+        rows,
+        inputs,
+        outputs,
+        bias: seed % 2 == 0,
+        transposed,
+        seed,
+    };
+    // Work for all threads, in one product and in all together; one row; none; copied rows.
+    check_together(&[
+        case(61, 384, 200, false, 1),
+        case(1, 33, 1000, false, 2),
+        case(0, 50, 40, false, 3),
+        case(300, 1540, 31, true, 4),
+        case(5, 1, 1, false, 5),
+        case(40, 1024, 65, false, 6),
+    ])?;
+    check_together(&[case(1, 64, 64, false, 7); 3])?;
+    check_together(&[case(0, 64, 64, false, 8), case(0, 1, 3, false, 9)])?;
+    check_together(&[])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_products_at_once(cases in prop::collection::vec(case(), 1..6)) {
+        check_together(&cases).unwrap_or_else(|error| panic!("{error}"));
+    }
 }
 
 #[test]

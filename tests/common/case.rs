@@ -212,7 +212,12 @@ impl<T: Element> Inputs<T> {
     }
 
     pub fn options(&self) -> AttentionOptions<'_, T> {
-        let mut options = AttentionOptions::new().scale(self.scale).window(self.left, self.right);
+        self.masked(AttentionOptions::new().scale(self.scale))
+    }
+
+    /// `options` with the masks of these inputs.
+    pub fn masked<'a>(&'a self, options: AttentionOptions<'a, T>) -> AttentionOptions<'a, T> {
+        let mut options = options.window(self.left, self.right);
         if let Some(causal) = self.causal {
             options = options.causal_with(causal);
         }

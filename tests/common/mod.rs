@@ -1,11 +1,13 @@
-//! What the test files share: tensors in any layout, described problems and their data, the f64
-//! answer with an error bound for each row, and executors.
+//! What the test files share: tensors in any layout, described problems and layers with their
+//! data, the f64 answer with an error bound for each row, files in memory, and executors.
 // Each test binary uses its part.
 #![allow(dead_code, unreachable_pub)]
 
 pub mod bounds;
 pub mod case;
 pub mod executors;
+pub mod file;
+pub mod layers;
 pub mod strategies;
 pub mod strided;
 

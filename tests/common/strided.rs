@@ -160,6 +160,15 @@ impl<T: Copy> Strided<T> {
         Self::new(&self.dense(), self.shape, layout, gap)
     }
 
+    /// The same elements with the last axis outermost, so that no row is contiguous.
+    pub fn transposed(&self) -> Self {
+        let [batch, heads, seq, dim] = self.shape;
+        let (rows, dense) = (batch * heads * seq, self.dense());
+        let data = (0..rows * dim).map(|at| dense[at % rows * dim + at / rows]).collect();
+        let strides = [heads * seq, seq, 1, rows].map(|stride| stride as isize);
+        Self { data, offset: 0, shape: self.shape, strides }
+    }
+
     pub fn view(&self) -> View<'_, T> {
         View::strided(&self.data, self.offset, self.shape, self.strides)
             .unwrap_or_else(|error| panic!("{error}"))
