@@ -23,10 +23,10 @@
 //! Why these sizes. Every KC each output is loaded, added to and stored, from L2 and asked for a
 //! tile's work before, so KC is long: 768 inputs in one go where 384 twice cost 5 points of the
 //! peak. The panels stream past a group from L2, 128 bytes in 12 cycles of two multiply-adds, and
-//! come from memory once for 288 rows; there the next KC is asked for a line in eight steps (8
-//! points on 4096 x 4096). x is not packed: its rows are broadcast number by number, which needs
-//! no order, and packing cost 8 to 25 points where few outputs share it. Rows are copied only
-//! where they would meet in the cache's sets, or are not contiguous.
+//! come from memory once for 288 rows; there the next KC is asked for a line in eight steps. x is not
+//! packed: its rows are broadcast number by number, which needs no order, and packing costs where few
+//! outputs share it. Rows are copied only where they are not contiguous, not evenly spaced (the loop
+//! has a pointer for four of them), or would meet in the cache's sets.
 //!
 //! An output is one chain of multiply-adds over each KC of the inputs, and the chains are added in
 //! order, the bias to the first: its bits depend on its row of x, its row of W and its bias, not on
@@ -36,10 +36,8 @@ use crate::Settings;
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::Result;
-use crate::executor::{
-    Crew, ITEMS_PER_THREAD, MAX_THREADS, SERIAL_WORK, for_each_tile, threads_for,
-};
-use crate::microkernel::outer::{self, Operands, Order, Tiled};
+use crate::executor::{Crew, MAX_THREADS, SERIAL_WORK, for_each_tile, threads_for};
+use crate::microkernel::outer::{self, Operands, Order, Spaced, Tiled};
 use crate::problem::{check_unit_inner_stride, shape_error, value_error};
 use crate::simd::{Isa, Kernel, Simd, dispatch, l1_ways, prefetch};
 use crate::view::{Rows, View, ViewMut};
@@ -56,6 +54,9 @@ const GROUP: usize = 12;
 const MAX_GROUPS: usize = 24;
 /// Panels in an item, at most: so many stay in L2 for all groups.
 const MAX_PANELS: usize = 6;
+/// Items wanted for each thread, so that the last one is not waited for long. Items are of one size,
+/// and each reads its rows again, so more than two cost more than they even out.
+const ITEMS_PER_THREAD: usize = 2;
 /// Floats from a copied row to the next; the lines of a group's rows fall into different sets.
 const PITCH: usize = MAX_KC + 16;
 /// Floats that a thread copies rows to.
@@ -236,14 +237,28 @@ impl<'a> Product<'a> {
     }
 }
 
-/// Whether rows of x are copied before they are read: where they are not contiguous, or more of
-/// them meet in one set of L1 than it holds.
+/// The distance of neighbouring rows, flattened over the leading axes, if it is the same for all.
+fn spacing(x: &View<'_, f32>) -> Option<isize> {
+    let (shape, strides) = (x.shape(), x.strides());
+    let mut axes = (0..3).rev().filter(|&axis| shape[axis] > 1);
+    let Some(first) = axes.next() else { return Some(0) };
+    let mut span = strides[first].checked_mul(shape[first] as isize)?;
+    for axis in axes {
+        if strides[axis] != span {
+            return None;
+        }
+        span = span.checked_mul(shape[axis] as isize)?;
+    }
+    Some(strides[first])
+}
+
+/// Whether rows of x are copied before they are read: where they are not contiguous or not evenly
+/// spaced, or more of them meet in one set of L1 than it holds.
 fn copies(x: &View<'_, f32>) -> bool {
-    let ([a, b, c, _], strides) = (x.shape(), x.strides());
-    // The distance of neighbouring rows, on whichever axis those are.
-    let pitch = (0..3).rev().find(|&axis| x.shape()[axis] > 1).map_or(0, |axis| strides[axis]);
-    let meet = pitch != 0 && pitch.unsigned_abs().is_multiple_of(SET_PERIOD);
-    strides[3] != 1 || (meet && (a * b * c).min(GROUP) > l1_ways())
+    let [a, b, c, _] = x.shape();
+    let meet = |stride: isize| stride != 0 && stride.unsigned_abs().is_multiple_of(SET_PERIOD);
+    let collide = |stride| meet(stride) && (a * b * c).min(GROUP) > l1_ways();
+    x.strides()[3] != 1 || spacing(x).is_none_or(collide)
 }
 
 /// `out = x W^T + bias` for every row of x, as [`Product::new`] has it.
@@ -338,6 +353,10 @@ impl Kernel for Drive<'_, '_> {
 impl Product<'_> {
     fn item<S: Simd>(&self, simd: S, item: &Item, scratch: &mut [f32]) {
         let all = self.weights.inputs;
+        let spacing = match spacing(&self.x) {
+            Some(spacing) if !copies(&self.x) => spacing,
+            _ => PITCH as isize,
+        };
         let kc = all.div_ceil(all.div_ceil(MAX_KC));
         for start in (0..all).step_by(kc) {
             let inputs = start..(start + kc).min(all);
@@ -361,6 +380,7 @@ impl Product<'_> {
                 }
                 simd.vectorize(Stripe {
                     x: &x[..group.len()],
+                    spacing,
                     weights: self.weights,
                     inputs: inputs.clone(),
                     columns: item.columns.clone(),
@@ -412,7 +432,10 @@ impl Product<'_> {
 
 /// Some inputs of a group of rows against some panels.
 struct Stripe<'a, 'c> {
+    /// Evenly spaced in memory.
     x: &'a [&'a [f32]],
+    /// Floats from one row to the next.
+    spacing: isize,
     weights: &'a PackedLinear,
     /// With the first inputs outputs begin, at the bias if there is one.
     inputs: Range<usize>,
@@ -432,6 +455,8 @@ impl Kernel for Stripe<'_, '_> {
         let (rows, width) = (self.out.len(), self.columns.len());
         assert!(self.out.iter().all(|out| out.len() == width));
         assert!(self.x.len() == rows && self.x.iter().all(|x| x.len() == self.inputs.len()));
+        let apart = |x: &[&[f32]]| x[1].as_ptr() == x[0].as_ptr().wrapping_offset(self.spacing);
+        assert!(self.x.windows(2).all(apart));
         assert!(self.columns.start.is_multiple_of(PANEL));
         assert!(self.columns.end <= self.weights.outputs);
         let covered = width.next_multiple_of(2 * S::LANES);
@@ -451,7 +476,7 @@ impl Tiled for Stripe<'_, '_> {
         let b = self.weights.panel(output / PANEL, &self.inputs);
         let first = self.inputs.start == 0;
         let bias = self.weights.bias.as_deref().filter(|_| first);
-        let x: [*const f32; ROWS] = std::array::from_fn(|r| self.x[row + r].as_ptr());
+        let x = Spaced::new(self.x[row].as_ptr(), self.spacing);
         for r in 0..ROWS {
             for v in 0..VECS {
                 prefetch(self.out[row + r].as_ptr().wrapping_add(column + v * S::LANES));

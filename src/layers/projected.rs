@@ -267,10 +267,8 @@ impl Projected {
                 products.into_iter().fold(attention, usize::max)
             }
         };
+        // The output projection reads rows of a buffer, which are never copied.
         bytes = bytes.max(linear_workspace_bytes(query, settings));
-        if let Some(context) = &buffers.context {
-            bytes = bytes.max(linear_workspace_bytes(context.hidden(data)?, settings));
-        }
         Ok(LayerWorkspace { projections, kernels: Workspace::with_bytes(bytes)? })
     }
 

@@ -11,7 +11,7 @@
 //! 12 x 2, AVX2 6 x 2, the portable body 4 x 2; what is left goes by fours and ones.
 
 use super::BLOCK_Q;
-use crate::simd::{Isa, Simd, prefetch};
+use crate::simd::{Isa, Simd, opaque, prefetch};
 use crate::view::Rows;
 
 /// What is computed tile by tile.
@@ -98,11 +98,13 @@ fn across<S: Simd, T: Tiled, const ROWS: usize>(
     }
 }
 
-/// The left operand of a tile: `a[k][r]`.
+/// The left operand of a tile, `a[k][r]`, at one k after the other.
 pub(crate) trait Left: Copy {
     /// # Safety
     /// The element must exist.
-    unsafe fn at(&self, k: usize, r: usize) -> f32;
+    unsafe fn at(&self, r: usize) -> f32;
+    /// At the next k.
+    fn next(self) -> Self;
 }
 
 /// `[depth][BLOCK_Q]`, from the tile's first row on.
@@ -111,18 +113,48 @@ pub(crate) struct Packed(pub(crate) *const f32);
 
 impl Left for Packed {
     #[inline(always)]
-    unsafe fn at(&self, k: usize, r: usize) -> f32 {
+    unsafe fn at(&self, r: usize) -> f32 {
         // SAFETY: the caller's promise.
-        unsafe { *self.0.add(k * BLOCK_Q + r) }
+        unsafe { *self.0.add(r) }
+    }
+
+    #[inline(always)]
+    fn next(self) -> Self {
+        // Beyond the last row this may leave the tile, unread.
+        Self(self.0.wrapping_add(BLOCK_Q))
     }
 }
 
-/// Where each row of the tile lies.
-impl<const ROWS: usize> Left for [*const f32; ROWS] {
+/// Rows where they lie, evenly spaced. A pointer for every four, since one for each of twelve
+/// leaves the loop no register: the compiler is kept from making those of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Spaced {
+    fours: [*const f32; 3],
+    stride: isize,
+}
+
+impl Spaced {
+    /// The rows from `first` on.
     #[inline(always)]
-    unsafe fn at(&self, k: usize, r: usize) -> f32 {
+    pub(crate) fn new(first: *const f32, stride: isize) -> Self {
+        let four = |n: isize| first.wrapping_offset(stride.wrapping_mul(4 * n));
+        Self { fours: [four(0), four(1), four(2)], stride }
+    }
+}
+
+impl Left for Spaced {
+    #[inline(always)]
+    unsafe fn at(&self, r: usize) -> f32 {
         // SAFETY: the caller's promise.
-        unsafe { *self[r].add(k) }
+        unsafe { *self.fours[r / 4].wrapping_offset(self.stride.wrapping_mul((r % 4) as isize)) }
+    }
+
+    #[inline(always)]
+    fn next(self) -> Self {
+        let [a, b, c] = self.fours;
+        let fours =
+            [opaque(a.wrapping_add(1)), opaque(b.wrapping_add(1)), opaque(c.wrapping_add(1))];
+        Self { fours, ..self }
     }
 }
 
@@ -162,7 +194,7 @@ pub(crate) unsafe fn sum<
     s: S,
     operands: Operands<'_, impl Left>,
 ) -> [[S::Vector; VECS]; ROWS] {
-    let Operands { a, b, first, column, depth, ahead } = operands;
+    let Operands { mut a, b, first, column, depth, ahead } = operands;
     let tail = b.width() - column - (VECS - 1) * S::LANES;
     let mut sum = [[s.splat(0.0); VECS]; ROWS];
     for k in 0..depth {
@@ -180,7 +212,7 @@ pub(crate) unsafe fn sum<
                 }
             });
             for r in 0..ROWS {
-                let a = s.splat(a.at(k, r));
+                let a = s.splat(a.at(r));
                 for v in 0..VECS {
                     let more = s.mul_add(a, b[v], sum[r][v]);
                     sum[r][v] =
@@ -188,6 +220,7 @@ pub(crate) unsafe fn sum<
                 }
             }
         }
+        a = a.next();
     }
     sum
 }

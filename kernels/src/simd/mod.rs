@@ -36,6 +36,28 @@ pub(crate) fn prefetch(ptr: *const f32) {
     let _ = ptr;
 }
 
+/// The same pointer, of which the compiler knows nothing: it stays in a register of its own.
+#[inline(always)]
+pub(crate) fn opaque(ptr: *const f32) -> *const f32 {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    {
+        let mut ptr = ptr;
+        // It is not followed.
+        #[allow(clippy::pointers_in_nomem_asm_block)]
+        // SAFETY: a comment is no instruction.
+        unsafe {
+            core::arch::asm!(
+                "/* {0} */",
+                inout(reg) ptr,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        ptr
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    ptr
+}
+
 /// The widest vector of any instruction set, in `f32` lanes.
 pub(crate) const MAX_LANES: usize = 16;
 
