@@ -36,7 +36,13 @@ impl CrossAttention {
     /// # Errors
     /// [`Error::Value`](crate::Error::Value) where the keys are not as long as the queries.
     pub fn new(projections: Projections) -> Result<Self> {
-        Ok(Self(Projected::new(projections, None, Heads::from(1), Scale::One)?))
+        Ok(Self(Projected::new(
+            projections,
+            None,
+            Heads::from(1),
+            Scale::One,
+            ["query", "encoder", "encoder"],
+        )?))
     }
 
     /// The output for `query`, `[batch, 1, seq_q, width]`, and what else the options ask for.

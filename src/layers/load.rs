@@ -106,7 +106,7 @@ impl MultiHeadAttention {
         let mut reader = Reader::new(source);
         let (weights, width) = if source.has("in_proj_weight") {
             let all = reader.matrix("in_proj_weight");
-            if !all.rows.is_multiple_of(3) {
+            if all.rows != 3 * all.columns {
                 reader.refuse("in_proj_weight", &all, "[3 * embed_dim, embed_dim]");
             }
             let width = all.rows / 3;

@@ -20,7 +20,13 @@ impl MultiHeadAttention {
     /// [`Error::Value`](crate::Error::Value) where a projection's outputs are no multiple of its
     /// heads, the keys are not as long as the queries, or `out` does not take what the heads give.
     pub fn new(projections: Projections, out: Linear, heads: impl Into<Heads>) -> Result<Self> {
-        Ok(Self(Projected::new(projections, Some(out), heads.into(), Scale::InvSqrtHeadDim)?))
+        Ok(Self(Projected::new(
+            projections,
+            Some(out),
+            heads.into(),
+            Scale::InvSqrtHeadDim,
+            ["query", "key", "value"],
+        )?))
     }
 
     /// The output for `query`, `[batch, 1, seq_q, width]`, and what else the options ask for.

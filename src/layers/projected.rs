@@ -33,6 +33,8 @@ pub(super) struct Projected {
     value_dim: usize,
     /// Unless the options name one.
     scale: Scale,
+    /// What messages call the hidden states of queries, keys and values.
+    names: [&'static str; 3],
     /// Whose caches it takes: shared by clones, which have the same weights.
     id: u64,
 }
@@ -82,6 +84,7 @@ impl Projected {
         out: Option<Linear>,
         heads: Heads,
         scale: Scale,
+        names: [&'static str; 3],
     ) -> Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let Heads { query: q_heads, kv: kv_heads } = heads;
@@ -114,7 +117,7 @@ impl Projected {
             return value_error("out", format!("{} inputs", out.inputs()), expected);
         }
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { projections, out, heads, head_dim, value_dim, scale, id })
+        Ok(Self { projections, out, heads, head_dim, value_dim, scale, names, id })
     }
 
     /// The length of an output row.
@@ -124,7 +127,7 @@ impl Projected {
 
     /// Checks the inputs and says where their projections go.
     fn buffers(&self, query: View<'_, f32>, memory: &Memory<'_>) -> Result<Buffers> {
-        check_hidden("query", query, self.projections.query.inputs())?;
+        check_hidden(self.names[0], query, self.projections.query.inputs())?;
         let [batch, _, seq_q, _] = query.shape();
         let (key, value) = match memory {
             Memory::Hidden { key, value } => self.kv_buffers(*key, *value)?,
@@ -145,8 +148,8 @@ impl Projected {
     }
 
     fn kv_buffers(&self, key: View<'_, f32>, value: View<'_, f32>) -> Result<(Buffer, Buffer)> {
-        check_hidden("key", key, self.projections.key.inputs())?;
-        check_hidden("value", value, self.projections.value.inputs())?;
+        check_hidden(self.names[1], key, self.projections.key.inputs())?;
+        check_hidden(self.names[2], value, self.projections.value.inputs())?;
         let [batch, _, seq_kv, _] = key.shape();
         if value.shape()[..3] != key.shape()[..3] {
             let expected = format!("[{batch}, 1, {seq_kv}, width] to fit key {:?}", key.shape());

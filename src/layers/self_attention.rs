@@ -30,7 +30,7 @@ impl SelfAttention {
     /// # Errors
     /// [`Error::Value`](crate::Error::Value) where the keys are not as long as the queries.
     pub fn new(projections: Projections) -> Result<Self> {
-        Ok(Self(Projected::new(projections, None, Heads::from(1), Scale::One)?))
+        Ok(Self(Projected::new(projections, None, Heads::from(1), Scale::One, ["x"; 3])?))
     }
 
     /// The output for `x`, `[batch, 1, seq, width]`, and what else the options ask for.

@@ -131,16 +131,16 @@ fn inputs_that_do_not_fit() {
         Form::Cross,
         &[
             (|c| c.query[3] = 31, &["query: shape [2, 1, 5, 31]", "[batch, 1, seq, 33]"]),
-            (|c| c.key[3] = 33, &["key: shape [2, 1, 50, 33]", "[batch, 1, seq, 31]"]),
-            (|c| c.key[1] = 2, &["key: shape [2, 2, 50, 31]"]),
+            (|c| c.key[3] = 33, &["encoder: shape [2, 1, 50, 33]", "[batch, 1, seq, 31]"]),
+            (|c| c.key[1] = 2, &["encoder: shape [2, 2, 50, 31]"]),
             (|c| (c.key[0], c.value[0]) = (1, 1), &["memory: 1 batch entries", "the query's 2"]),
         ],
     );
     assert_refused(
         Form::SelfAttention,
         &[
-            (|c| c.query[3] = 31, &["shape [2, 1, 5, 31]", "[batch, 1, seq, 33]"]),
-            (|c| c.query[1] = 2, &["shape [2, 2, 5, 33]"]),
+            (|c| c.query[3] = 31, &["x: shape [2, 1, 5, 31]", "[batch, 1, seq, 33]"]),
+            (|c| c.query[1] = 2, &["x: shape [2, 2, 5, 33]"]),
         ],
     );
 }
