@@ -20,12 +20,11 @@
 //!           +-----------------+  KC steps, then out += the tile
 //! ```
 //!
-//! Why these sizes. Every KC each output is loaded, added to and stored, from L2 and asked for a
-//! tile's work before, so KC is long: 768 inputs in one go where 384 twice cost 5 points of the
-//! peak. The panels stream past a group from L2, 128 bytes in 12 cycles of two multiply-adds, and
-//! come from memory once for 288 rows; there the next KC is asked for a line in eight steps. x is not
-//! packed: its rows are broadcast number by number, which needs no order, and packing costs where few
-//! outputs share it. Rows are copied only where they are not contiguous, not evenly spaced (the loop
+//! Why these sizes. Outputs are loaded, added to and stored once a KC, from L2, fetched while the
+//! tile is computed, so KC is long. The panels stream past a group from L2, 128 bytes in 12 cycles of
+//! two multiply-adds, and come from memory once for 288 rows; of their next KC a line is asked for
+//! in eight steps. x is not packed: its rows are broadcast number by number, which needs no order,
+//! and packing costs where few outputs share it. Rows are copied only where they are not contiguous, not evenly spaced (the loop
 //! has a pointer for four of them), or would meet in the cache's sets.
 //!
 //! An output is one chain of multiply-adds over each KC of the inputs, and the chains are added in
@@ -198,6 +197,7 @@ struct Item {
 
 /// One product of those that [`linear_all`] computes: `out = x W^T + bias`.
 #[derive(Debug)]
+#[must_use = "nothing is computed before `linear_all`"]
 pub struct Product<'a> {
     x: View<'a, f32>,
     weights: &'a PackedLinear,
@@ -207,7 +207,7 @@ pub struct Product<'a> {
 
 impl<'a> Product<'a> {
     /// The product of every row of x: `x` is `[a, b, c, inputs]` in any strides, `out` `[a, b, c,
-    /// outputs]`; which axes are what does not matter here.
+    /// outputs]`; the leading axes only count rows.
     ///
     /// # Errors
     /// [`Error::Shape`] where the shapes do not fit the weights or each other, [`Error::Stride`]
@@ -353,10 +353,6 @@ impl Kernel for Drive<'_, '_> {
 impl Product<'_> {
     fn item<S: Simd>(&self, simd: S, item: &Item, scratch: &mut [f32]) {
         let all = self.weights.inputs;
-        let spacing = match spacing(&self.x) {
-            Some(spacing) if !copies(&self.x) => spacing,
-            _ => PITCH as isize,
-        };
         let kc = all.div_ceil(all.div_ceil(MAX_KC));
         for start in (0..all).step_by(kc) {
             let inputs = start..(start + kc).min(all);
@@ -366,8 +362,6 @@ impl Product<'_> {
                 // Each group's share of the panels' next inputs.
                 let share =
                     |row| next.start + next.len() * (row - item.rows.start) / item.rows.len();
-                let mut x: [&[f32]; GROUP] = [&[]; GROUP];
-                self.read(group.clone(), &inputs, &mut x, scratch);
                 let mut out: [&mut [f32]; GROUP] = std::array::from_fn(|_| Default::default());
                 for (out, row) in out.iter_mut().zip(group.clone()) {
                     let [i, j, k] = self.index(row);
@@ -379,8 +373,7 @@ impl Product<'_> {
                     };
                 }
                 simd.vectorize(Stripe {
-                    x: &x[..group.len()],
-                    spacing,
+                    x: self.read(&group, &inputs, scratch),
                     weights: self.weights,
                     inputs: inputs.clone(),
                     columns: item.columns.clone(),
@@ -400,42 +393,37 @@ impl Product<'_> {
     /// Some inputs of a group's rows: where they lie, or copied to `scratch`.
     fn read<'s>(
         &'s self,
-        group: Range<usize>,
+        group: &Range<usize>,
         inputs: &Range<usize>,
-        rows: &mut [&'s [f32]; GROUP],
         scratch: &'s mut [f32],
-    ) {
-        let contiguous = |row| {
-            let [i, j, k] = self.index(row);
-            &self.x.rows(i, j).slice(k)[inputs.clone()]
-        };
-        if !copies(&self.x) {
-            for (slice, row) in rows.iter_mut().zip(group) {
-                *slice = contiguous(row);
-            }
-            return;
+    ) -> Rows<'s, f32> {
+        let (len, width) = (group.len(), inputs.len());
+        let place = spacing(&self.x).filter(|_| !copies(&self.x));
+        if let Some(stride) = place {
+            let [i, j, k] = self.index(group.start);
+            let first = self.x.row(i, j, k).wrapping_add(inputs.start);
+            // SAFETY: these rows of x exist, evenly spaced, and their inputs are contiguous.
+            return unsafe { Rows::new(first, stride, len, width) };
         }
-        let copies = scratch.chunks_exact_mut(PITCH).map(|copy| &mut copy[..inputs.len()]);
-        for ((slice, row), copy) in rows.iter_mut().zip(group).zip(copies) {
+        for (row, copy) in group.clone().zip(scratch.chunks_exact_mut(PITCH)) {
+            let ([i, j, k], copy) = (self.index(row), &mut copy[..width]);
             if self.x.strides()[3] == 1 {
-                copy.copy_from_slice(contiguous(row));
+                copy.copy_from_slice(&self.x.rows(i, j).slice(k)[inputs.clone()]);
             } else {
-                let [i, j, k] = self.index(row);
                 for (x, input) in copy.iter_mut().zip(inputs.clone()) {
                     *x = *self.x.get([i, j, k, input]).unwrap_or(&0.0);
                 }
             }
-            *slice = copy;
         }
+        assert!(scratch.len() >= PART && len <= GROUP && width <= MAX_KC);
+        // SAFETY: GROUP rows of PITCH floats exist.
+        unsafe { Rows::new(scratch.as_ptr(), PITCH as isize, len, width) }
     }
 }
 
 /// Some inputs of a group of rows against some panels.
 struct Stripe<'a, 'c> {
-    /// Evenly spaced in memory.
-    x: &'a [&'a [f32]],
-    /// Floats from one row to the next.
-    spacing: isize,
+    x: Rows<'a, f32>,
     weights: &'a PackedLinear,
     /// With the first inputs outputs begin, at the bias if there is one.
     inputs: Range<usize>,
@@ -454,9 +442,7 @@ impl Kernel for Stripe<'_, '_> {
     fn run<S: Simd>(mut self, s: S) {
         let (rows, width) = (self.out.len(), self.columns.len());
         assert!(self.out.iter().all(|out| out.len() == width));
-        assert!(self.x.len() == rows && self.x.iter().all(|x| x.len() == self.inputs.len()));
-        let apart = |x: &[&[f32]]| x[1].as_ptr() == x[0].as_ptr().wrapping_offset(self.spacing);
-        assert!(self.x.windows(2).all(apart));
+        assert!(self.x.len() == rows && self.x.width() == self.inputs.len());
         assert!(self.columns.start.is_multiple_of(PANEL));
         assert!(self.columns.end <= self.weights.outputs);
         let covered = width.next_multiple_of(2 * S::LANES);
@@ -476,14 +462,15 @@ impl Tiled for Stripe<'_, '_> {
         let b = self.weights.panel(output / PANEL, &self.inputs);
         let first = self.inputs.start == 0;
         let bias = self.weights.bias.as_deref().filter(|_| first);
-        let x = Spaced::new(self.x[row].as_ptr(), self.spacing);
+        let x = Spaced::new(self.x.row(row), self.x.stride());
         for r in 0..ROWS {
             for v in 0..VECS {
                 prefetch(self.out[row + r].as_ptr().wrapping_add(column + v * S::LANES));
             }
         }
         // SAFETY: `run` checked the extents: x's rows have b's depth, and b's rows are whole
-        // vectors. Outputs and bias are touched up to `columns` only.
+        // vectors, two of which divide a panel. Outputs and bias are touched up to `columns` only,
+        // which end with the outputs at the latest.
         unsafe {
             let operands = Operands {
                 a: x,

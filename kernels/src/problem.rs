@@ -351,7 +351,8 @@ impl<'a, T: Element> Outputs<'a, T> {
         self
     }
 
-    /// The same with the output elsewhere, and where it was to go.
+    /// The same with the output elsewhere, and where it was to go: perhaps memory that nothing has
+    /// written yet.
     #[must_use]
     pub fn redirect<'b>(self, out: ViewMut<'b, T>) -> (Outputs<'b, T>, ViewMut<'a, T>)
     where

@@ -74,6 +74,20 @@ impl<'a, T> Rows<'a, T> {
         Self { ptr: data.as_ptr(), stride: width as isize, len, width, lifetime: PhantomData }
     }
 
+    /// `len` rows of `width` elements, `stride` apart.
+    ///
+    /// # Safety
+    /// They must be readable for `'a`.
+    pub(crate) unsafe fn new(ptr: *const T, stride: isize, len: usize, width: usize) -> Self {
+        Self { ptr, stride, len, width, lifetime: PhantomData }
+    }
+
+    /// Elements from one row to the next.
+    #[inline(always)]
+    pub(crate) fn stride(&self) -> isize {
+        self.stride
+    }
+
     /// How many rows there are.
     #[inline(always)]
     pub(crate) fn len(&self) -> usize {
@@ -404,8 +418,8 @@ impl<'a, T> ViewMut<'a, T> {
     /// # Safety
     /// For every index inside `shape`, `ptr` plus the sum of index times stride must be aligned
     /// and writable for `'a`, and nobody else may read or write there meanwhile. The memory may be
-    /// uninitialised as long as the view only goes where it is written first, to `Outputs` or
-    /// `softmax_into`; what works in place reads it. Without elements `ptr` may be anything.
+    /// uninitialised as long as the view only goes where it is written first, to `Outputs`, `Product`
+    /// or `softmax_into`; what works in place reads it. Without elements `ptr` may be anything.
     pub unsafe fn from_raw_parts(ptr: *mut T, shape: Shape, strides: Strides) -> Result<Self> {
         let empty = reach("output view", shape, strides)?.is_none();
         let ptr = if empty { NonNull::dangling().as_ptr() } else { ptr };

@@ -39,13 +39,17 @@ pub(super) fn total(parts: impl Iterator<Item = Buffer> + Clone) -> Result<usize
 
 impl Buffer {
     pub(super) fn new(batch: usize, seq: usize, heads: usize, dim: usize) -> Result<Self> {
-        // The width is that of weights which exist.
-        let width = heads * dim;
-        let pitch = width.next_multiple_of(LINE);
-        let pitch = if pitch.is_multiple_of(SET_PERIOD) { pitch + LINE } else { pitch };
-        let rows = batch.checked_mul(seq);
-        let floats = rows.and_then(|rows| rows.checked_mul(pitch));
-        let floats = floats.ok_or_else(|| too_large(&[batch, seq, pitch]))?;
+        // Without the extents of 0 too: nobody need mind the products of a buffer's extents.
+        let sizes = [batch.max(1), seq.max(1), heads.max(1), dim.max(1)];
+        let pitched = |width: usize| {
+            let pitch = width.checked_next_multiple_of(LINE)?;
+            if pitch.is_multiple_of(SET_PERIOD) { pitch.checked_add(LINE) } else { Some(pitch) }
+        };
+        let pitch = sizes[2].checked_mul(sizes[3]).and_then(pitched);
+        let floats = pitch.and_then(|p| sizes[0].checked_mul(sizes[1])?.checked_mul(p));
+        let fits = floats.filter(|&floats| isize::try_from(floats).is_ok());
+        let (Some(pitch), Some(floats)) = (pitch, fits) else { return Err(too_large(&sizes)) };
+        let floats = if batch == 0 || seq == 0 { 0 } else { floats };
         Ok(Self { batch, seq, heads, dim, pitch, floats })
     }
 

@@ -74,13 +74,12 @@ impl EncoderCache {
     ) -> Result<(&mut [f32], &mut [f32])> {
         *self = Self { data: std::mem::take(&mut self.data), ..Self::default() };
         let data = self.data.first(buffer::total([key, value].into_iter())?)?;
-        (self.key, self.value) = (key, value);
         Ok(data.split_at_mut(key.floats()))
     }
 
-    /// Says that `layer` has filled it.
-    pub(super) fn seal(&mut self, layer: u64) {
-        self.layer = layer;
+    /// Says that `layer` has filled it with these.
+    pub(super) fn seal(&mut self, layer: u64, key: Buffer, value: Buffer) {
+        (self.layer, self.key, self.value) = (layer, key, value);
     }
 
     /// Where keys and values lie, if `layer` made them.

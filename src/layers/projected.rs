@@ -105,13 +105,13 @@ impl Projected {
         }
         let head_dim = projections.query.outputs() / q_heads;
         let value_dim = projections.value.outputs() / kv_heads;
-        if projections.key.outputs() != kv_heads * head_dim {
+        if kv_heads.checked_mul(head_dim) != Some(projections.key.outputs()) {
             let got = format!("{} outputs", projections.key.outputs());
             let expected = format!("{kv_heads} heads of {head_dim}, as long as the queries'");
             return value_error("key", got, expected);
         }
         if let Some(out) = &out
-            && out.inputs() != q_heads * value_dim
+            && q_heads.checked_mul(value_dim) != Some(out.inputs())
         {
             let expected = format!("{q_heads} heads of {value_dim}, as long as the values'");
             return value_error("out", format!("{} inputs", out.inputs()), expected);
@@ -270,8 +270,10 @@ impl Projected {
                 products.into_iter().fold(attention, usize::max)
             }
         };
-        // The output projection reads rows of a buffer, which are never copied.
         bytes = bytes.max(linear_workspace_bytes(query, settings));
+        if let Some(context) = &buffers.context {
+            bytes = bytes.max(linear_workspace_bytes(context.hidden(data)?, settings));
+        }
         Ok(LayerWorkspace { projections, kernels: Workspace::with_bytes(bytes)? })
     }
 
@@ -289,7 +291,7 @@ impl Projected {
         let to_key = Product::new(key, weights.key.packed(), key_place.hidden_mut(k)?)?;
         let to_value = Product::new(value, weights.value.packed(), value_place.hidden_mut(v)?)?;
         let isa = linear_all(&mut [to_key, to_value], settings, workspace)?;
-        cache.seal(self.id);
+        cache.seal(self.id, key_place, value_place);
         Ok(isa)
     }
 

@@ -126,7 +126,7 @@ impl Left for Packed {
 }
 
 /// Rows where they lie, evenly spaced. A pointer for every four, since one for each of twelve
-/// leaves the loop no register: the compiler is kept from making those of it.
+/// leaves the loop no register; `opaque` keeps the compiler from splitting them again.
 #[derive(Clone, Copy)]
 pub(crate) struct Spaced {
     fours: [*const f32; 3],

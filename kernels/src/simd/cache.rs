@@ -14,7 +14,7 @@ fn described() -> Option<usize> {
     use core::arch::x86_64::{__cpuid, __cpuid_count};
     const LEAVES: [u32; 2] = [4, 0x8000_001d];
     LEAVES.into_iter().find_map(|leaf| {
-        // The intrinsics' target has the instruction.
+        // Safe in newer toolchains, unsafe in older ones.
         #[allow(unused_unsafe)]
         // SAFETY: every x86-64 processor has `cpuid`.
         let (highest, first) = unsafe { (__cpuid(leaf & 0x8000_0000).eax, __cpuid_count(leaf, 0)) };

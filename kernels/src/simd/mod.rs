@@ -39,7 +39,7 @@ pub(crate) fn prefetch(ptr: *const f32) {
 /// The same pointer, of which the compiler knows nothing: it stays in a register of its own.
 #[inline(always)]
 pub(crate) fn opaque(ptr: *const f32) -> *const f32 {
-    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
     {
         let mut ptr = ptr;
         // It is not followed.
@@ -54,7 +54,7 @@ pub(crate) fn opaque(ptr: *const f32) -> *const f32 {
         }
         ptr
     }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
     ptr
 }
 
