@@ -1,5 +1,5 @@
-//! Rows of a projection in memory: written as `[batch, 1, seq, heads * dim]`, read as `[batch, heads,
-//! seq, dim]`.
+//! Rows of a projection in memory: written as `[batch, 1, seq, heads * dim]`, read as `[batch,
+//! heads, seq, dim]`.
 
 use crate::{Error, Result, Shape, Strides, View, ViewMut};
 

@@ -4,8 +4,8 @@ use super::projected::Projected;
 use super::{EncoderCache, Heads, LayerWorkspace, Memory, Projections};
 use crate::{Attention, AttentionOptions, Isa, Outputs, Result, Scale, Settings, View, Workspace};
 
-/// Attention of a decoder to an encoder, one head without a scale: `softmax(q k^T) v` with `q` linear
-/// in the decoder's hidden states, `k` and `v` in the encoder's.
+/// Attention of a decoder to an encoder, one head without a scale: `softmax(q k^T) v` with `q`
+/// linear in the decoder's hidden states, `k` and `v` in the encoder's.
 ///
 /// ```
 /// use headwise::layers::{CrossAttention, Linear, Projections};
@@ -41,7 +41,7 @@ impl CrossAttention {
             None,
             Heads::from(1),
             Scale::One,
-            ["query", "encoder", "encoder"],
+            ["query", "encoder", "encoder (values)"],
         )?))
     }
 
@@ -97,12 +97,13 @@ impl CrossAttention {
         self.0.encode((encoder, encoder), settings)
     }
 
-    /// [`CrossAttention::encode`] into a cache that may have served before. Allocates nothing where that
-    /// is large enough and the workspace has
-    /// [`linear_workspace_bytes`](crate::linear_workspace_bytes).
+    /// [`CrossAttention::encode`] into a cache that may have served before. Allocates nothing where
+    /// that is large enough and the workspace has
+    /// [`linear_workspace_bytes`](crate::linear_workspace_bytes) of the hidden states.
     ///
     /// # Errors
-    /// As [`CrossAttention::encode`].
+    /// As [`CrossAttention::encode`]. A shape that does not fit leaves the cache as it was, any
+    /// other error leaves it empty.
     pub fn encode_into(
         &self,
         encoder: View<'_, f32>,

@@ -8,8 +8,8 @@ use crate::{Attention, AttentionOptions, Isa, Outputs, Result, Scale, Settings, 
 /// `softmax(q k^T / sqrt(head_dim)) v` in each head, the heads side by side, and an output
 /// projection.
 ///
-/// Of itself a sequence is asked by `layer.forward(x, x, &options)`, of an encoder's by
-/// `layer.forward(decoder, encoder, &options)`. Fewer kv heads than query heads make it grouped.
+/// Self-attention is `layer.forward(x, x, &options)`, cross-attention `layer.forward(decoder,
+/// encoder, &options)`. Fewer kv heads than query heads make it grouped.
 #[derive(Debug, Clone)]
 pub struct MultiHeadAttention(Projected);
 
@@ -48,7 +48,8 @@ impl MultiHeadAttention {
     /// outputs]`, weights `[batch, heads, seq_q, seq_kv]`, lse `[batch, heads, seq_q, 1]`.
     ///
     /// # Errors
-    /// As [`MultiHeadAttention::forward`], and where the outputs do not fit; then nothing is written.
+    /// As [`MultiHeadAttention::forward`], and where the outputs do not fit; then nothing is
+    /// written.
     pub fn forward_into<'m>(
         &self,
         query: View<'_, f32>,
@@ -73,7 +74,8 @@ impl MultiHeadAttention {
         self.0.workspace(query, memory.into(), options)
     }
 
-    /// The keys and values of these hidden states, `[batch, 1, seq_kv, width]` each, for many calls.
+    /// The keys and values of these hidden states, `[batch, 1, seq_kv, width]` each, for many
+    /// calls.
     ///
     /// # Errors
     /// Where the shapes do not fit, or there is not as much memory.
@@ -86,12 +88,13 @@ impl MultiHeadAttention {
         self.0.encode((key, value), settings)
     }
 
-    /// [`MultiHeadAttention::encode`] into a cache that may have served before. Allocates nothing where that
-    /// is large enough and the workspace has
-    /// [`linear_workspace_bytes`](crate::linear_workspace_bytes).
+    /// [`MultiHeadAttention::encode`] into a cache that may have served before. Allocates nothing
+    /// where that is large enough and the workspace has
+    /// [`linear_workspace_bytes`](crate::linear_workspace_bytes) of the hidden states.
     ///
     /// # Errors
-    /// As [`MultiHeadAttention::encode`].
+    /// As [`MultiHeadAttention::encode`]. A shape that does not fit leaves the cache as it was, any
+    /// other error leaves it empty.
     pub fn encode_into(
         &self,
         key: View<'_, f32>,

@@ -152,8 +152,10 @@ impl Projected {
         check_hidden(self.names[2], value, self.projections.value.inputs())?;
         let [batch, _, seq_kv, _] = key.shape();
         if value.shape()[..3] != key.shape()[..3] {
-            let expected = format!("[{batch}, 1, {seq_kv}, width] to fit key {:?}", key.shape());
-            return shape_error("value", value.shape(), expected);
+            let [_, key_name, value_name] = self.names;
+            let fit = format!("to fit {key_name} {:?}", key.shape());
+            let expected = format!("[{batch}, 1, {seq_kv}, width] {fit}");
+            return shape_error(value_name, value.shape(), expected);
         }
         let heads = self.heads.kv;
         let key = Buffer::new(batch, seq_kv, heads, self.head_dim)?;

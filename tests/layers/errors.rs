@@ -1,6 +1,8 @@
 //! What does not fit a layer is refused by an error that names the argument, and nothing is written.
 
-use headwise::layers::{Heads, LayerWorkspace, Linear, MultiHeadAttention, Projections};
+use headwise::layers::{
+    Heads, LayerWorkspace, Linear, MultiHeadAttention, Projections, SelfAttention,
+};
 use headwise::{
     AttentionOptions, Error, Isa, Outputs, Result, Scale, Settings, Shape, Strides, View, ViewMut,
 };
@@ -314,4 +316,21 @@ fn nothing_panics_and_errors_write_nothing() {
     });
     let (fine, refused) = counts.get();
     assert!(fine > 400 && refused > 400, "{fine} computed, {refused} refused");
+}
+
+/// Extents that a view has room for, since there is no batch, and projections have not.
+#[test]
+fn endless_sequences_of_no_batch() -> Result<()> {
+    let linear = || Linear::new(View::bhsd(&[1.0], [1, 1, 1, 1])?, None);
+    let projections = Projections { query: linear()?, key: linear()?, value: linear()? };
+    let layer = SelfAttention::new(projections)?;
+    let options = AttentionOptions::new();
+    for seq in [1_usize << 58, 1 << 61, 1 << 62, isize::MAX as usize] {
+        let x = View::bhsd(&[], [0, 1, seq, 1])?;
+        let refused = layer.forward(x, &options);
+        assert!(matches!(refused, Err(Error::Overflow { .. }) | Ok(_)), "{refused:?}");
+        let refused = layer.workspace(x, &options);
+        assert!(matches!(refused, Err(Error::Overflow { .. }) | Ok(_)), "{refused:?}");
+    }
+    Ok(())
 }
