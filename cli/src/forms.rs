@@ -5,7 +5,7 @@ use headwise::layers::{CrossAttention, MultiHeadAttention, SelfAttention};
 use headwise::{Attention, AttentionOptions, Isa, Tensor, dot_product_attention};
 
 use crate::Result;
-use crate::albert::{ATTENTION, WEIGHTS};
+use crate::albert::{HEADS, WEIGHTS, attention_source};
 use crate::archive::Archive;
 use crate::compare::distance;
 use crate::extents::Extents;
@@ -39,7 +39,7 @@ pub(crate) const ALL: [Form; 5] = [
         what: "SelfAttention, ALBERT",
         allowed: 5e-5,
         run: |inputs, options| {
-            let source = inputs.albert.source().prefix(ATTENTION).partial();
+            let source = attention_source(&inputs.albert);
             Ok(SelfAttention::load(&source)?.forward(inputs.x.view(), options)?)
         },
     },
@@ -48,10 +48,7 @@ pub(crate) const ALL: [Form; 5] = [
         what: "MultiHeadAttention, ALBERT",
         allowed: 1e-5,
         run: |inputs, options| {
-            let source = inputs.albert.source().prefix(ATTENTION).partial();
-            let source = source.rename("linear_q", "query").rename("linear_k", "key");
-            let source = source.rename("linear_v", "value").rename("linear_out", "dense");
-            let layer = MultiHeadAttention::load(&source, 8)?;
+            let layer = MultiHeadAttention::load(&attention_source(&inputs.albert), HEADS)?;
             Ok(layer.forward(inputs.x.view(), inputs.x.view(), options)?)
         },
     },

@@ -24,8 +24,8 @@
 //! tile is computed, so KC is long. The panels stream past a group from L2, 128 bytes in 12 cycles of
 //! two multiply-adds, and come from memory once for 288 rows; of their next KC a line is asked for
 //! in eight steps. x is not packed: its rows are broadcast number by number, which needs no order,
-//! and packing costs where few outputs share it. Rows are copied only where they are not contiguous, not evenly spaced (the loop
-//! has a pointer for four of them), or would meet in the cache's sets.
+//! and packing costs where few outputs share it. Rows are copied only where they are not contiguous,
+//! not evenly spaced (the loop has a pointer for four of them), or would meet in the cache's sets.
 //!
 //! An output is one chain of multiply-adds over each KC of the inputs, and the chains are added in
 //! order, the bias to the first: its bits depend on its row of x, its row of W and its bias, not on
@@ -252,13 +252,13 @@ fn spacing(x: &View<'_, f32>) -> Option<isize> {
     Some(strides[first])
 }
 
-/// Whether rows of x are copied before they are read: where they are not contiguous or not evenly
-/// spaced, or more of them meet in one set of L1 than it holds.
-fn copies(x: &View<'_, f32>) -> bool {
+/// The distance of x's rows if they are read where they lie. They are copied where they are not
+/// contiguous or not evenly spaced, or more of them meet in one set of L1 than it holds.
+fn in_place(x: &View<'_, f32>) -> Option<isize> {
     let [a, b, c, _] = x.shape();
     let meet = |stride: isize| stride != 0 && stride.unsigned_abs().is_multiple_of(SET_PERIOD);
     let collide = |stride| meet(stride) && (a * b * c).min(GROUP) > l1_ways();
-    x.strides()[3] != 1 || spacing(x).is_none_or(collide)
+    spacing(x).filter(|&stride| x.strides()[3] == 1 && !collide(stride))
 }
 
 /// `out = x W^T + bias` for every row of x, as [`Product::new`] has it.
@@ -297,7 +297,7 @@ pub fn linear_all(
     if products.iter().all(|product| product.cut.items() == 0) {
         return Ok(isa);
     }
-    let copy = products.iter().any(|product| copies(&product.x));
+    let copy = products.iter().any(|product| in_place(&product.x).is_none());
     let part = if copy { PART } else { 0 };
     let scratch = workspace.scratch(Line::count(part) * threads)?;
     let crew = Crew { executor: settings.executor, threads };
@@ -308,7 +308,7 @@ pub fn linear_all(
 /// The bytes of workspace with which [`linear`] on this input, and [`linear_all`] on such inputs,
 /// allocates nothing.
 pub fn linear_workspace_bytes(x: View<'_, f32>, settings: &Settings<'_>) -> usize {
-    if x.is_empty() || !copies(&x) {
+    if x.is_empty() || in_place(&x).is_some() {
         return 0;
     }
     Line::count(PART) * settings.threads().min(MAX_THREADS) * size_of::<Line>()
@@ -398,8 +398,7 @@ impl Product<'_> {
         scratch: &'s mut [f32],
     ) -> Rows<'s, f32> {
         let (len, width) = (group.len(), inputs.len());
-        let place = spacing(&self.x).filter(|_| !copies(&self.x));
-        if let Some(stride) = place {
+        if let Some(stride) = in_place(&self.x) {
             let [i, j, k] = self.index(group.start);
             let first = self.x.row(i, j, k).wrapping_add(inputs.start);
             // SAFETY: these rows of x exist, evenly spaced, and their inputs are contiguous.

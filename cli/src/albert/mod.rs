@@ -27,6 +27,7 @@ mod ops;
 mod vocabulary;
 
 use headwise::layers::{Linear, MultiHeadAttention};
+use headwise::safetensors::Source;
 use headwise::{AttentionOptions, Isa, Settings, Tensor, View};
 
 use crate::archive::Archive;
@@ -65,8 +66,7 @@ pub(crate) const WEIGHTS: (&str, &[u8]) =
 /// What all layers share.
 const LAYER: &str = "albert.encoder.albert_layer_groups.0.albert_layers.0";
 /// The prefix of its attention.
-pub(crate) const ATTENTION: &str =
-    "albert.encoder.albert_layer_groups.0.albert_layers.0.attention.";
+const ATTENTION: &str = "albert.encoder.albert_layer_groups.0.albert_layers.0.attention.";
 
 /// The model, ready to run.
 #[derive(Debug, Clone)]
@@ -223,15 +223,19 @@ impl Albert {
     }
 }
 
+/// Where the attention of the shared layer is, and what the checkpoint calls its projections.
+pub(crate) fn attention_source<'a>(file: &'a Archive<'_>) -> Source<'a> {
+    let source = file.source().prefix(ATTENTION).partial();
+    let source = source.rename("linear_q", "query").rename("linear_k", "key");
+    source.rename("linear_v", "value").rename("linear_out", "dense")
+}
+
 /// The attention of the shared layer, under the names that the checkpoint gives its projections.
 fn attention(file: &Archive<'_>) -> Result<MultiHeadAttention> {
     for name in ["query", "key", "value", "dense"] {
         check(file, &format!("{ATTENTION}{name}"), [HIDDEN, HIDDEN])?;
     }
-    let source = file.source().prefix(ATTENTION).partial();
-    let source = source.rename("linear_q", "query").rename("linear_k", "key");
-    let source = source.rename("linear_v", "value").rename("linear_out", "dense");
-    MultiHeadAttention::load(&source, HEADS).map_err(Error::in_file(file.name()))
+    MultiHeadAttention::load(&attention_source(file), HEADS).map_err(Error::in_file(file.name()))
 }
 
 fn linear(file: &Archive<'_>, name: &str, shape: [usize; 2]) -> Result<Linear> {
