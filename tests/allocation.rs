@@ -18,25 +18,27 @@ use headwise::{
     softmax_workspace_bytes,
 };
 
-/// Counts the allocations of threads that take part.
+/// Counts the allocations of threads that take part, and their bytes.
 struct Counting;
 
 static COUNT: AtomicUsize = AtomicUsize::new(0);
+static BYTES: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     static TAKES_PART: Cell<bool> = const { Cell::new(false) };
 }
 
-fn count() {
+fn count(bytes: usize) {
     if TAKES_PART.try_with(Cell::get).unwrap_or(false) {
         COUNT.fetch_add(1, Ordering::Relaxed);
+        BYTES.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
 // SAFETY: everything is left to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, memory: Memory) -> *mut u8 {
-        count();
+        count(memory.size());
         // SAFETY: the caller's promise.
         unsafe { System.alloc(memory) }
     }
@@ -47,7 +49,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, ptr: *mut u8, memory: Memory, size: usize) -> *mut u8 {
-        count();
+        count(size);
         // SAFETY: the caller's promise.
         unsafe { System.realloc(ptr, memory, size) }
     }
@@ -75,6 +77,14 @@ fn allocations(f: impl FnOnce()) -> usize {
     let before = COUNT.load(Ordering::SeqCst);
     taking_part(true, f);
     COUNT.load(Ordering::SeqCst) - before
+}
+
+/// The bytes of all allocations during `f`, a reallocation's in full: no less than were ever held
+/// at once.
+fn bytes_allocated(f: impl FnOnce()) -> usize {
+    let before = BYTES.load(Ordering::SeqCst);
+    taking_part(true, f);
+    BYTES.load(Ordering::SeqCst) - before
 }
 
 /// The allocations of a call once its threads have settled: those of a pool still set themselves
@@ -204,6 +214,7 @@ fn attention_allocates_nothing() -> Result<()> {
 fn allocations_are_seen() {
     let _alone = alone();
     assert_eq!(allocations(|| drop(std::hint::black_box(Vec::<u8>::with_capacity(10)))), 1);
+    assert_eq!(bytes_allocated(|| drop(std::hint::black_box(Vec::<u8>::with_capacity(10)))), 10);
     let case = cases()[0];
     let inputs = case.inputs();
     let mut buffers = Buffers::new(case.dims);
@@ -374,23 +385,90 @@ fn allocations_of_layers_are_seen() -> Result<()> {
     Ok(())
 }
 
-/// A few tiles for each thread, however many keys there are.
+/// Attention of which the lengths alone vary. The rows of a head are one row in memory, so that long
+/// sequences cost none.
+struct Long {
+    query: Strided<f32>,
+    key: Strided<f32>,
+    value: Strided<f32>,
+}
+
+impl Long {
+    const HEADS: usize = 8;
+    const HEAD_DIM: usize = 128;
+    const VALUE_DIM: usize = 80;
+
+    fn new(seq_q: usize, seq_kv: usize) -> Self {
+        let rows = |seq, dim| Strided::filled([1, Self::HEADS, seq, dim], Layout::SharedRow, 0.0);
+        Self {
+            query: rows(seq_q, Self::HEAD_DIM),
+            key: rows(seq_kv, Self::HEAD_DIM),
+            value: rows(seq_kv, Self::VALUE_DIM),
+        }
+    }
+
+    fn workspace_bytes(&self, options: &AttentionOptions<'_>) -> usize {
+        options
+            .workspace_bytes(self.query.view(), self.key.view(), self.value.view())
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// What a call without a workspace allocates beside its inputs and outputs.
+    fn allocates(&self, options: &AttentionOptions<'_>) -> usize {
+        let shape = [1, Self::HEADS, self.query.shape[2], Self::VALUE_DIM];
+        let mut out = Strided::filled(shape, Layout::Bhsd, 0.0_f32);
+        bytes_allocated(|| {
+            let (q, k, v) = (self.query.view(), self.key.view(), self.value.view());
+            let outputs = Outputs::new(out.view_mut());
+            let result = attention_into(q, k, v, options, outputs, &mut Workspace::new());
+            assert!(result.is_ok(), "{result:?}");
+        })
+    }
+
+    /// What `threads` threads need at most, whatever the lengths: each eight tiles of 48 rows, that
+    /// is their queries, sums and sums over splits, and a block of probabilities.
+    fn most_bytes(threads: usize) -> usize {
+        let tile = 48 * (Self::HEAD_DIM + 2 * Self::VALUE_DIM);
+        threads * (8 * tile + 2 * 64 * 48) * size_of::<f32>()
+    }
+}
+
 #[test]
 fn the_workspace_does_not_grow_with_the_keys() {
-    let (head_dim, value_dim, threads) = (128, 80, 3);
-    let bytes = |seq_q: usize, seq_kv: usize| {
-        let query = Strided::filled([1, 8, seq_q, head_dim], Layout::SharedRow, 0.0_f32);
-        let key = Strided::filled([1, 8, seq_kv, head_dim], Layout::SharedRow, 0.0_f32);
-        let value = Strided::filled([1, 8, seq_kv, value_dim], Layout::SharedRow, 0.0_f32);
-        let options = headwise::AttentionOptions::new().executor(&Caller);
-        options
-            .workspace_bytes(query.view(), key.view(), value.view())
-            .unwrap_or_else(|error| panic!("{error}"))
-    };
+    let options = AttentionOptions::new().executor(&Caller);
+    let bytes = |seq_q, seq_kv| Long::new(seq_q, seq_kv).workspace_bytes(&options);
     let long = bytes(4096, 4096);
     assert_eq!(long, bytes(4096, 1 << 20));
     assert_eq!(long, bytes(1 << 20, 1 << 30));
-    // Eight tiles of 48 rows: queries, sums and sums over splits; a block of probabilities.
-    let floats = 8 * 48 * (head_dim + 2 * value_dim) + 2 * 64 * 48;
-    assert!(long <= threads * floats * size_of::<f32>(), "{long} bytes");
+    assert!(long <= Long::most_bytes(3), "{long} bytes");
+}
+
+#[test]
+fn a_call_allocates_the_same_however_long_the_sequence() {
+    let _alone = alone();
+    // Few queries of many keys and many of few, and causal masks that leave them work.
+    let few_queries = |n| (Long::new(17, n), Causal::BottomRight);
+    let few_keys = |n| (Long::new(n, 70), Causal::TopLeft);
+    let shapes: [&dyn Fn(usize) -> (Long, Causal); 2] = [&few_queries, &few_keys];
+    for (executor, threads) in [(&Serial as &dyn Executor, 1), (&Caller, 3)] {
+        for (shape, masked) in shapes.into_iter().flat_map(|shape| [(shape, false), (shape, true)])
+        {
+            let bytes = |n| {
+                let (long, causal) = shape(n);
+                let options = AttentionOptions::new().executor(executor);
+                let options = if masked { options.causal_with(causal) } else { options };
+                let bytes = long.allocates(&options);
+                let what = format!("{n} rows, {threads} threads, causal: {masked}");
+                assert_eq!(bytes, long.workspace_bytes(&options), "{what}");
+                assert!(bytes <= Long::most_bytes(threads), "{bytes} bytes, {what}");
+                bytes
+            };
+            let long = bytes(32 << 10);
+            // One split of keys needs no sums over splits.
+            assert!(bytes(2 << 10) <= long);
+            for n in [4 << 10, 8 << 10, 16 << 10] {
+                assert_eq!(bytes(n), long, "{n} rows, {threads} threads, causal: {masked}");
+            }
+        }
+    }
 }
