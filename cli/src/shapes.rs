@@ -13,6 +13,9 @@ pub enum Suite {
     Prefill,
     /// One query per sequence: bound by memory.
     Decode,
+    /// One shape of head over longer and longer sequences: what a useful operation costs must not
+    /// grow with them.
+    Growth,
     /// Softmax of rows, alone.
     Softmax,
     /// The product of a linear layer with prepacked weights.
@@ -23,14 +26,15 @@ pub enum Suite {
 
 impl Suite {
     /// Every suite.
-    pub const ALL: [Self; 5] =
-        [Self::Prefill, Self::Decode, Self::Softmax, Self::Gemm, Self::Layer];
+    pub const ALL: [Self; 6] =
+        [Self::Prefill, Self::Decode, Self::Growth, Self::Softmax, Self::Gemm, Self::Layer];
 
     /// The name, as `--suite` takes it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
+            Self::Growth => "growth",
             Self::Softmax => "softmax",
             Self::Gemm => "gemm",
             Self::Layer => "layer",
@@ -106,10 +110,8 @@ impl LayerShape {
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// Attention over a sequence of queries.
-    Prefill(AttentionShape),
-    /// Attention of one query.
-    Decode(AttentionShape),
+    /// Attention, and the suite it belongs to.
+    Attention(Suite, AttentionShape),
     /// Softmax alone.
     Softmax(SoftmaxShape),
     /// A linear layer's product.
@@ -122,7 +124,7 @@ impl Shape {
     /// The name, as `--shape` takes it.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Prefill(shape) | Self::Decode(shape) => shape.name,
+            Self::Attention(_, shape) => shape.name,
             Self::Softmax(shape) => shape.name,
             Self::Gemm(shape) => shape.name,
             Self::Layer(shape) => shape.name,
@@ -132,8 +134,7 @@ impl Shape {
     /// The suite it belongs to.
     pub fn suite(&self) -> Suite {
         match self {
-            Self::Prefill(_) => Suite::Prefill,
-            Self::Decode(_) => Suite::Decode,
+            Self::Attention(suite, _) => *suite,
             Self::Softmax(_) => Suite::Softmax,
             Self::Gemm(_) => Suite::Gemm,
             Self::Layer(_) => Suite::Layer,
@@ -142,7 +143,7 @@ impl Shape {
 
     /// Whether there is an unfused way to compare with.
     pub fn has_unfused(&self) -> bool {
-        matches!(self, Self::Prefill(_) | Self::Decode(_))
+        matches!(self, Self::Attention(..))
     }
 
     /// The useful floating-point operations of a run, where they are counted: twice the visible
@@ -150,7 +151,7 @@ impl Shape {
     /// its multiplications; of a layer both.
     pub fn flops(&self) -> Option<f64> {
         match self {
-            Self::Prefill(shape) | Self::Decode(shape) => Some(shape.extents().flops(shape.causal)),
+            Self::Attention(_, shape) => Some(shape.extents().flops(shape.causal)),
             Self::Softmax(_) => None,
             Self::Gemm(s) => Some(2.0 * s.m as f64 * s.k as f64 * s.n as f64),
             Self::Layer(shape) => Some(shape.flops()),
@@ -161,7 +162,7 @@ impl Shape {
     /// a product and a layer the weights.
     pub fn bytes(&self) -> f64 {
         match self {
-            Self::Prefill(shape) | Self::Decode(shape) => shape.extents().kv_bytes(),
+            Self::Attention(_, shape) => shape.extents().kv_bytes(),
             Self::Softmax(s) => (2 * s.rows * s.length * size_of::<f32>()) as f64,
             Self::Gemm(s) => (s.k * s.n * size_of::<f32>()) as f64,
             Self::Layer(s) => (4 * s.embed_dim * s.embed_dim * size_of::<f32>()) as f64,
@@ -221,6 +222,21 @@ const DECODE: [AttentionShape; 5] = [
     attention("decode-cross", 1, (8, 8), (1, 1500), 64),
 ];
 
+const GROWTH: [AttentionShape; 12] = [
+    attention("growth-1k", 1, (2, 2), (1024, 1024), 64),
+    attention("growth-2k", 1, (2, 2), (2048, 2048), 64),
+    attention("growth-4k", 1, (2, 2), (4096, 4096), 64),
+    attention("growth-8k", 1, (2, 2), (8192, 8192), 64),
+    attention("growth-16k", 1, (2, 2), (16_384, 16_384), 64),
+    attention("growth-32k", 1, (2, 2), (32_768, 32_768), 64),
+    causal(attention("growth-1k-causal", 1, (2, 2), (1024, 1024), 64)),
+    causal(attention("growth-2k-causal", 1, (2, 2), (2048, 2048), 64)),
+    causal(attention("growth-4k-causal", 1, (2, 2), (4096, 4096), 64)),
+    causal(attention("growth-8k-causal", 1, (2, 2), (8192, 8192), 64)),
+    causal(attention("growth-16k-causal", 1, (2, 2), (16_384, 16_384), 64)),
+    causal(attention("growth-32k-causal", 1, (2, 2), (32_768, 32_768), 64)),
+];
+
 const SOFTMAX: [SoftmaxShape; 8] = [
     softmax("softmax-4096x128", 4096, 128, true),
     softmax("softmax-4096x1024", 4096, 1024, true),
@@ -264,12 +280,14 @@ const LAYER: [LayerShape; 4] = [
 
 /// The whole table, suite by suite.
 pub fn all() -> impl Iterator<Item = Shape> {
-    let prefill = PREFILL.into_iter().map(Shape::Prefill);
-    let decode = DECODE.into_iter().map(Shape::Decode);
+    let attention = |suite| move |shape| Shape::Attention(suite, shape);
+    let prefill = PREFILL.into_iter().map(attention(Suite::Prefill));
+    let decode = DECODE.into_iter().map(attention(Suite::Decode));
+    let growth = GROWTH.into_iter().map(attention(Suite::Growth));
     let softmax = SOFTMAX.into_iter().map(Shape::Softmax);
     let gemm = GEMM.into_iter().map(Shape::Gemm);
     let layer = LAYER.into_iter().map(Shape::Layer);
-    prefill.chain(decode).chain(softmax).chain(gemm).chain(layer)
+    prefill.chain(decode).chain(growth).chain(softmax).chain(gemm).chain(layer)
 }
 
 /// The shapes of `suite`, or of every suite; with `name`, that one of them.
@@ -311,10 +329,23 @@ mod tests {
         assert_eq!(shape.bytes(), f64::from(4 * 8 * 8 * 4));
     }
 
+    /// Nothing but the length varies, by factors of two, and both masks see the same lengths.
+    #[test]
+    fn growth_is_of_the_length_alone() {
+        let (full, masked) = GROWTH.split_at(GROWTH.len() / 2);
+        for (n, (full, masked)) in full.iter().zip(masked).enumerate() {
+            let length = 1024 << n;
+            assert_eq!(*full, attention(full.name, 1, (2, 2), (length, length), 64));
+            assert_eq!(*masked, causal(AttentionShape { name: masked.name, ..*full }));
+            assert_eq!(full.name, format!("growth-{}k", length / 1024));
+            assert_eq!(masked.name, format!("{}-causal", full.name));
+        }
+    }
+
     #[test]
     fn selection() -> Result<()> {
         assert_eq!(select(Some(Suite::Decode), None)?.len(), DECODE.len());
-        assert_eq!(select(None, Some("long-8k"))?, [Shape::Prefill(LONG)]);
+        assert_eq!(select(None, Some("long-8k"))?, [Shape::Attention(Suite::Prefill, LONG)]);
         let error = select(Some(Suite::Decode), Some("long-8k")).map_err(|e| e.to_string());
         assert!(error.is_err_and(|e| e.contains("--shape") && e.contains("decode-4k")));
         Ok(())

@@ -29,9 +29,7 @@ pub trait Work: Send {
 /// Where the tensors do not fit the machine.
 pub fn prepare(shape: &Shape, isa: Isa) -> Result<Box<dyn Work>> {
     Ok(match shape {
-        Shape::Prefill(shape) | Shape::Decode(shape) => {
-            Box::new(AttentionWork::synthetic(shape, isa)?)
-        }
+        Shape::Attention(_, shape) => Box::new(AttentionWork::synthetic(shape, isa)?),
         Shape::Softmax(shape) => Box::new(SoftmaxWork::new(shape, isa)?),
         Shape::Gemm(shape) => Box::new(GemmWork::new(shape, isa)?),
         Shape::Layer(shape) => Box::new(LayerWork::new(shape, isa)?),

@@ -83,9 +83,7 @@ enum Sizes {
 impl Sizes {
     fn of(shape: &Shape) -> Self {
         match *shape {
-            Shape::Prefill(s) | Shape::Decode(s) => {
-                Self::Attention { extents: s.extents(), causal: s.causal }
-            }
+            Shape::Attention(_, s) => Self::Attention { extents: s.extents(), causal: s.causal },
             Shape::Softmax(s) => {
                 Self::Softmax { rows: s.rows, length: s.length, in_place: s.in_place }
             }
