@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
-use headwise::{Algorithm, Isa};
+use headwise::{Algorithm, Isa, Rayon};
 use headwise_cli::shapes::{self, Shape, Suite};
 use headwise_cli::work::{self, Work};
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -42,7 +42,7 @@ fn time(work: &mut dyn Work, iterations: u64, pool: &ThreadPool) -> Duration {
     pool.install(|| {
         let start = Instant::now();
         for _ in 0..iterations {
-            work.run(Algorithm::Auto).unwrap_or_else(|error| panic!("{error}"));
+            work.run(Algorithm::Auto, &Rayon).unwrap_or_else(|error| panic!("{error}"));
         }
         start.elapsed()
     })

@@ -1,13 +1,15 @@
 //! How work is timed. The clock of a machine wanders, so every figure is taken beside its own
 //! measuring rods: samples alternate between the multiply-add loop, the read loop over the same
-//! buffers and the work, in one process and on the same threads, and the medians are compared.
+//! buffers and the work, in one process and on the same threads, and the medians are compared. How
+//! busy the threads were is found in samples of its own, which are not timed.
 
 use std::time::{Duration, Instant};
 
 use headwise::oracle::probe;
-use headwise::{Algorithm, Rayon};
+use headwise::{Algorithm, Executor};
 
 use crate::Result;
+use crate::busy::Watched;
 use crate::work::Work;
 
 /// How much time to spend.
@@ -42,12 +44,18 @@ const WARM_UP: Duration = Duration::from_millis(20);
 /// More samples than this tell nothing new.
 const MOST_SAMPLES: usize = 51;
 
-/// Seconds per run.
+/// One sample in so many is followed by one of how busy the threads are.
+const SAMPLES_PER_BUSY: usize = 7;
+
+/// Seconds per run, and how busy the threads were.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub struct Timing {
     pub median: f64,
     pub best: f64,
+    /// The time that threads spent on the work, summed, as a share of the time of all the
+    /// executor's threads: the median over the samples of it.
+    pub busy: f64,
 }
 
 /// What a measurement found.
@@ -63,24 +71,25 @@ pub struct Measurement {
     pub samples: usize,
 }
 
-/// Times `work` by each of `algorithms`, on the rayon pool that the caller is in.
+/// Times `work` by each of `algorithms`, on the executor's threads.
 ///
 /// # Errors
 /// Where the library refuses a run.
 pub fn measure(
     work: &mut dyn Work,
     algorithms: &[Algorithm],
+    executor: &dyn Executor,
     protocol: Protocol,
 ) -> Result<Measurement> {
     let mut repeats = Vec::new();
     let mut cycle = PEAK_SAMPLE;
     for &algorithm in algorithms {
-        let (count, sample) = calibrate(|| work.run(algorithm))?;
+        let (count, sample) = calibrate(|| work.run(algorithm, executor))?;
         repeats.push(count);
         cycle += sample;
     }
     let (read_repeats, sample) = calibrate(|| {
-        read_time(work);
+        read_time(work, executor);
         Ok(())
     })?;
     cycle += sample;
@@ -91,34 +100,51 @@ pub fn measure(
     let mut peaks = Vec::new();
     let mut reads = Vec::new();
     let mut times = vec![Vec::new(); algorithms.len()];
-    for _ in 0..samples {
-        peaks.push(peak_flops());
-        let read: Duration = (0..read_repeats).map(|_| read_time(work)).sum();
+    let mut shares = times.clone();
+    for sample in 0..samples {
+        peaks.push(peak_flops(executor));
+        let read: Duration = (0..read_repeats).map(|_| read_time(work, executor)).sum();
         reads.push(read.as_secs_f64() / f64::from(read_repeats));
-        for ((&algorithm, &count), times) in algorithms.iter().zip(&repeats).zip(&mut times) {
-            let start = Instant::now();
-            for _ in 0..count {
-                work.run(algorithm)?;
+        for (n, (&algorithm, &count)) in algorithms.iter().zip(&repeats).enumerate() {
+            let time = run_time(work, algorithm, executor, count)?;
+            times[n].push(time.as_secs_f64() / f64::from(count));
+            if sample.is_multiple_of(SAMPLES_PER_BUSY) {
+                let watched = Watched::new(executor);
+                let time = run_time(work, algorithm, &watched, count)?;
+                shares[n].push(watched.share(time));
             }
-            times.push(start.elapsed().as_secs_f64() / f64::from(count));
         }
     }
     let operands: usize = work.operands().iter().map(|data| size_of_val(*data)).sum();
     Ok(Measurement {
-        timings: times.into_iter().map(timing).collect(),
+        timings: times.iter_mut().zip(&mut shares).map(|(t, s)| timing(t, s)).collect(),
         peak_flops: median(&mut peaks),
         read_rate: operands as f64 / median(&mut reads),
         samples,
     })
 }
 
-/// One sample of the multiply-add loop on the current pool.
-pub(crate) fn peak_flops() -> f64 {
-    probe::fma_flops(&Rayon, rayon::current_num_threads(), PEAK_SAMPLE)
+/// The time of `count` runs.
+fn run_time(
+    work: &mut dyn Work,
+    algorithm: Algorithm,
+    executor: &dyn Executor,
+    count: u32,
+) -> Result<Duration> {
+    let start = Instant::now();
+    for _ in 0..count {
+        work.run(algorithm, executor)?;
+    }
+    Ok(start.elapsed())
 }
 
-fn read_time(work: &dyn Work) -> Duration {
-    probe::read_time(&Rayon, rayon::current_num_threads(), &work.operands())
+/// One sample of the multiply-add loop on the executor's threads.
+pub(crate) fn peak_flops(executor: &dyn Executor) -> f64 {
+    probe::fma_flops(executor, executor.threads(), PEAK_SAMPLE)
+}
+
+fn read_time(work: &dyn Work, executor: &dyn Executor) -> Duration {
+    probe::read_time(executor, executor.threads(), &work.operands())
 }
 
 /// Warms up, and says how many runs make a sample and how long that sample is.
@@ -135,9 +161,10 @@ fn calibrate(mut run: impl FnMut() -> Result<()>) -> Result<(u32, Duration)> {
     Ok((count, shortest * count))
 }
 
-fn timing(mut seconds: Vec<f64>) -> Timing {
-    let median = median(&mut seconds);
-    Timing { median, best: seconds.first().copied().unwrap_or(f64::NAN) }
+fn timing(seconds: &mut [f64], shares: &mut [f64]) -> Timing {
+    let middle = median(seconds);
+    let best = seconds.first().copied().unwrap_or(f64::NAN);
+    Timing { median: middle, best, busy: median(shares) }
 }
 
 /// The median, NaN of nothing; sorts the values.
@@ -153,6 +180,7 @@ pub(crate) fn median(values: &mut [f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use headwise::Rayon;
 
     #[test]
     fn medians() {
@@ -164,7 +192,7 @@ mod tests {
     struct Sleep(u32);
 
     impl Work for Sleep {
-        fn run(&mut self, _algorithm: Algorithm) -> Result<()> {
+        fn run(&mut self, _algorithm: Algorithm, _executor: &dyn Executor) -> Result<()> {
             self.0 += 1;
             std::thread::sleep(Duration::from_millis(2));
             Ok(())
@@ -178,11 +206,14 @@ mod tests {
     fn short_work_is_repeated_and_divided() -> Result<()> {
         let mut work = Sleep(0);
         let protocol = Protocol { samples: Some(3), ..Protocol::quick() };
-        let measured = measure(&mut work, &[Algorithm::Auto], protocol)?;
+        let measured = measure(&mut work, &[Algorithm::Auto], &Rayon, protocol)?;
         assert_eq!(measured.samples, 3);
         assert!(work.0 > 3 * 2, "a sample of two milliseconds is repeated");
         assert!((0.002..0.1).contains(&measured.timings[0].best));
         assert!(measured.timings[0].best <= measured.timings[0].median);
+        // It never leaves the calling thread.
+        let alone = 1.0 / Rayon.threads() as f64;
+        assert!((measured.timings[0].busy / alone - 1.0).abs() < 1e-9);
         assert!(measured.peak_flops > 0.0 && measured.read_rate > 0.0);
         Ok(())
     }

@@ -2,8 +2,8 @@
 
 use headwise::layers::{LayerWorkspace, Linear, MultiHeadAttention, Projections};
 use headwise::{
-    Algorithm, AttentionOptions, Isa, Outputs, PackedLinear, Scale, Settings, Tensor, Workspace,
-    attention_into, linear, softmax_in_place, softmax_into,
+    Algorithm, AttentionOptions, Executor, Isa, Outputs, PackedLinear, Scale, Settings, Tensor,
+    Workspace, attention_into, linear, softmax_in_place, softmax_into,
 };
 
 use crate::Result;
@@ -11,13 +11,13 @@ use crate::extents::Extents;
 use crate::inputs::Normal;
 use crate::shapes::{AttentionShape, GemmShape, LayerShape, Shape, SoftmaxShape};
 
-/// Something to run again and again, on the rayon pool that the caller is in.
+/// Something to run again and again.
 pub trait Work: Send {
-    /// Runs it once.
+    /// Runs it once, on the executor's threads.
     ///
     /// # Errors
     /// Where the library refuses the call.
-    fn run(&mut self, algorithm: Algorithm) -> Result<()>;
+    fn run(&mut self, algorithm: Algorithm, executor: &dyn Executor) -> Result<()>;
 
     /// The memory whose reading bounds a run from below: the bandwidth is measured on it.
     fn operands(&self) -> Vec<&[f32]>;
@@ -98,9 +98,9 @@ impl AttentionWork {
 }
 
 impl Work for AttentionWork {
-    fn run(&mut self, algorithm: Algorithm) -> Result<()> {
+    fn run(&mut self, algorithm: Algorithm, executor: &dyn Executor) -> Result<()> {
         let Self { problem, isa, out, workspace } = self;
-        let options = problem.options().isa(*isa).algorithm(algorithm);
+        let options = problem.options().isa(*isa).algorithm(algorithm).executor(executor);
         let (q, k, v) = (problem.query.view(), problem.key.view(), problem.value.view());
         attention_into(q, k, v, &options, Outputs::new(out.view_mut()), workspace)?;
         Ok(())
@@ -109,6 +109,10 @@ impl Work for AttentionWork {
     fn operands(&self) -> Vec<&[f32]> {
         vec![self.problem.key.data(), self.problem.value.data()]
     }
+}
+
+fn settings(isa: Isa, algorithm: Algorithm, executor: &dyn Executor) -> Settings<'_> {
+    Settings::default().with_isa(isa).with_algorithm(algorithm).with_executor(executor)
 }
 
 /// Softmax of the rows of a tensor.
@@ -130,8 +134,8 @@ impl SoftmaxWork {
 }
 
 impl Work for SoftmaxWork {
-    fn run(&mut self, algorithm: Algorithm) -> Result<()> {
-        let settings = Settings::default().with_isa(self.isa).with_algorithm(algorithm);
+    fn run(&mut self, algorithm: Algorithm, executor: &dyn Executor) -> Result<()> {
+        let settings = settings(self.isa, algorithm, executor);
         let workspace = &mut self.workspace;
         match &mut self.output {
             None => softmax_in_place(self.input.view_mut(), 1.0, &settings, workspace)?,
@@ -176,8 +180,8 @@ impl GemmWork {
 }
 
 impl Work for GemmWork {
-    fn run(&mut self, algorithm: Algorithm) -> Result<()> {
-        let settings = Settings::default().with_isa(self.isa).with_algorithm(algorithm);
+    fn run(&mut self, algorithm: Algorithm, executor: &dyn Executor) -> Result<()> {
+        let settings = settings(self.isa, algorithm, executor);
         let (x, out) = (self.x.view(), self.out.view_mut());
         linear(x, &self.weights, out, &settings, &mut self.workspace)?;
         Ok(())
@@ -220,8 +224,8 @@ impl LayerWork {
 }
 
 impl Work for LayerWork {
-    fn run(&mut self, algorithm: Algorithm) -> Result<()> {
-        let options = AttentionOptions::new().isa(self.isa).algorithm(algorithm);
+    fn run(&mut self, algorithm: Algorithm, executor: &dyn Executor) -> Result<()> {
+        let options = AttentionOptions::new().isa(self.isa).algorithm(algorithm).executor(executor);
         let (x, outputs) = (self.x.view(), Outputs::new(self.out.view_mut()));
         self.layer.forward_into(x, x, &options, outputs, &mut self.workspace)?;
         Ok(())

@@ -5,7 +5,7 @@ mod common;
 use common::{command, headwise};
 use headwise::Isa;
 
-const FIELDS: [&str; 23] = [
+const FIELDS: [&str; 24] = [
     "suite",
     "shape",
     "dtype",
@@ -29,6 +29,7 @@ const FIELDS: [&str; 23] = [
     "gbps",
     "read_gbps",
     "pct_read",
+    "pct_busy",
 ];
 
 fn bench(line: &str) -> common::Ran {
@@ -51,6 +52,19 @@ fn every_field_is_there() {
     assert!((number("gflops") * number("median_ms") * 1e6 / flops - 1.0).abs() < 1e-9);
     let share = 100.0 * number("gflops") / number("peak_gflops");
     assert!((number("pct_peak") - share).abs() < 1e-9);
+}
+
+#[test]
+fn threads_are_busy() {
+    // More threads than there may be cores.
+    for threads in [1, 3] {
+        let line = format!("--json --shape vit-197 --threads {threads}");
+        let record = &bench(&line).objects(0)[0];
+        assert_eq!(record["threads"], threads);
+        let least = if threads == 1 { 90.0 } else { 1.0 };
+        let share = record["pct_busy"].as_f64().unwrap();
+        assert!((least..=100.0).contains(&share), "{record}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `headwise bench`: the table of shapes against the machine's peaks.
 
-use headwise::Algorithm;
+use headwise::{Algorithm, Rayon};
 use serde::Serialize;
 
 use super::{Session, Verdict};
@@ -26,6 +26,7 @@ const TABLE: Table<'_> = Table(&[
     Column::Number("% peak", 6),
     Column::Number("GB/s", 6),
     Column::Number("% read", 6),
+    Column::Number("% busy", 6),
     Column::Number("vs unfused", 10),
 ]);
 
@@ -50,6 +51,7 @@ struct Record {
     gbps: f64,
     read_gbps: f64,
     pct_read: f64,
+    pct_busy: f64,
     /// How many times as fast as the unfused path, where both were measured.
     vs_unfused: Option<f64>,
 }
@@ -149,7 +151,7 @@ fn run_shape(
 ) -> Result<Vec<Record>> {
     let algorithms = algorithms(shape, which);
     let mut work = prepare(shape, session.isa)?;
-    let measured = measure(&mut *work, algorithms, protocol)?;
+    let measured = measure(&mut *work, algorithms, &Rayon, protocol)?;
     let results = Results { session, shape, measured: &measured };
     let pairs = algorithms.iter().zip(&measured.timings);
     Ok(pairs.map(|(&algorithm, timing)| results.record(algorithm, timing)).collect())
@@ -184,6 +186,7 @@ impl Results<'_> {
             gbps: bytes / 1e9,
             read_gbps: read_rate / 1e9,
             pct_read: 100.0 * bytes / read_rate,
+            pct_busy: 100.0 * timing.busy,
             vs_unfused: unfused.map(|unfused| unfused.median / timing.median),
         }
     }
@@ -205,6 +208,7 @@ fn show(session: &mut Session, record: &Record) -> Result<()> {
         number(record.pct_peak, 1),
         number(Some(record.gbps), 1),
         number(Some(record.pct_read), 1),
+        number(Some(record.pct_busy), 1),
         record.vs_unfused.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}x")),
     ]))
 }

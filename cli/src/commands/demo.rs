@@ -4,7 +4,7 @@
 mod forms;
 mod model;
 
-use headwise::{Algorithm, Isa};
+use headwise::{Algorithm, Isa, Rayon};
 use serde::Serialize;
 
 use super::{Session, Verdict};
@@ -95,7 +95,7 @@ struct Summary {
 pub(super) fn demo(session: &mut Session) -> Result<Verdict> {
     let (isa, threads) = (session.isa, session.threads());
     // The first sample wakes the threads.
-    let mut peaks = [(); 4].map(|()| peak_flops());
+    let mut peaks = [(); 4].map(|()| peak_flops(&Rayon));
     let peaks = &mut peaks[1..];
     session.output.line(format!(
         "headwise {}: {isa}, {}, FMA peak {:.0} GFLOP/s",
@@ -208,7 +208,7 @@ fn timed(
     work: &mut AttentionWork,
     errors: impl FnOnce(&AttentionWork) -> Errors,
 ) -> Result<Row> {
-    let measured = measure(work, &[Algorithm::Auto], Protocol::quick())?;
+    let measured = measure(work, &[Algorithm::Auto], &Rayon, Protocol::quick())?;
     let errors = errors(work);
     let (extents, causal) = (work.problem().extents(), work.problem().causal);
     let seconds = measured.timings.first().map_or(f64::NAN, |timing| timing.median);
