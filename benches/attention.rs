@@ -1,5 +1,5 @@
-//! Criterion over the same table of shapes as `headwise bench`: the fused kernels on the default
-//! instruction set and all cores. `cargo bench -- llama` measures the shapes with that in their
+//! Criterion over the same table of shapes as `headwise bench`, but for those that want a pause before
+//! each run: the fused kernels on the default instruction set and all cores. `cargo bench -- llama` measures the shapes with that in their
 //! name, `cargo bench -- --test` runs each once.
 //!
 //! For figures beside the machine's peaks use `headwise bench`: it takes the two in turn.
@@ -7,23 +7,27 @@
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
-use headwise::{Algorithm, Isa, Rayon};
+use headwise::{Algorithm, Executor, Isa};
 use headwise_cli::shapes::{self, Shape, Suite};
 use headwise_cli::work::{self, Work};
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::ThreadPoolBuilder;
 
 fn suites(criterion: &mut Criterion) {
     let pool = ThreadPoolBuilder::new().build().unwrap_or_else(|error| panic!("{error}"));
     for suite in Suite::ALL {
         let mut group = criterion.benchmark_group(suite.name());
         group.sampling_mode(SamplingMode::Flat);
-        for shape in shapes::all().filter(|shape| shape.suite() == suite) {
+        let shapes = shapes::all().filter(|shape| shape.suite() == suite);
+        for shape in shapes.filter(|shape| shape.pause().is_zero()) {
             group.throughput(throughput(&shape));
             // Made when the shape is first measured, so that a filter saves its time too.
             let mut work = None;
             group.bench_function(shape.name(), |bencher| {
                 let work = work.get_or_insert_with(|| prepare(&shape));
-                bencher.iter_custom(|iterations| time(&mut **work, iterations, &pool));
+                let executor = shape.executor();
+                bencher.iter_custom(|iterations| {
+                    pool.install(|| time(&mut **work, executor, iterations))
+                });
             });
         }
         group.finish();
@@ -37,15 +41,13 @@ fn prepare(shape: &Shape) -> Box<dyn Work> {
     work.unwrap_or_else(|error| panic!("{}: {error}", shape.name()))
 }
 
-/// The time of all iterations, inside the pool: that is where calls start soonest.
-fn time(work: &mut dyn Work, iterations: u64, pool: &ThreadPool) -> Duration {
-    pool.install(|| {
-        let start = Instant::now();
-        for _ in 0..iterations {
-            work.run(Algorithm::Auto, &Rayon).unwrap_or_else(|error| panic!("{error}"));
-        }
-        start.elapsed()
-    })
+/// The time of all iterations; to call inside the pool, where calls start soonest.
+fn time(work: &mut dyn Work, executor: &dyn Executor, iterations: u64) -> Duration {
+    let start = Instant::now();
+    for _ in 0..iterations {
+        work.run(Algorithm::Auto, executor).unwrap_or_else(|error| panic!("{error}"));
+    }
+    start.elapsed()
 }
 
 /// Floating-point operations where they are counted (so that elements a second are FLOP/s), bytes

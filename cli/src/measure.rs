@@ -3,6 +3,7 @@
 //! buffers and the work, in one process and on the same threads, and the medians are compared. How
 //! busy the threads were is found in samples of its own, which are not timed.
 
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use headwise::oracle::probe;
@@ -21,17 +22,20 @@ pub struct Protocol {
     pub at_least: usize,
     /// The time to spend on all samples.
     pub budget: Duration,
+    /// The idleness before each run; if there is any, a sample is one run.
+    pub pause: Duration,
 }
 
 impl Protocol {
     /// What `headwise bench` does by default: about a second and a half, seven samples at least.
     pub fn thorough() -> Self {
-        Self { samples: None, at_least: 7, budget: Duration::from_millis(1500) }
+        let budget = Duration::from_millis(1500);
+        Self { samples: None, at_least: 7, budget, pause: Duration::ZERO }
     }
 
     /// What `headwise demo` does: enough for a look.
     pub fn quick() -> Self {
-        Self { samples: None, at_least: 3, budget: Duration::from_millis(250) }
+        Self { at_least: 3, budget: Duration::from_millis(250), ..Self::thorough() }
     }
 }
 
@@ -85,6 +89,8 @@ pub fn measure(
     let mut cycle = PEAK_SAMPLE;
     for &algorithm in algorithms {
         let (count, sample) = calibrate(|| work.run(algorithm, executor))?;
+        let (count, sample) =
+            if protocol.pause.is_zero() { (count, sample) } else { (1, protocol.pause) };
         repeats.push(count);
         cycle += sample;
     }
@@ -106,10 +112,12 @@ pub fn measure(
         let read: Duration = (0..read_repeats).map(|_| read_time(work, executor)).sum();
         reads.push(read.as_secs_f64() / f64::from(read_repeats));
         for (n, (&algorithm, &count)) in algorithms.iter().zip(&repeats).enumerate() {
+            sleep(protocol.pause);
             let time = run_time(work, algorithm, executor, count)?;
             times[n].push(time.as_secs_f64() / f64::from(count));
             if sample.is_multiple_of(SAMPLES_PER_BUSY) {
                 let watched = Watched::new(executor);
+                sleep(protocol.pause);
                 let time = run_time(work, algorithm, &watched, count)?;
                 shares[n].push(watched.share(time));
             }
@@ -194,7 +202,7 @@ mod tests {
     impl Work for Sleep {
         fn run(&mut self, _algorithm: Algorithm, _executor: &dyn Executor) -> Result<()> {
             self.0 += 1;
-            std::thread::sleep(Duration::from_millis(2));
+            sleep(Duration::from_millis(2));
             Ok(())
         }
         fn operands(&self) -> Vec<&[f32]> {
@@ -215,6 +223,19 @@ mod tests {
         let alone = 1.0 / Rayon.threads() as f64;
         assert!((measured.timings[0].busy / alone - 1.0).abs() < 1e-9);
         assert!(measured.peak_flops > 0.0 && measured.read_rate > 0.0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_pause_precedes_each_run_and_is_not_timed() -> Result<()> {
+        let mut work = Sleep(0);
+        let pause = Duration::from_millis(200);
+        let protocol = Protocol { samples: Some(2), pause, ..Protocol::quick() };
+        let start = Instant::now();
+        let measured = measure(&mut work, &[Algorithm::Auto], &Rayon, protocol)?;
+        // Two samples and one of how busy the threads are.
+        assert!(start.elapsed() > 3 * pause);
+        assert!((0.002..0.1).contains(&measured.timings[0].best));
         Ok(())
     }
 }

@@ -1,5 +1,8 @@
 //! The table of shapes that are measured, by the command and by the benches alike.
 
+use std::time::Duration;
+
+use headwise::{Executor, Rayon, Serial};
 use serde::Serialize;
 
 use crate::extents::Extents;
@@ -16,6 +19,8 @@ pub enum Suite {
     /// One shape of head over longer and longer sequences: what a useful operation costs must not
     /// grow with them.
     Growth,
+    /// Calls so small that beginning and ending them shows.
+    Call,
     /// Softmax of rows, alone.
     Softmax,
     /// The product of a linear layer with prepacked weights.
@@ -26,8 +31,15 @@ pub enum Suite {
 
 impl Suite {
     /// Every suite.
-    pub const ALL: [Self; 6] =
-        [Self::Prefill, Self::Decode, Self::Growth, Self::Softmax, Self::Gemm, Self::Layer];
+    pub const ALL: [Self; 7] = [
+        Self::Prefill,
+        Self::Decode,
+        Self::Growth,
+        Self::Call,
+        Self::Softmax,
+        Self::Gemm,
+        Self::Layer,
+    ];
 
     /// The name, as `--suite` takes it.
     pub fn name(self) -> &'static str {
@@ -35,6 +47,7 @@ impl Suite {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
             Self::Growth => "growth",
+            Self::Call => "call",
             Self::Softmax => "softmax",
             Self::Gemm => "gemm",
             Self::Layer => "layer",
@@ -56,6 +69,10 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Bottom-right.
     pub causal: bool,
+    /// On the calling thread alone, without a pool.
+    pub serial: bool,
+    /// How long the threads have been idle when a call begins; none: calls follow each other.
+    pub pause: Duration,
 }
 
 impl AttentionShape {
@@ -141,6 +158,20 @@ impl Shape {
         }
     }
 
+    /// Who runs it: the current rayon pool, or the calling thread alone.
+    pub fn executor(&self) -> &'static dyn Executor {
+        if matches!(self, Self::Attention(_, AttentionShape { serial: true, .. })) {
+            &Serial
+        } else {
+            &Rayon
+        }
+    }
+
+    /// The idleness before each run.
+    pub fn pause(&self) -> Duration {
+        if let Self::Attention(_, shape) = self { shape.pause } else { Duration::ZERO }
+    }
+
     /// Whether there is an unfused way to compare with.
     pub fn has_unfused(&self) -> bool {
         matches!(self, Self::Attention(..))
@@ -182,11 +213,30 @@ const fn attention(
     (seq_q, seq_kv): Lengths,
     head_dim: usize,
 ) -> AttentionShape {
-    AttentionShape { name, batch, q_heads, kv_heads, seq_q, seq_kv, head_dim, causal: false }
+    AttentionShape {
+        name,
+        batch,
+        q_heads,
+        kv_heads,
+        seq_q,
+        seq_kv,
+        head_dim,
+        causal: false,
+        serial: false,
+        pause: Duration::ZERO,
+    }
 }
 
 const fn causal(shape: AttentionShape) -> AttentionShape {
     AttentionShape { causal: true, ..shape }
+}
+
+const fn serial(shape: AttentionShape) -> AttentionShape {
+    AttentionShape { serial: true, ..shape }
+}
+
+const fn after_a_millisecond(shape: AttentionShape) -> AttentionShape {
+    AttentionShape { pause: Duration::from_millis(1), ..shape }
 }
 
 const fn softmax(name: &'static str, rows: usize, length: usize, in_place: bool) -> SoftmaxShape {
@@ -237,6 +287,12 @@ const GROWTH: [AttentionShape; 12] = [
     causal(attention("growth-32k-causal", 1, (2, 2), (32_768, 32_768), 64)),
 ];
 
+const CALL: [AttentionShape; 3] = [
+    serial(attention("call-1x1", 1, (1, 1), (1, 1), 64)),
+    attention("bert-128-again", 1, (12, 12), (128, 128), 64),
+    after_a_millisecond(attention("bert-128-idle", 1, (12, 12), (128, 128), 64)),
+];
+
 const SOFTMAX: [SoftmaxShape; 8] = [
     softmax("softmax-4096x128", 4096, 128, true),
     softmax("softmax-4096x1024", 4096, 1024, true),
@@ -284,10 +340,12 @@ pub fn all() -> impl Iterator<Item = Shape> {
     let prefill = PREFILL.into_iter().map(attention(Suite::Prefill));
     let decode = DECODE.into_iter().map(attention(Suite::Decode));
     let growth = GROWTH.into_iter().map(attention(Suite::Growth));
+    let call = CALL.into_iter().map(attention(Suite::Call));
     let softmax = SOFTMAX.into_iter().map(Shape::Softmax);
     let gemm = GEMM.into_iter().map(Shape::Gemm);
     let layer = LAYER.into_iter().map(Shape::Layer);
-    prefill.chain(decode).chain(growth).chain(softmax).chain(gemm).chain(layer)
+    let attention = prefill.chain(decode).chain(growth).chain(call);
+    attention.chain(softmax).chain(gemm).chain(layer)
 }
 
 /// The shapes of `suite`, or of every suite; with `name`, that one of them.
@@ -340,6 +398,16 @@ mod tests {
             assert_eq!(full.name, format!("growth-{}k", length / 1024));
             assert_eq!(masked.name, format!("{}-causal", full.name));
         }
+    }
+
+    #[test]
+    fn calls_run_as_they_say() -> Result<()> {
+        let one = select(None, Some("call-1x1"))?[0];
+        assert_eq!((one.executor().threads(), one.pause()), (1, Duration::ZERO));
+        let idle = select(None, Some("bert-128-idle"))?[0];
+        assert_eq!(idle.executor().threads(), Rayon.threads());
+        assert_eq!(idle.pause(), Duration::from_millis(1));
+        Ok(())
     }
 
     #[test]

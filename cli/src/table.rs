@@ -51,7 +51,11 @@ pub(crate) fn threads(count: usize) -> String {
 /// Milliseconds, with digits where they mean something.
 pub(crate) fn milliseconds(seconds: f64) -> String {
     let ms = seconds * 1e3;
-    let decimals = if ms < 10.0 { 3 } else { 1 };
+    let decimals = match ms {
+        ..0.01 => 6,
+        ..10.0 => 3,
+        _ => 1,
+    };
     format!("{ms:.decimals$}")
 }
 
@@ -72,6 +76,7 @@ mod tests {
         assert_eq!(number(None, 1), "-");
         assert_eq!(number(Some(1.25), 1), "1.2");
         assert_eq!(small(Some(1.26e-6)), "1.3e-6");
+        assert_eq!(milliseconds(0.000_000_123_4), "0.000123");
         assert_eq!(milliseconds(0.000_123_4), "0.123");
         assert_eq!(milliseconds(0.123_4), "123.4");
     }

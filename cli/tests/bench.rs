@@ -68,6 +68,17 @@ fn threads_are_busy() {
 }
 
 #[test]
+fn small_calls() {
+    let objects = bench("--json --suite call --threads 2").objects(0);
+    let said: Vec<_> = objects.iter().map(|o| (&o["shape"], &o["threads"])).collect();
+    let expected = [("call-1x1", 1), ("bert-128-again", 2), ("bert-128-idle", 2)]
+        .map(|(shape, threads)| (shape.into(), threads.into()));
+    assert_eq!(said, expected.iter().map(|(s, t)| (s, t)).collect::<Vec<_>>());
+    // Nobody waits for anybody.
+    assert!(objects[0]["pct_busy"].as_f64().unwrap() > 99.9);
+}
+
+#[test]
 fn both_algorithms_side_by_side() {
     let objects = bench("--json --suite decode --shape decode-cross --algorithm both").objects(0);
     let [fused, unfused] = &objects[..] else { panic!("{objects:?}") };

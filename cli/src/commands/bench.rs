@@ -1,6 +1,6 @@
 //! `headwise bench`: the table of shapes against the machine's peaks.
 
-use headwise::{Algorithm, Rayon};
+use headwise::Algorithm;
 use serde::Serialize;
 
 use super::{Session, Verdict};
@@ -151,7 +151,8 @@ fn run_shape(
 ) -> Result<Vec<Record>> {
     let algorithms = algorithms(shape, which);
     let mut work = prepare(shape, session.isa)?;
-    let measured = measure(&mut *work, algorithms, &Rayon, protocol)?;
+    let protocol = Protocol { pause: shape.pause(), ..protocol };
+    let measured = measure(&mut *work, algorithms, shape.executor(), protocol)?;
     let results = Results { session, shape, measured: &measured };
     let pairs = algorithms.iter().zip(&measured.timings);
     Ok(pairs.map(|(&algorithm, timing)| results.record(algorithm, timing)).collect())
@@ -174,7 +175,7 @@ impl Results<'_> {
             shape: self.shape.name(),
             dtype: "f32",
             isa: self.session.isa.name(),
-            threads: self.session.threads(),
+            threads: self.shape.executor().threads(),
             algorithm: if algorithm == Algorithm::Unfused { "unfused" } else { "fused" },
             sizes: Sizes::of(self.shape),
             samples: *samples,
