@@ -2,20 +2,17 @@
 //! instruction set of this machine. `docs/numerics.md` says where the tolerances come from.
 #![cfg(feature = "safetensors")]
 
+mod common;
+
+use common::capture::{self, Capture, read};
 use headwise::safetensors::{read_f32, read_tensor};
-use headwise::{Algorithm, AttentionOptions, Isa, Result, Scale, attention, dot_product_attention};
+use headwise::{Algorithm, AttentionOptions, Isa, Result, Tensor, dot_product_attention};
 use safetensors::SafeTensors;
 
 /// Relative to the largest magnitude in the row; absolute for lse.
 const TOLERANCE: f32 = 2e-5;
 /// Absolute.
 const WEIGHTS_TOLERANCE: f32 = 1e-5;
-
-fn read(name: &str) -> Vec<u8> {
-    let root = env!("CARGO_MANIFEST_DIR");
-    let paths = ["cli/fixtures", "tests/fixtures"].map(|dir| format!("{root}/{dir}/{name}"));
-    paths.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_else(|| panic!("{paths:?}"))
-}
 
 fn assert_rows_close(got: &[f32], expected: &[f32], width: usize, tolerance: f32, what: &str) {
     assert_eq!(got.len(), expected.len(), "{what}");
@@ -28,17 +25,17 @@ fn assert_rows_close(got: &[f32], expected: &[f32], width: usize, tolerance: f32
     }
 }
 
-fn check(name: &str, options: AttentionOptions<'_>) -> Result<()> {
-    let bytes = read(name);
-    let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let tensor = |part| read_tensor(&file, part);
-    let (q, k, v, out) = (tensor("q")?, tensor("k")?, tensor("v")?, tensor("out")?);
+fn check(capture: Capture) -> Result<()> {
+    let bytes = capture.bytes();
+    let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{capture:?}: {e}"));
+    let inputs = capture.inputs();
+    let out: Tensor = read_tensor(&file, "out")?;
     let (lse, _) = read_f32(&file, "lse")?;
     for isa in Isa::available() {
         for algorithm in [Algorithm::Auto, Algorithm::Unfused] {
-            let options = options.isa(isa).algorithm(algorithm).return_lse();
-            let result = attention(q.view(), k.view(), v.view(), &options)?;
-            let what = format!("{name} on {isa}, {algorithm:?}");
+            let options = inputs.options().isa(isa).algorithm(algorithm).return_lse();
+            let result = inputs.run_with(&options);
+            let what = format!("{} on {isa}, {algorithm:?}", capture.name);
             assert_eq!(result.isa, isa, "{what}");
             let width = out.shape()[3];
             assert_rows_close(result.out.data(), out.data(), width, TOLERANCE, &what);
@@ -54,25 +51,22 @@ fn check(name: &str, options: AttentionOptions<'_>) -> Result<()> {
 
 #[test]
 fn encoder_self_attention() -> Result<()> {
-    check("minilm_l0_t128.safetensors", AttentionOptions::new())?;
-    check("minilm_l4_t128.safetensors", AttentionOptions::new())
+    capture::ENCODERS.into_iter().try_for_each(check)
 }
 
 #[test]
 fn grouped_causal_prefill() -> Result<()> {
-    check("smollm2_l2_prefill256.safetensors", AttentionOptions::new().causal())?;
-    check("smollm2_l18_prefill256.safetensors", AttentionOptions::new().causal())
+    capture::PREFILLS.into_iter().try_for_each(check)
 }
 
 #[test]
 fn decode_step() -> Result<()> {
-    check("smollm2_l18_decode_kv257.safetensors", AttentionOptions::new().causal())
+    check(capture::DECODE)
 }
 
 #[test]
 fn cross_attention() -> Result<()> {
-    let options = AttentionOptions::new().scale(Scale::One);
-    check("whisper_dec_cross_l0_q9_k1500_f16.safetensors", options)
+    check(capture::CROSS)
 }
 
 #[test]

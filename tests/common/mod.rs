@@ -1,9 +1,12 @@
 //! What the test files share: tensors in any layout, described problems and layers with their
-//! data, the f64 answer with an error bound for each row, files in memory, and executors.
+//! data, captures of real models, the f64 answer with an error bound for each row, files in memory,
+//! and executors.
 // Each test binary uses its part.
 #![allow(dead_code, unreachable_pub)]
 
 pub mod bounds;
+#[cfg(feature = "safetensors")]
+pub mod capture;
 pub mod case;
 pub mod executors;
 pub mod file;
