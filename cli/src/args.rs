@@ -139,6 +139,10 @@ pub(crate) struct BenchArgs {
     /// The number of samples, instead of as many as fit a second and a half, seven at least
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) samples: Option<u16>,
+
+    /// Print the shapes without measuring them
+    #[arg(long, conflicts_with_all = ["algorithm", "samples"])]
+    pub(crate) list: bool,
 }
 
 /// Which algorithms to measure.

@@ -115,6 +115,28 @@ fn layers_count_projections_and_attention() {
 }
 
 #[test]
+fn a_list_measures_nothing() {
+    let objects = headwise(["bench", "--list", "--json", "--suite", "decode"]).objects(0);
+    let names: Vec<_> = objects.iter().filter_map(|object| object["shape"].as_str()).collect();
+    assert_eq!(names, ["decode-512", "decode-4k", "decode-32k", "decode-b4", "decode-cross"]);
+    let listed = &headwise(["bench", "--list", "--json", "--shape", "minilm-32"]).objects(0)[0];
+    assert_eq!(listed["flops"], 2.0 * 12.0 * 32.0 * 32.0 * 64.0);
+    let measured = &bench("--json --shape minilm-32").objects(0)[0];
+    let extents = ["batch", "q_heads", "kv_heads", "seq_q", "seq_kv", "head_dim", "value_dim"];
+    for field in ["suite", "shape", "dtype", "causal"].iter().chain(&extents) {
+        assert!(
+            !listed[field].is_null() && listed[field] == measured[field],
+            "{field} in {listed}"
+        );
+    }
+    assert!(listed["median_ms"].is_null());
+    let text = headwise(["bench", "--list"]);
+    assert_eq!((text.code, text.stderr.as_str()), (Some(0), ""));
+    assert!(text.stdout.starts_with("suite") && text.stdout.contains("layer-1x512x768"));
+    headwise(["bench", "--list", "--samples", "2"]).refuses(&["--list", "--samples"]);
+}
+
+#[test]
 fn a_table_for_people() {
     let ran = bench("--shape minilm-32 --algorithm both");
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));

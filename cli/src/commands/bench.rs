@@ -13,6 +13,8 @@ use crate::table::{Column, Table, milliseconds, number};
 use crate::work::prepare;
 use crate::{Error, Result};
 
+const DTYPE: &str = "f32";
+
 const TABLE: Table<'_> = Table(&[
     Column::Text("shape", 22),
     Column::Text("B, heads, queries x keys, dim", 29),
@@ -29,6 +31,29 @@ const TABLE: Table<'_> = Table(&[
     Column::Number("% busy", 6),
     Column::Number("vs unfused", 10),
 ]);
+
+const LISTING: Table<'_> = Table(&[
+    Column::Text("suite", 7),
+    Column::Text("shape", 22),
+    Column::Text("B, heads, queries x keys, dim", 29),
+    Column::Text("mask", 6),
+    Column::Number("GFLOP", 8),
+    Column::Number("MB", 7),
+]);
+
+/// A row of the table of shapes, not measured.
+#[derive(Serialize)]
+struct Listed {
+    suite: Suite,
+    shape: &'static str,
+    dtype: &'static str,
+    #[serde(flatten)]
+    sizes: Sizes,
+    /// Useful operations of one run; None where they are not counted.
+    flops: Option<f64>,
+    /// What one run must move, of attention the keys and values.
+    bytes: f64,
+}
 
 /// A line of results. Times are those of one run.
 #[derive(Serialize)]
@@ -114,9 +139,12 @@ impl Sizes {
     }
 }
 
-/// Measures the shapes that the arguments select.
+/// Measures, or lists, the shapes that the arguments select.
 pub(super) fn bench(session: &mut Session, args: &BenchArgs) -> Result<Verdict> {
     let mut shapes = shapes::select(args.suite, args.shape.as_deref())?;
+    if args.list {
+        return list(session, &shapes);
+    }
     if args.algorithm == Which::Unfused {
         shapes.retain(Shape::has_unfused);
     }
@@ -131,6 +159,25 @@ pub(super) fn bench(session: &mut Session, args: &BenchArgs) -> Result<Verdict> 
         progress.begin(shape.name());
         let records = run_shape(session, shape, args.algorithm, protocol)?;
         progress.done(|| records.iter().try_for_each(|record| show(session, record)))?;
+    }
+    Ok(Verdict::Pass)
+}
+
+fn list(session: &mut Session, shapes: &[Shape]) -> Result<Verdict> {
+    session.output.line(LISTING.header())?;
+    for shape in shapes {
+        let (sizes, flops, bytes) = (Sizes::of(shape), shape.flops(), shape.bytes());
+        let (suite, name) = (shape.suite(), shape.name());
+        session.output.object(&Listed { suite, shape: name, dtype: DTYPE, sizes, flops, bytes })?;
+        let (sizes, mask) = sizes.describe();
+        session.output.line(LISTING.row([
+            suite.name().into(),
+            name.into(),
+            sizes,
+            mask.into(),
+            number(flops.map(|flops| flops / 1e9), 3),
+            number(Some(bytes / 1e6), 2),
+        ]))?;
     }
     Ok(Verdict::Pass)
 }
@@ -173,7 +220,7 @@ impl Results<'_> {
         Record {
             suite: self.shape.suite(),
             shape: self.shape.name(),
-            dtype: "f32",
+            dtype: DTYPE,
             isa: self.session.isa.name(),
             threads: self.shape.executor().threads(),
             algorithm: if algorithm == Algorithm::Unfused { "unfused" } else { "fused" },
