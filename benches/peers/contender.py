@@ -1,0 +1,111 @@
+"""What takes turns in a run: processes that hold a peer, and headwise itself."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from statistics import median
+
+import environment
+from environment import HERE, ROOT
+
+
+class Refused(Exception):
+    """An answer that says why there is none."""
+
+
+def build(directory, arguments, env):
+    """Builds a Rust command and returns the path of its executable."""
+    command = ["cargo", "build", "--release", "--locked", "--message-format=json", *arguments]
+    output = subprocess.run(command, cwd=directory, env=env, check=True, stdout=subprocess.PIPE)
+    messages = map(json.loads, output.stdout.splitlines())
+    executables = [m["executable"] for m in messages if m.get("executable")]
+    if len(executables) != 1:
+        raise RuntimeError(f"{' '.join(command)}: expected one executable, got {executables}")
+    return executables[0]
+
+
+class PeerProcess:
+    """A process that holds a peer's prepared calls and stands still unless it is asked: no thread
+    of it spins while another's time is taken."""
+
+    def __init__(self, command, env):
+        self.process = subprocess.Popen(
+            command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        hello = self.ask({"do": "hello"})
+        self.name, self.versions = hello["name"], hello["versions"]
+
+    def ask(self, request):
+        """The answer to a request."""
+        self.process.send_signal(signal.SIGCONT)
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args}: ended with {self.process.wait()}")
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)
+        answer = json.loads(line)
+        if "error" in answer:
+            raise Refused(answer["error"])
+        return answer
+
+    def sample(self, shape, way, samples):
+        """Seconds per run: the median of `samples`."""
+        request = {"do": "sample", "shape": shape, "way": way, "samples": samples}
+        return median(self.ask(request)["seconds"])
+
+    def close(self):
+        """Ends the process, which holds nothing that wants to be saved."""
+        self.process.kill()
+        self.process.wait()
+
+
+class Headwise:
+    """Ours: a process for each measurement."""
+
+    name = "headwise"
+
+    def __init__(self, threads):
+        self.threads = threads
+        self.env = environment.clean()
+        self.command = build(ROOT, ["-p", "headwise-cli"], self.env)
+
+    def objects(self, *arguments):
+        """The lines that a command prints."""
+        command = [self.command, *arguments, "--json", "--threads", str(self.threads)]
+        output = subprocess.run(command, env=self.env, check=True, stdout=subprocess.PIPE)
+        return [json.loads(line) for line in output.stdout.splitlines()]
+
+    def shapes(self, suite):
+        """The rows of a suite."""
+        return self.objects("bench", "--list", "--suite", suite)
+
+    def machine(self):
+        """What the machine has and can do at most."""
+        return self.objects("info")[0]
+
+    def measure(self, shape, samples):
+        """The record of a measurement."""
+        record, = self.objects("bench", "--shape", shape["shape"], "--samples", str(samples))
+        return record
+
+
+PEERS = ("torch", "onnxruntime", "openvino", "candle")
+
+
+def start_peer(name, threads):
+    """A process that holds the peer of that name and stands still."""
+    env = environment.clean()
+    env |= {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+    return PeerProcess(command(name, threads, env), env)
+
+
+def command(name, threads, env):
+    """What runs a peer; candle is built first."""
+    if name != "candle":
+        return [sys.executable, str(HERE / "worker.py"), f"peer_{name}", str(threads)]
+    # The flags in the environment would replace those of candle's own configuration.
+    flags = {key: value for key, value in env.items() if key != "RUSTFLAGS"}
+    return [build(HERE / "candle", [], flags)]

@@ -1,0 +1,105 @@
+"""The table of a run, in Markdown."""
+
+from collections import Counter
+
+import summary
+
+HEAD = """\
+# Beside other libraries
+
+Written by `{command}`; how it measures stands in `benches/peers/README.md`.
+
+{processor}, {isa}, {threads} threads, `f32`; multiply-adds {peak:.0f} GFLOP/s, reading {read:.0f}
+GB/s from memory. {versions}.
+
+![Share of the multiply-add peak](pictures/peers-bars.svg)
+
+![Roofline](pictures/peers-roofline.svg)
+
+Useful GFLOP/s by the median over {rounds} rounds, and how many times as fast headwise is: the
+median over the rounds of the ratio within a round, with its quartiles. {losses}
+
+"""
+
+
+def markdown(found):
+    """The whole document."""
+    machine = found["machine"][0]
+    versions = [f"{package} {version}" for packages in found["versions"].values()
+                for package, version in packages.items()]
+    head = HEAD.format(
+        command=found["command"], processor=machine["processor"], isa=machine["isa"],
+        threads=found["threads"], peak=summary.machine_rate(found, "peak_gflops"),
+        read=summary.machine_rate(found, "read_gbps"), versions=", ".join(versions),
+        rounds=len(found["machine"]), losses=losses(found))
+    return head + speed_table(found) + "\n" + ways_section(found)
+
+
+def losses(found):
+    """How often which peer is faster."""
+    count = Counter(peer for shape in found["shapes"] for peer in found["versions"]
+                    if (ratio := summary.times_ours(found, shape, peer)) and ratio.median < 1)
+    if not count:
+        return "No peer is faster on any shape."
+    parts = [f"{number} to {peer}" for peer, number in count.items()]
+    return f"Of {len(found['shapes'])} shapes headwise loses {', '.join(parts)}."
+
+
+def sizes(shape):
+    heads = f"{shape['q_heads']}/{shape['kv_heads']}"
+    parts = [str(shape["batch"]), heads, f"{shape['seq_q']} x {shape['seq_kv']}",
+             str(shape["head_dim"])]
+    return ", ".join(parts + ["causal"] * shape["causal"])
+
+
+def line(cells):
+    return f"| {' | '.join(cells)} |\n"
+
+
+def cell(found, shape, peer):
+    ratio = summary.times_ours(found, shape, peer)
+    if ratio is None:
+        return "-"
+    verdict = ", **loss**" if ratio.median < 1 else ""
+    speed = summary.gflops(found, shape, peer)
+    return f"{speed:.0f}; {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}){verdict}"
+
+
+def speed_table(found):
+    peers = list(found["versions"])
+    text = line(["shape", "batch, heads, queries x keys, dim", "headwise", "of FMA peak", *peers])
+    text += line(["---", "---", "---:", "---:", *["---:"] * len(peers)])
+    for shape in found["shapes"]:
+        ours = f"{summary.gflops(found, shape, 'headwise'):.0f}"
+        share = f"{summary.percent_of_peak(found, shape):.0f} %"
+        cells = [cell(found, shape, peer) for peer in peers]
+        text += line([f"`{shape['shape']}`", sizes(shape), ours, share, *cells])
+    return text
+
+
+def ways_section(found):
+    """Which way each peer was fastest in, and what was not measured."""
+    text = "A peer's way on a shape is the fastest of those it offers, chosen before the rounds:\n\n"
+    for peer in found["versions"]:
+        shapes = {}
+        for name, ways in found["ways"].items():
+            shapes.setdefault(ways[peer]["way"] or "none", []).append(name)
+        parts = [f"{way} ({', '.join(f'`{name}`' for name in names)})"
+                 for way, names in shapes.items()]
+        text += f"- {peer}: {'; '.join(parts)}.\n"
+    return text + left_out(found)
+
+
+def left_out(found):
+    """Ways that gave another result or none; empty where there are none."""
+    reasons = {}
+    for name, peers in found["ways"].items():
+        for peer, ways in peers.items():
+            for way, result in ways["ways"].items():
+                if "refused" in result:
+                    reasons.setdefault((peer, way, "refused"), []).append(name)
+                elif result["seconds"] is None:
+                    reasons.setdefault((peer, way, "another result"), []).append(name)
+    lines = [f"- {peer}, {way}: {reason} on {', '.join(f'`{name}`' for name in names)}.\n"
+             for (peer, way, reason), names in reasons.items()]
+    return "\nLeft out:\n\n" + "".join(lines) if lines else ""

@@ -1,0 +1,50 @@
+"""The figures of a run: medians over its rounds, and the spread of ratios within a round."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Ratio(NamedTuple):
+    """How many times as fast as a peer we are: quartiles over the rounds."""
+
+    low: float
+    median: float
+    high: float
+
+
+def contenders(found):
+    """The names, ours first."""
+    return ["headwise", *found["versions"]]
+
+
+def gflops(found, shape, contender):
+    """Useful operations a second by the median time, or None where it computed nothing."""
+    seconds = found["seconds"][shape["shape"]].get(contender)
+    return shape["flops"] / np.median(seconds) / 1e9 if seconds else None
+
+
+def times_ours(found, shape, peer):
+    """Each round's time of the peer over ours, or None."""
+    seconds = found["seconds"][shape["shape"]]
+    if peer not in seconds:
+        return None
+    ratios = np.array(seconds[peer]) / np.array(seconds["headwise"])
+    return Ratio(*np.percentile(ratios, [25, 50, 75]))
+
+
+def percent_of_peak(found, shape):
+    """Our share of the multiply-add rate, measured in the same rounds."""
+    return float(np.median([record["pct_peak"] for record in found["ours"][shape["shape"]]]))
+
+
+def machine_rate(found, field):
+    """A limit of the machine over the rounds."""
+    return float(np.median([machine[field] for machine in found["machine"]]))
+
+
+def intensity(shape):
+    """Useful operations for each byte of queries, keys, values and output."""
+    rows = shape["q_heads"] * shape["seq_q"] + shape["kv_heads"] * shape["seq_kv"]
+    numbers = shape["batch"] * rows * (shape["head_dim"] + shape["value_dim"])
+    return shape["flops"] / (4 * numbers)
