@@ -131,6 +131,7 @@ def take_turns(headwise, peers, shapes, ways, rounds):
                         continue
                     seconds = contender.sample(shape, way, samples(shape))
                 times[name].setdefault(contender.name, []).append(seconds)
+    log("done")
     return {"seconds": times, "ours": records, "machine": machine}
 
 
