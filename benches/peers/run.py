@@ -169,7 +169,7 @@ def parse():
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="(default: 2)")
     parser.add_argument("--out", type=Path, metavar="DIR",
                         help="where table, pictures and results.json go, instead of docs/ and, "
-                             "for the results, here")
+                             "for the results, benches/peers/")
     parser.add_argument("--redraw", action="store_true",
                         help="measure nothing: table and pictures of the results there are")
     arguments = parser.parse_args()
