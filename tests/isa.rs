@@ -51,7 +51,7 @@ fn names_are_parsed_exactly() {
         let Err(error) = name.parse::<Isa>() else { panic!("{name:?} is no name") };
         let message = error.to_string();
         assert!(matches!(error, Error::IsaName { .. }), "{message}");
-        assert_eq!(message, format!("isa: {name:?}, expected one of avx512, avx2, portable"));
+        assert_eq!(message, format!("isa: {name:?}, expected one of avx512, avx2, neon, portable"));
     }
 }
 
@@ -90,8 +90,9 @@ fn child() {
 
 #[test]
 fn the_environment_variable_chooses() {
-    let name_error =
-        |name: &str| format!("HEADWISE_ISA: {name:?}, expected one of avx512, avx2, portable");
+    let name_error = |name: &str| {
+        format!("HEADWISE_ISA: {name:?}, expected one of avx512, avx2, neon, portable")
+    };
     let mut expectations: Vec<(Option<&str>, String)> =
         Isa::available().map(|isa| (Some(isa.name()), isa.to_string())).collect();
     for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {

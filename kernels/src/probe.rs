@@ -13,7 +13,7 @@ use crate::simd::{Isa, Kernel, Simd, dispatch};
 /// 256.
 pub fn fma_flops(executor: &dyn Executor, threads: usize, time: Duration) -> f64 {
     let threads = threads.clamp(1, MAX_THREADS);
-    // Chunks of some 10 us, claimed until time is up.
+    // Chunks of some 10 us, claimed until time is up; one at least, however slow the machine.
     let done = AtomicU64::new(0);
     let start = Instant::now();
     let crew = Crew { executor, threads };
@@ -23,7 +23,7 @@ pub fn fma_flops(executor: &dyn Executor, threads: usize, time: Duration) -> f64
         (&mut [0_u8; 0], 0),
         || (),
         |_, _| {
-            while start.elapsed() < time {
+            while done.load(Ordering::Relaxed) == 0 || start.elapsed() < time {
                 let flops = dispatch(Isa::widest(), FmaLoop { rounds: 40_000 }).unwrap_or(0);
                 done.fetch_add(flops, Ordering::Relaxed);
             }
@@ -46,19 +46,28 @@ impl Kernel for FmaLoop {
 
 struct FmaBody(u64);
 
-/// Enough to cover the latency of two units.
-const CHAINS: usize = 10;
-
 impl Kernel for FmaBody {
     type Output = u64;
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> u64 {
+        match S::ISA {
+            // Up to four units, and 32 registers.
+            Isa::Neon => self.chains::<S, 20>(s),
+            _ => self.chains::<S, 10>(s),
+        }
+    }
+}
+
+impl FmaBody {
+    /// `CHAINS` must be enough to cover the latency of all units.
+    #[inline(always)]
+    fn chains<S: Simd, const CHAINS: usize>(self, s: S) -> u64 {
         let (a, b) = (s.splat(black_box(0.999)), s.splat(black_box(0.001)));
         let mut acc = [s.splat(black_box(1.0)); CHAINS];
         for _ in 0..self.0 {
             for acc in &mut acc {
-                *acc = s.mul_add(*acc, a, b);
+                *acc = s.mul_add(a, b, *acc);
             }
         }
         let sum = acc.into_iter().fold(s.splat(0.0), |sum, v| s.add(sum, v));

@@ -44,7 +44,7 @@ pub(crate) fn cover<S: Simd, T: Tiled, const WIDE: bool>(
     order: Order,
 ) {
     match S::ISA {
-        Isa::Avx512 => cover_by::<S, T, 12, WIDE>(s, tiled, (rows, width), order),
+        Isa::Avx512 | Isa::Neon => cover_by::<S, T, 12, WIDE>(s, tiled, (rows, width), order),
         Isa::Avx2 => cover_by::<S, T, 6, WIDE>(s, tiled, (rows, width), order),
         Isa::Portable => cover_by::<S, T, 4, WIDE>(s, tiled, (rows, width), order),
     }

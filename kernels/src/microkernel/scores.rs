@@ -55,7 +55,7 @@ impl<const KNOWN: bool> Kernel for Scores<'_, KNOWN> {
         assert!(self.prob.len() >= super::BLOCK_KV * BLOCK_Q);
         assert!(!KNOWN || (self.keys.end - self.keys.start).is_multiple_of(GROUP));
         match S::ISA {
-            Isa::Avx512 => self.strips::<S, 8, 3>(s),
+            Isa::Avx512 | Isa::Neon => self.strips::<S, 8, 3>(s),
             Isa::Avx2 => self.strips::<S, 2, 6>(s),
             Isa::Portable => self.strips::<S, 4, 2>(s),
         }

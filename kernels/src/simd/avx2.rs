@@ -17,17 +17,6 @@ impl Avx2 {
 /// Eight -1, then eight 0: a load at `8 - count` gives a mask of the first `count` lanes.
 static FIRST: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
 
-/// An operation that is nothing but an intrinsic.
-macro_rules! ops {
-    ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: $ty),*) -> $out {
-            // SAFETY: the token proves that the instruction set is present.
-            unsafe { $body }
-        }
-    )*};
-}
-
 impl Avx2 {
     #[inline(always)]
     fn first(self, count: usize) -> __m256i {

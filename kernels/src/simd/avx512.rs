@@ -25,17 +25,6 @@ fn first(count: usize) -> __mmask16 {
     ((1_u32 << count) - 1) as __mmask16
 }
 
-/// An operation that is nothing but an intrinsic.
-macro_rules! ops {
-    ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: $ty),*) -> $out {
-            // SAFETY: the token proves that the instruction set is present.
-            unsafe { $body }
-        }
-    )*};
-}
-
 // SAFETY: the field is private and `detect` the only maker; 16 lanes in a __m512.
 unsafe impl Simd for Avx512 {
     const ISA: Isa = Isa::Avx512;

@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "aarch64")]
+use super::neon::Neon;
 use super::{Kernel, portable::Portable};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2::Avx2, avx512::Avx512};
@@ -17,19 +19,22 @@ pub enum Isa {
     Avx512,
     /// AVX2 and FMA: 8 lanes.
     Avx2,
+    /// NEON of aarch64: 4 lanes.
+    Neon,
     /// The target's baseline, by way of `wide`: 4 lanes.
     Portable,
 }
 
 impl Isa {
     /// Every instruction set of the library, fastest first, available or not.
-    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+    pub const ALL: [Self; 4] = [Self::Avx512, Self::Avx2, Self::Neon, Self::Portable];
 
     /// The name, as options and `HEADWISE_ISA` spell it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
+            Self::Neon => "neon",
             Self::Portable => "portable",
         }
     }
@@ -38,12 +43,13 @@ impl Isa {
     pub fn is_available(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => tokens().avx512.is_some(),
+            Self::Avx512 => Avx512::detect().is_some(),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => tokens().avx2.is_some(),
-            #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx512 | Self::Avx2 => false,
+            Self::Avx2 => Avx2::detect().is_some(),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => Neon::detect().is_some(),
             Self::Portable => true,
+            _ => false,
         }
     }
 
@@ -86,11 +92,12 @@ impl Isa {
     /// # Errors
     /// [`Error::IsaUnavailable`], with those that it can.
     pub fn check(self) -> Result<Self> {
-        if self.is_available() {
-            return Ok(self);
-        }
+        if self.is_available() { Ok(self) } else { Err(self.unavailable()) }
+    }
+
+    fn unavailable(self) -> Error {
         let available: Vec<_> = Self::available().map(Self::name).collect();
-        Err(Error::IsaUnavailable { requested: self, available: available.join(", ") })
+        Error::IsaUnavailable { requested: self, available: available.join(", ") }
     }
 }
 
@@ -107,27 +114,18 @@ impl FromStr for Isa {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-struct Tokens {
-    avx512: Option<Avx512>,
-    avx2: Option<Avx2>,
-}
-
-#[cfg(target_arch = "x86_64")]
-fn tokens() -> &'static Tokens {
-    static TOKENS: OnceLock<Tokens> = OnceLock::new();
-    TOKENS.get_or_init(|| Tokens { avx512: Avx512::detect(), avx2: Avx2::detect() })
-}
-
 /// Runs `kernel` with the token of `isa`, in code compiled for the baseline: the place for what
 /// stands above the loops. Falls back on none: an unavailable `isa` is an error.
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> Result<K::Output> {
-    #[cfg(target_arch = "x86_64")]
-    match (isa, tokens()) {
-        (Isa::Avx512, Tokens { avx512: Some(token), .. }) => return Ok(kernel.run(*token)),
-        (Isa::Avx2, Tokens { avx2: Some(token), .. }) => return Ok(kernel.run(*token)),
-        _ => {}
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => Avx512::detect().map(|token| kernel.run(token)),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => Avx2::detect().map(|token| kernel.run(token)),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => Neon::detect().map(|token| kernel.run(token)),
+        Isa::Portable => Some(kernel.run(Portable)),
+        _ => None,
     }
-    // Portable, or an error: one with a token has returned above.
-    isa.check().map(|_| kernel.run(Portable))
+    .ok_or_else(|| isa.unavailable())
 }

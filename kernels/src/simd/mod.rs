@@ -10,12 +10,26 @@
 //! An instruction set joins by one file here, a line in [`detect`], and its tile shapes in the
 //! `match S::ISA` of the score and the value micro-kernel.
 
+/// Methods of a token that are nothing but intrinsics.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! ops {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> $out {
+            // SAFETY: the token proves that the instruction set is present.
+            unsafe { $body }
+        }
+    )*};
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod cache;
 mod detect;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 pub(crate) use cache::l1_ways;
@@ -32,7 +46,18 @@ pub(crate) fn prefetch(ptr: *const f32) {
         use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T1>(ptr.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    // It is not followed.
+    #[cfg(all(target_arch = "aarch64", not(miri)))]
+    #[allow(clippy::pointers_in_nomem_asm_block)]
+    // SAFETY: a hint reads nothing.
+    unsafe {
+        core::arch::asm!(
+            "prfm pldl2keep, [{0}]",
+            in(reg) ptr,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+    #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
     let _ = ptr;
 }
 

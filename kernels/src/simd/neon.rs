@@ -1,0 +1,126 @@
+//! NEON of aarch64: 4 lanes, 32 registers; all bits of a mask's lane are set, or none.
+
+use core::arch::aarch64::*;
+use std::arch::is_aarch64_feature_detected;
+
+use super::{Isa, Kernel, MAX_LANES, Simd, polynomial};
+
+/// Proof that NEON is present.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Neon(());
+
+impl Neon {
+    pub(super) fn detect() -> Option<Self> {
+        is_aarch64_feature_detected!("neon").then_some(Self(()))
+    }
+}
+
+// SAFETY: the field is private and `detect` the only maker; 4 lanes in a float32x4_t.
+unsafe impl Simd for Neon {
+    const ISA: Isa = Isa::Neon;
+    const LANES: usize = 4;
+    type Vector = float32x4_t;
+    type Mask = uint32x4_t;
+
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "neon")]
+        fn enter<K: Kernel>(token: Neon, kernel: K) -> K::Output {
+            kernel.run(token)
+        }
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe { enter(self, kernel) }
+    }
+
+    ops! {
+        splat(x: f32) -> float32x4_t = vdupq_n_f32(x);
+        add(a: float32x4_t, b: float32x4_t) -> float32x4_t = vaddq_f32(a, b);
+        sub(a: float32x4_t, b: float32x4_t) -> float32x4_t = vsubq_f32(a, b);
+        mul(a: float32x4_t, b: float32x4_t) -> float32x4_t = vmulq_f32(a, b);
+        mul_add(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t = vfmaq_f32(c, a, b);
+        // `fmax` would give NaN where either is.
+        max(a: float32x4_t, b: float32x4_t) -> float32x4_t = vbslq_f32(vcgtq_f32(a, b), a, b);
+        lt(a: float32x4_t, b: float32x4_t) -> uint32x4_t = vcltq_f32(a, b);
+        ge(a: float32x4_t, b: float32x4_t) -> uint32x4_t = vcgeq_f32(a, b);
+        ne(a: float32x4_t, b: float32x4_t) -> uint32x4_t = vmvnq_u32(vceqq_f32(a, b));
+        is_negative(a: float32x4_t) -> uint32x4_t = vcltzq_s32(vreinterpretq_s32_f32(a));
+        and(a: uint32x4_t, b: uint32x4_t) -> uint32x4_t = vandq_u32(a, b);
+        any(mask: uint32x4_t) -> bool = vmaxvq_u32(mask) != 0;
+        select(m: uint32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t = vbslq_f32(m, a, b);
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, ptr: *const f32) -> float32x4_t {
+        // SAFETY: the token, and the caller's promise.
+        unsafe { vld1q_f32(ptr) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, ptr: *mut f32, v: float32x4_t) {
+        // SAFETY: the token, and the caller's promise.
+        unsafe { vst1q_f32(ptr, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(self, ptr: *const f32, count: usize) -> float32x4_t {
+        // SAFETY: the token, and the caller's promise; no more than the first `count` are touched.
+        unsafe {
+            let none = vdup_n_f32(0.0);
+            match count {
+                0 => vcombine_f32(none, none),
+                1 => vcombine_f32(vld1_lane_f32::<0>(ptr, none), none),
+                2 => vcombine_f32(vld1_f32(ptr), none),
+                3 => vcombine_f32(vld1_f32(ptr), vld1_lane_f32::<0>(ptr.add(2), none)),
+                _ => vld1q_f32(ptr),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, ptr: *mut f32, count: usize, v: float32x4_t) {
+        // SAFETY: the token, and the caller's promise; no more than the first `count` are touched.
+        unsafe {
+            match count {
+                0 => {}
+                1 => vst1q_lane_f32::<0>(ptr, v),
+                2 => vst1_f32(ptr, vget_low_f32(v)),
+                3 => {
+                    vst1_f32(ptr, vget_low_f32(v));
+                    vst1q_lane_f32::<2>(ptr.add(2), v);
+                }
+                _ => vst1q_f32(ptr, v),
+            }
+        }
+    }
+
+    /// floor(x), added to the exponent of a polynomial for 2^(x - floor(x)), which lies in [1, 2].
+    /// The clamps keep NaN; the lower gives what is below 2^-126 without the leading one, and 0 at
+    /// the end, the upper infinity.
+    #[inline(always)]
+    fn exp2(self, x: float32x4_t) -> float32x4_t {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let x = vminq_f32(vmaxq_f32(x, vdupq_n_f32(-127.0)), vdupq_n_f32(128.0));
+            let floor = vrndmq_f32(x);
+            let p = polynomial::horner(self, polynomial::FLOOR, vsubq_f32(x, floor));
+            let n = vshlq_n_s32::<23>(vcvtq_s32_f32(floor));
+            vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), n))
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: &mut [float32x4_t; MAX_LANES]) {
+        // Pairs of floats, then of doubles.
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let mut pairs = [vdupq_n_f64(0.0); 4];
+            for i in [0, 2] {
+                pairs[i] = vreinterpretq_f64_f32(vtrn1q_f32(rows[i], rows[i + 1]));
+                pairs[i + 1] = vreinterpretq_f64_f32(vtrn2q_f32(rows[i], rows[i + 1]));
+            }
+            for c in 0..2 {
+                rows[c] = vreinterpretq_f32_f64(vzip1q_f64(pairs[c], pairs[2 + c]));
+                rows[2 + c] = vreinterpretq_f32_f64(vzip2q_f64(pairs[c], pairs[2 + c]));
+            }
+        }
+    }
+}
