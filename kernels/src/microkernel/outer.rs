@@ -7,8 +7,8 @@
 //!   sum[r][v] += splat(a[k][r]) * b[k][v]            VECS loads, ROWS broadcasts, ROWS * VECS FMAs
 //! ```
 //!
-//! Each element is one chain of multiply-adds in the order of k, whatever the tile. AVX-512 takes
-//! 12 x 2, AVX2 6 x 2, the portable body 4 x 2; what is left goes by fours and ones.
+//! Each element is one chain of multiply-adds in the order of k, whatever the tile. AVX-512 and
+//! NEON take 12 x 2, AVX2 6 x 2, the portable body 4 x 2; what is left goes by fours and ones.
 
 use super::BLOCK_Q;
 use crate::simd::{Isa, Simd, opaque, prefetch};

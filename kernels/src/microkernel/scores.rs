@@ -13,8 +13,8 @@
 //! Each score is one chain of multiply-adds over head_dim: its bits depend neither on the tile
 //! shape nor on its neighbours. The scale comes after the product, in the multiply-add that takes
 //! the reference away: exact up to one rounding of the difference, where scaling the queries
-//! would round each of them. AVX-512 keeps 8 x 3 accumulators (24 of 32 registers: 11 loads for 24
-//! FMAs), AVX2 2 x 6 (12 of 16), the portable body 4 x 2.
+//! would round each of them. AVX-512 and NEON keep 8 x 3 accumulators (24 of 32 registers: 11 loads
+//! for 24 FMAs), AVX2 2 x 6 (12 of 16), the portable body 4 x 2.
 
 use super::{BLOCK_Q, Block, Lanes};
 use crate::simd::{Isa, Kernel, Simd};

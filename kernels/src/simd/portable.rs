@@ -1,4 +1,4 @@
-//! Four lanes on `wide`, which compiles to the target's baseline (SSE2, NEON, wasm's simd128) or
+//! Four lanes on `wide`, which compiles to the target's baseline (SSE2, wasm's simd128) or
 //! to scalar code: the fallback that runs everywhere. A multiply-add may round twice here.
 
 use wide::{f32x4, i32x4};
