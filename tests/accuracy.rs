@@ -21,7 +21,7 @@ fn errors(got: &[f32], expected: &[f64]) -> [f64; 2] {
     [(squares / got.len() as f64).sqrt(), errors.map(f64::abs).fold(0.0, f64::max)]
 }
 
-fn check(captures: impl IntoIterator<Item = Capture>) {
+fn check(captures: impl IntoIterator<Item = Capture>, on: impl Fn(Isa) -> bool) {
     let torch: Value = serde_json::from_slice(&read("torch_sdpa.json")).unwrap();
     let mut misses = Vec::new();
     for capture in captures {
@@ -29,7 +29,7 @@ fn check(captures: impl IntoIterator<Item = Capture>) {
         let [torch_rms, torch_max] = ["rms", "max"].map(|name| theirs[name].as_f64().unwrap());
         let inputs = capture.inputs();
         let expected = Expected::of(&inputs).answer.out;
-        for isa in Isa::available() {
+        for isa in Isa::available().filter(|&isa| on(isa)) {
             let result = inputs.run_with(&inputs.options().isa(isa));
             let [rms, max] = errors(result.out.data(), &expected);
             let what = format!(
@@ -48,11 +48,11 @@ fn check(captures: impl IntoIterator<Item = Capture>) {
 
 #[test]
 fn errs_no_more_than_pytorch() {
-    check(capture::ENCODERS.into_iter().chain([capture::CROSS]));
+    check(capture::ENCODERS.into_iter().chain(capture::PREFILLS).chain([capture::CROSS]), |_| true);
 }
 
+/// Nine rows alone, where the two roundings of a product that is not fused already show.
 #[test]
-#[ignore = "not yet so: docs/numerics.md has the figures"]
-fn errs_no_more_than_pytorch_in_a_decoder() {
-    check(capture::PREFILLS.into_iter().chain([capture::DECODE]));
+fn errs_no_more_than_pytorch_in_a_decoding_step() {
+    check([capture::DECODE], |isa| isa != Isa::Portable);
 }

@@ -429,7 +429,7 @@ impl Long {
     /// is their queries, sums and sums over splits, and a block of probabilities.
     fn most_bytes(threads: usize) -> usize {
         let tile = 48 * (Self::HEAD_DIM + 2 * Self::VALUE_DIM);
-        threads * (8 * tile + 2 * 64 * 48) * size_of::<f32>()
+        threads * (8 * tile + 128 * 48) * size_of::<f32>()
     }
 }
 

@@ -15,9 +15,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 /// Around the edges of vectors, groups, query tiles and key blocks.
-const LENGTHS: [usize; 28] = [
-    0, 1, 1, 2, 7, 8, 9, 11, 12, 13, 15, 16, 17, 24, 47, 48, 49, 63, 64, 65, 95, 96, 97, 127, 128,
-    129, 144, 200,
+const LENGTHS: [usize; 32] = [
+    0, 1, 1, 2, 5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 24, 47, 48, 49, 63, 64, 65, 95, 96, 97, 127,
+    128, 129, 144, 200, 255, 256, 257,
 ];
 const WIDTHS: [usize; 20] =
     [1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40, 64, 64, 80, 127, 128, 129];

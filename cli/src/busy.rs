@@ -36,6 +36,10 @@ impl Executor for Watched<'_> {
         self.executor.threads()
     }
 
+    fn least_parallel_work(&self) -> u64 {
+        self.executor.least_parallel_work()
+    }
+
     fn run(&self, threads: usize, work: &(dyn Fn() + Sync)) {
         let start = Instant::now();
         self.executor.run(threads, &|| {

@@ -32,6 +32,12 @@ pub trait Executor: Sync {
     /// Calls `work` once on each of up to `threads` threads, the calling one among them and
     /// starting at once. Calling it less often costs speed alone.
     fn run(&self, threads: usize, work: &(dyn Fn() + Sync));
+
+    /// The multiply-adds that a call must have before it is worth starting other threads: 50,000 are
+    /// about 1 us of work on one core. The default fits executors that wake a thread and wait for it.
+    fn least_parallel_work(&self) -> u64 {
+        2_500_000
+    }
 }
 
 /// The calling thread, alone.
@@ -61,6 +67,11 @@ impl Executor for Rayon {
         rayon::current_num_threads()
     }
 
+    /// Inside a pool the caller need not wait for a thread that sleeps: it takes its task back.
+    fn least_parallel_work(&self) -> u64 {
+        if rayon::current_thread_index().is_some() { 500_000 } else { 2_500_000 }
+    }
+
     fn run(&self, threads: usize, work: &(dyn Fn() + Sync)) {
         if rayon::current_thread_index().is_some() {
             fan_out(threads, work);
@@ -87,17 +98,8 @@ fn fan_out(threads: usize, work: &(dyn Fn() + Sync)) {
 /// The most threads that one call uses.
 pub(crate) const MAX_THREADS: usize = 256;
 
-/// Multiply-adds below which a call stays on the caller's thread: about 50 us of work on one
-/// core, what waking another may cost.
-pub(crate) const SERIAL_WORK: u128 = 2_500_000;
-
 /// Items of work wanted for each thread, so that the last one is not waited for long.
 pub(crate) const ITEMS_PER_THREAD: usize = 4;
-
-/// The threads for `work` out of `most`: one below `serial`.
-pub(crate) fn threads_for(work: u128, serial: u128, most: usize) -> usize {
-    if work < serial { 1 } else { most.clamp(1, MAX_THREADS) }
-}
 
 /// Hands out the numbers `0..threads` so that no two holders have the same: each holder owns the
 /// scratch of its number.

@@ -5,8 +5,8 @@
 //!
 //! ```text
 //! pack once:  W [outputs][inputs] -> panels [outputs / 32][inputs][32]
-//! for each item: up to 288 rows of x, up to 6 panels                       threads claim items
-//!   for each KC of the inputs                        6 panels x 96 KiB: L2, read for every group
+//! for each item: up to 288 rows of x, up to 10 panels                      threads claim items
+//!   for each KC of the inputs                       10 panels x 96 KiB: L2, read for every group
 //!     for each group of 12 rows of x                 12 x KC, where they lie: 36 KiB, L1 or L2
 //!       for each panel                               and ask for a share of its next KC
 //!         out += x W^T, a micro-tile of 12 x 32 over KC            microkernel/outer.rs
@@ -35,7 +35,7 @@ use crate::Settings;
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::Result;
-use crate::executor::{Crew, MAX_THREADS, SERIAL_WORK, for_each_tile, threads_for};
+use crate::executor::{Crew, MAX_THREADS, for_each_tile};
 use crate::microkernel::outer::{self, Operands, Order, Spaced, Tiled};
 use crate::problem::{check_unit_inner_stride, shape_error, value_error};
 use crate::simd::{Isa, Kernel, Simd, dispatch, l1_ways, prefetch};
@@ -52,7 +52,7 @@ const GROUP: usize = 12;
 /// Groups in an item, at most: they share what is read of the panels.
 const MAX_GROUPS: usize = 24;
 /// Panels in an item, at most: so many stay in L2 for all groups.
-const MAX_PANELS: usize = 6;
+const MAX_PANELS: usize = 10;
 /// Items wanted for each thread, so that the last one is not waited for long. Items are of one size,
 /// and each reads its rows again, so more than two cost more than they even out.
 const ITEMS_PER_THREAD: usize = 2;
@@ -287,7 +287,7 @@ pub fn linear_all(
 ) -> Result<Isa> {
     let isa = settings.isa()?;
     let work = products.iter().fold(0, |sum: u128, product| sum.saturating_add(product.work()));
-    let threads = threads_for(work, SERIAL_WORK, settings.threads());
+    let threads = settings.threads_for(work);
     let wanted = if threads == 1 { 1 } else { ITEMS_PER_THREAD * threads };
     let each = work.div_ceil(wanted as u128).max(1);
     for product in &mut *products {
@@ -359,6 +359,11 @@ impl Product<'_> {
             let next = inputs.end..(inputs.end + kc).min(all);
             for first in item.rows.clone().step_by(GROUP) {
                 let group = first..(first + GROUP).min(item.rows.end);
+                let soon = if group.end < item.rows.end {
+                    self.soon(group.end..(group.end + GROUP).min(item.rows.end), &inputs)
+                } else {
+                    self.soon(item.rows.start..(item.rows.start + GROUP).min(item.rows.end), &next)
+                };
                 // Each group's share of the panels' next inputs.
                 let share =
                     |row| next.start + next.len() * (row - item.rows.start) / item.rows.len();
@@ -379,9 +384,22 @@ impl Product<'_> {
                     columns: item.columns.clone(),
                     out: &mut out[..group.len()],
                     ahead: share(group.start)..share(group.end),
+                    soon,
                 });
             }
         }
+    }
+
+    /// Some inputs of the rows that come next.
+    fn soon(&self, rows: Range<usize>, inputs: &Range<usize>) -> Soon {
+        let mut soon = Soon { rows: [std::ptr::null(); GROUP], width: inputs.len() };
+        if self.x.strides()[3] == 1 {
+            for (to, row) in soon.rows.iter_mut().zip(rows) {
+                let [i, j, k] = self.index(row);
+                *to = self.x.row(i, j, k).wrapping_add(inputs.start);
+            }
+        }
+        soon
     }
 
     /// A row's place on the leading axes of x and out.
@@ -420,6 +438,26 @@ impl Product<'_> {
     }
 }
 
+/// Rows of x to fetch into L2 before they are wanted. Addresses alone: nothing is read.
+struct Soon {
+    /// Null where there is none.
+    rows: [*const f32; GROUP],
+    width: usize,
+}
+
+impl Soon {
+    /// Asks for the share of panel `index` out of `panels`.
+    #[inline(always)]
+    fn fetch(&self, index: usize, panels: usize) {
+        const LINE: usize = 16;
+        for row in &self.rows[GROUP * index / panels..GROUP * (index + 1) / panels] {
+            for at in (0..self.width).step_by(LINE) {
+                prefetch(row.wrapping_add(at));
+            }
+        }
+    }
+}
+
 /// Some inputs of a group of rows against some panels.
 struct Stripe<'a, 'c> {
     x: Rows<'a, f32>,
@@ -432,6 +470,7 @@ struct Stripe<'a, 'c> {
     out: &'a mut [&'c mut [f32]],
     /// Inputs of the same panels to fetch meanwhile, into L2.
     ahead: Range<usize>,
+    soon: Soon,
 }
 
 impl Kernel for Stripe<'_, '_> {
@@ -451,6 +490,11 @@ impl Kernel for Stripe<'_, '_> {
 
 impl Tiled for Stripe<'_, '_> {
     #[inline(always)]
+    fn chains(_isa: Isa) -> usize {
+        1
+    }
+
+    #[inline(always)]
     fn tile<S: Simd, const ROWS: usize, const VECS: usize, const TAIL: bool>(
         &mut self,
         s: S,
@@ -462,6 +506,9 @@ impl Tiled for Stripe<'_, '_> {
         let first = self.inputs.start == 0;
         let bias = self.weights.bias.as_deref().filter(|_| first);
         let x = Spaced::new(self.x.row(row), self.x.stride());
+        if row == 0 && output.is_multiple_of(PANEL) {
+            self.soon.fetch(column / PANEL, self.columns.len().div_ceil(PANEL));
+        }
         for r in 0..ROWS {
             for v in 0..VECS {
                 prefetch(self.out[row + r].as_ptr().wrapping_add(column + v * S::LANES));
@@ -481,9 +528,9 @@ impl Tiled for Stripe<'_, '_> {
             };
             // Low tiles are over before anything could arrive.
             let sum = if ROWS > 4 && !self.ahead.is_empty() {
-                outer::sum::<S, ROWS, VECS, false, false, true>(s, operands)
+                outer::sum::<S, ROWS, VECS, 1, false, false, true>(s, operands)
             } else {
-                outer::sum::<S, ROWS, VECS, false, false, false>(s, operands)
+                outer::sum::<S, ROWS, VECS, 1, false, false, false>(s, operands)
             };
             for v in 0..VECS {
                 let column = column + v * S::LANES;

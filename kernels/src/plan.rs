@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use crate::executor::{ITEMS_PER_THREAD, SERIAL_WORK, threads_for};
+use crate::executor::ITEMS_PER_THREAD;
 use crate::microkernel::{BLOCK_KV, BLOCK_Q};
 use crate::problem::Problem;
 use crate::simd::MAX_LANES;
@@ -71,18 +71,21 @@ pub(crate) struct Item {
 }
 
 impl Plan {
-    /// The plan for at most `threads` threads, of a problem that has rows.
+    /// The multiply-adds of a problem, masked ones included.
+    pub(crate) fn work<T: crate::Element>(problem: &Problem<'_, T>) -> u128 {
+        let dims = problem.dims();
+        // Without keys a value_dim may have any size; it saturates here and in the layout.
+        let width = dims.head_dim.saturating_add(dims.value_dim);
+        [dims.batch, dims.q_heads, dims.seq_q, dims.seq_kv, width]
+            .iter()
+            .fold(1_u128, |product, &n| product.saturating_mul(n as u128))
+    }
+
+    /// The plan for `threads` threads, at least one, of a problem that has rows.
     pub(crate) fn new<T: crate::Element>(problem: &Problem<'_, T>, threads: usize) -> Self {
         let dims = *problem.dims();
         let rows = dims.seq_q * dims.group_size();
         let heads = dims.batch * dims.kv_heads;
-        // Without keys a value_dim may have any size; it saturates here and in the layout.
-        let width = dims.head_dim.saturating_add(dims.value_dim);
-        let work = [rows, heads, dims.seq_kv, width]
-            .iter()
-            .fold(1_u128, |product, &n| product.saturating_mul(n as u128));
-        let threads = threads_for(work, SERIAL_WORK, threads);
-
         let tiles_per_head = rows.div_ceil(BLOCK_Q);
         // Many tiles an item share each key block while it is in the cache, as long as there are
         // items enough for the threads. Then even items.
@@ -159,7 +162,6 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::MAX_THREADS;
     use crate::problem::Dims;
     use crate::{Causal, Masking, Scale, View};
     use proptest::prelude::*;
@@ -207,7 +209,7 @@ mod tests {
         #[test]
         fn items_cover_every_row_once(dims in dims(), threads in 1..300_usize, causal: bool) {
             let plan = with_problem(dims, causal, |problem| Plan::new(problem, threads));
-            prop_assert!((1..=MAX_THREADS.min(threads)).contains(&plan.threads));
+            prop_assert_eq!(plan.threads, threads);
             let rows = dims.seq_q * dims.group_size();
             let mut covered = vec![0; dims.batch * dims.kv_heads * rows];
             for item in (0..plan.items()).map(|index| plan.item(index)) {
@@ -252,21 +254,5 @@ mod tests {
         let starts: Vec<_> = (0..plan.items()).map(|index| plan.item(index).rows.start).collect();
         assert!(starts.is_sorted_by(|a, b| a >= b), "{starts:?}");
         assert_eq!(plan.item(0).rows.end, 500);
-    }
-
-    #[test]
-    fn small_work_stays_on_one_thread() {
-        let dims = Dims {
-            batch: 1,
-            q_heads: 12,
-            kv_heads: 12,
-            seq_q: 1,
-            seq_kv: 1000,
-            head_dim: 64,
-            value_dim: 64,
-        };
-        assert_eq!(with_problem(dims, false, |problem| Plan::new(problem, 8)).threads, 1);
-        let dims = Dims { seq_q: 100, ..dims };
-        assert_eq!(with_problem(dims, false, |problem| Plan::new(problem, 8)).threads, 8);
     }
 }

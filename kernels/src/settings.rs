@@ -3,7 +3,7 @@
 use crate::attention::fused;
 use crate::element::{Element, Path};
 use crate::error::Result;
-use crate::executor::Executor;
+use crate::executor::{Executor, MAX_THREADS};
 use crate::plan::Plan;
 use crate::problem::{Outputs, Problem};
 use crate::simd::Isa;
@@ -103,6 +103,15 @@ impl<'a> Settings<'a> {
     pub fn threads(&self) -> usize {
         self.executor.threads().min(self.max_threads.unwrap_or(usize::MAX)).max(1)
     }
+
+    /// The threads for a call of so many multiply-adds, or as much other work.
+    pub(crate) fn threads_for(&self, work: u128) -> usize {
+        if work < self.executor.least_parallel_work().into() {
+            1
+        } else {
+            self.threads().min(MAX_THREADS)
+        }
+    }
 }
 
 /// Computes `problem` into `outputs` and says which instruction set ran.
@@ -124,14 +133,19 @@ pub fn attention<T: Element>(
     T::run(problem, &outputs, settings, workspace)
 }
 
-/// The bytes of workspace that [`attention`] uses for this problem.
+/// The bytes of workspace that [`attention`] uses for this problem, wherever it is called: a call that
+/// stays on one thread here may use more inside a pool.
 pub fn workspace_bytes<T: Element>(problem: &Problem<'_, T>, settings: &Settings<'_>) -> usize {
     if !problem.dims().has_rows() {
         return 0;
     }
-    let lines = match T::path(settings.algorithm) {
-        Path::Fused => Plan::new(problem, settings.threads()).lines(),
-        Path::Unfused => unfused::lines(problem, settings),
+    let lines = |threads| match T::path(settings.algorithm) {
+        Path::Fused => Plan::new(problem, threads).lines(),
+        Path::Unfused => unfused::lines(problem, threads),
+    };
+    let lines = match settings.threads_for(Plan::work(problem)) {
+        1 => lines(1).max(lines(settings.threads().min(MAX_THREADS))),
+        threads => lines(threads),
     };
     lines.saturating_mul(size_of::<Line>())
 }
@@ -186,5 +200,37 @@ pub(crate) mod sealed {
         ) -> Result<Isa> {
             unfused::unfused(problem, outputs, settings, workspace)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Eight;
+    impl Executor for Eight {
+        fn threads(&self) -> usize {
+            8
+        }
+        fn run(&self, _threads: usize, work: &(dyn Fn() + Sync)) {
+            work();
+        }
+    }
+
+    #[test]
+    fn small_work_stays_on_one_thread() {
+        let settings = Settings::default().with_executor(&Eight);
+        assert_eq!(settings.threads_for(2_499_999), 1);
+        assert_eq!(settings.threads_for(2_500_000), 8);
+    }
+
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn inside_a_pool_smaller_work_is_shared() {
+        let settings = Settings::default().with_executor(&crate::Rayon);
+        assert_eq!(settings.threads_for(500_000), 1);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build();
+        let inside = || [499_999, 500_000].map(|work| settings.threads_for(work));
+        assert_eq!(pool.unwrap_or_else(|e| panic!("{e}")).install(inside), [1, 3]);
     }
 }

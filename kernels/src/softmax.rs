@@ -2,14 +2,14 @@
 
 use crate::Settings;
 use crate::error::{Error, Result};
-use crate::executor::{Crew, for_each_tile, threads_for};
+use crate::executor::{Crew, MAX_THREADS, for_each_tile};
 use crate::microkernel::row_softmax::RowSoftmax;
 use crate::simd::{Isa, Kernel, Simd, dispatch};
 use crate::view::{View, ViewMut};
 use crate::workspace::{Line, Workspace};
 
-/// Elements below which a call stays on the caller's thread: about 50 us of work.
-const SERIAL_ELEMENTS: u128 = 1 << 16;
+/// Multiply-adds that take as long as an element does.
+const ELEMENT_WORK: u128 = 38;
 
 /// Rows that a thread claims at once hold about this many elements.
 const CLAIM_ELEMENTS: usize = 1 << 13;
@@ -54,14 +54,15 @@ pub fn softmax_in_place(
     run(Rows { input: None, output: data, scale }, settings, workspace)
 }
 
-/// The bytes of workspace that either function uses for views of this shape.
+/// The bytes of workspace with which either function allocates nothing for views of this shape.
 pub fn softmax_workspace_bytes(shape: [usize; 4], settings: &Settings<'_>) -> usize {
-    Line::count(shape[3]).saturating_mul(threads(shape, settings)).saturating_mul(size_of::<Line>())
+    let threads = settings.threads().min(MAX_THREADS);
+    Line::count(shape[3]).saturating_mul(threads).saturating_mul(size_of::<Line>())
 }
 
 fn threads(shape: [usize; 4], settings: &Settings<'_>) -> usize {
     let elements = shape.iter().fold(1_u128, |n, &len| n.saturating_mul(len as u128));
-    threads_for(elements, SERIAL_ELEMENTS, settings.threads())
+    settings.threads_for(elements.saturating_mul(ELEMENT_WORK))
 }
 
 fn run(rows: Rows<'_>, settings: &Settings<'_>, workspace: &mut Workspace) -> Result<Isa> {

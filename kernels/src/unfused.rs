@@ -89,15 +89,9 @@ fn lines_per_thread<T: Element>(problem: &Problem<'_, T>) -> usize {
     bytes.div_ceil(size_of::<Line>())
 }
 
-/// The threads of a call, by the plan of the fused path, and the lines of workspace for them.
-fn sizes<T: Element>(problem: &Problem<'_, T>, settings: &Settings<'_>) -> (usize, usize) {
-    let threads = Plan::new(problem, settings.threads()).threads;
-    (threads, lines_per_thread(problem).saturating_mul(threads))
-}
-
-/// The lines of workspace that [`unfused`] uses.
-pub(crate) fn lines<T: Element>(problem: &Problem<'_, T>, settings: &Settings<'_>) -> usize {
-    sizes(problem, settings).1
+/// The lines of workspace that [`unfused`] uses with so many threads.
+pub(crate) fn lines<T: Element>(problem: &Problem<'_, T>, threads: usize) -> usize {
+    lines_per_thread(problem).saturating_mul(threads)
 }
 
 /// Attention by the three plain steps.
@@ -108,8 +102,8 @@ pub(crate) fn unfused<T: Plain>(
     workspace: &mut Workspace,
 ) -> Result<Isa> {
     let isa = settings.isa()?;
-    let (threads, lines) = sizes(problem, settings);
-    let scratch = workspace.scratch(lines)?;
+    let threads = settings.threads_for(Plan::work(problem));
+    let scratch = workspace.scratch(lines(problem, threads))?;
     let crew = Crew { executor: settings.executor, threads };
     dispatch(isa, Drive { problem, outputs, crew, scratch })?;
     Ok(isa)

@@ -3,19 +3,20 @@
 //! # The bound
 //!
 //! With `u` the unit roundoff (2^-24 for f32), take a row that sees `n` keys. A score is a chain
-//! of `head_dim` multiply-adds over `q_d * k_jd`, then scaled, with a bias added and the row's
-//! reference, a score of the same row, taken away. Let `m_j = sum_d |scale q_d k_jd| + |bias_j|`
+//! of `head_dim` multiply-adds over `q_d * k_jd`, or of two half as long in the fused kernel, then
+//! scaled, with a bias added and the row's reference, a score of the same row, taken away. Let `m_j = sum_d |scale q_d k_jd| + |bias_j|`
 //! and `S = max_j m_j`. Each step of the chain rounds a partial sum, at most `m_j` when scaled
-//! (where a multiply-add rounds twice, also the term, `u m_j` over all terms); the factor and its
+//! (where a multiply-add rounds twice, also the term, `u m_j` over all terms; so does the sum of two
+//! chains); the factor and its
 //! product, the bias, the difference to the reference (at most `2 S`) and the change of base round
 //! at most eight times more:
 //!
-//! `|score error| <= delta = S u (head_dim + 8)`.
+//! `|score error| <= delta = S u (head_dim / chains + 9)`.
 //!
 //! A probability `exp(score - reference)` then has a relative error of at most
 //! `expm1(delta) + 2.5e-7`, 2.5e-7 being that of the exponential. A sum has the error of its
 //! longest chain of `c` additions, `c u` relative to the sum of magnitudes: the fused kernel adds
-//! by blocks of 64 keys, `c = 64 + n / 64`, the unfused path in one chain, `c = n`. Merging and
+//! by blocks of 128 keys in two chains, `c = 64 + 1 + n / 128`, the unfused path in one, `c = n`. Merging and
 //! rescaling cost a few exponentials more, whose error the sums of probabilities and of values
 //! share but for rounding. So, with `e = expm1(delta) + 1e-6 + (c + 16) u` and to first order,
 //!
@@ -43,18 +44,43 @@ pub struct Arithmetic {
     pub exp: f64,
     /// What underflows.
     pub tiny: f64,
-    /// Keys that are summed in one chain.
+    /// Chains into which a sum is cut, of a score or of a block.
+    pub chains: usize,
+    /// Keys that are summed before they are added to those before them.
     pub block: usize,
 }
 
+impl Arithmetic {
+    /// `delta / S`.
+    pub fn score(&self, head_dim: usize) -> f64 {
+        self.roundoff * (head_dim.div_ceil(self.chains) + 9) as f64
+    }
+
+    /// `e - expm1(delta)` of a row that sees `n` keys.
+    pub fn sum(&self, n: usize) -> f64 {
+        let chain = n.min(self.block).div_ceil(self.chains) + 1 + n / self.block;
+        self.exp + self.roundoff * (chain + 16) as f64
+    }
+}
+
 /// The fused kernel.
-pub const FUSED: Arithmetic = Arithmetic { block: 64, ..F32 };
+pub const FUSED: Arithmetic = Arithmetic { chains: 2, block: 128, ..F32 };
 /// The unfused path in f32.
-pub const F32: Arithmetic =
-    Arithmetic { roundoff: 1.0 / (1 << 24) as f64, exp: 1e-6, tiny: 1e-37, block: usize::MAX };
+pub const F32: Arithmetic = Arithmetic {
+    roundoff: 1.0 / (1 << 24) as f64,
+    exp: 1e-6,
+    tiny: 1e-37,
+    chains: 1,
+    block: usize::MAX,
+};
 /// The unfused path in f64.
-pub const F64: Arithmetic =
-    Arithmetic { roundoff: f64::EPSILON / 2.0, exp: 1e-15, tiny: 1e-300, block: usize::MAX };
+pub const F64: Arithmetic = Arithmetic {
+    roundoff: f64::EPSILON / 2.0,
+    exp: 1e-15,
+    tiny: 1e-300,
+    chains: 1,
+    block: usize::MAX,
+};
 
 /// What a bound needs to know of a row.
 #[derive(Debug, Clone)]
@@ -133,15 +159,14 @@ impl Expected {
 
     /// Panics where `got` is farther from the answer than the arithmetic explains.
     pub fn assert_explains(&self, got: &Got, arithmetic: Arithmetic, what: &str) {
-        let Arithmetic { roundoff: u, exp, tiny, block } = arithmetic;
+        let Arithmetic { roundoff: u, exp, tiny, .. } = arithmetic;
         let (width, keys) = match self.rows.len() {
             0 => return,
             n => (self.answer.out.len() / n, self.answer.weights.len() / n),
         };
         for (r, row) in self.rows.iter().enumerate() {
-            let delta = row.magnitude * u * (self.head_dim + 8) as f64;
-            let chain = row.seen.min(block) + row.seen / block;
-            let e = delta.exp_m1() + exp + (chain + 16) as f64 * u;
+            let delta = row.magnitude * arithmetic.score(self.head_dim);
+            let e = delta.exp_m1() + arithmetic.sum(row.seen);
             let near = |part: &str, at: usize, pair: (f64, f64), bound: f64| {
                 let ok = pair.0 == pair.1 || (pair.0 - pair.1).abs() <= bound;
                 assert!(

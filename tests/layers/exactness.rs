@@ -96,7 +96,7 @@ fn swapped(data: &[f64], [batch, a, b, dim]: Shape) -> Vec<f64> {
 
 /// Attention's part of the answer: out, lse and weights.
 fn attend(inputs: &Inputs<f64>, errors: [&[f64]; 3], arithmetic: Arithmetic) -> [Approx; 3] {
-    let Arithmetic { roundoff: u, exp, tiny, block } = arithmetic;
+    let Arithmetic { roundoff: u, tiny, .. } = arithmetic;
     let (d, scale) = (inputs.dims(), inputs.scale_factor().abs());
     let Answer { out, lse, weights } = Expected::of(inputs).answer;
     let [q, k, v] = [&inputs.query, &inputs.key, &inputs.value].map(Strided::dense);
@@ -113,10 +113,9 @@ fn attend(inputs: &Inputs<f64>, errors: [&[f64]; 3], arithmetic: Arithmetic) -> 
                 passed += q[n].abs() * dk[m] + dq[n] * k[m].abs() + dq[n] * dk[m];
             }
             let size = scale * size + inputs.bias_at([b, h, i, j]).abs();
-            max.max(scale * passed + size * u * (d.head_dim + 8) as f64)
+            max.max(scale * passed + size * arithmetic.score(d.head_dim))
         });
-        let chain = seen.len().min(block) + seen.len() / block;
-        let e = delta.exp_m1() + exp + (chain + 16) as f64 * u;
+        let e = delta.exp_m1() + arithmetic.sum(seen.len());
         assert!(e < 0.02, "no moderate row: {e}");
         lse_errors.push(delta + e + 2.0 * u * lse[at].abs());
         let weights = &weights[at * d.seq_kv..][..d.seq_kv];

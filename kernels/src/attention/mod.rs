@@ -8,7 +8,7 @@ pub(crate) mod tile;
 use crate::Settings;
 use crate::error::Result;
 use crate::executor::{Crew, for_each_tile};
-use crate::plan::Plan;
+use crate::plan::{MAX_TILES, Plan};
 use crate::problem::{Outputs, Problem};
 use crate::simd::{Isa, Kernel, Simd, dispatch};
 use crate::workspace::{Line, Workspace};
@@ -23,7 +23,7 @@ pub(crate) fn fused(
     workspace: &mut Workspace,
 ) -> Result<Isa> {
     let isa = settings.isa()?;
-    let plan = Plan::new(problem, settings.threads());
+    let plan = Plan::new(problem, settings.threads_for(Plan::work(problem)));
     let job = Job::new(problem, outputs, plan);
     let crew = Crew { executor: settings.executor, threads: plan.threads };
     dispatch(isa, Drive { job, crew, scratch: workspace.scratch(plan.lines())? })?;
@@ -40,9 +40,21 @@ impl Kernel for Drive<'_, '_> {
     type Output = ();
 
     fn run<S: Simd>(self, simd: S) {
+        // Making the bookkeeping of eight tiles would show in a call of one.
+        if self.job.plan.layout.tiles == 1 {
+            self.items::<S, 1>(simd);
+        } else {
+            self.items::<S, MAX_TILES>(simd);
+        }
+    }
+}
+
+impl Drive<'_, '_> {
+    /// Items of up to `TILES` tiles.
+    fn items<S: Simd, const TILES: usize>(self, simd: S) {
         let plan = &self.job.plan;
         let part = plan.lines_per_thread() * Line::FLOATS;
-        let local = || std::array::from_fn(|_| TileRows::new());
+        let local = || [const { TileRows::EMPTY }; TILES];
         for_each_tile(self.crew, plan.items(), (self.scratch, part), local, |mine, index| {
             let next = index + self.crew.threads;
             let next = (next < plan.items()).then(|| plan.item(next));

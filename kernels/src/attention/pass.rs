@@ -12,10 +12,10 @@
 //! ```
 //!
 //! **Reference maximum.** A row needs no exact running maximum, only a reference near enough that
-//! nothing overflows. It takes the maximum of the first block in which it sees a key and keeps it;
-//! a block that raises the row's sum to 2^60 or beyond is done again with the block's maximum as
-//! the new reference. Both decisions are the row's own: its neighbours' bits do not depend on
-//! them, nor its bits on its neighbours.
+//! nothing overflows. It takes the maximum of the first group of 8 keys in which it sees one and
+//! keeps it; a block whose sum reaches 2^60 is done again with the block's maximum as the new
+//! reference. Both decisions are the row's own: its neighbours' bits do not depend on them, nor its
+//! bits on its neighbours.
 //!
 //! **Care.** Masked keys are multiplied by a probability of -0.0, which is exact unless the value
 //! is NaN or infinite; where it was, the item's output is not finite and the item is done again
@@ -24,14 +24,14 @@
 //! what is not finite even then comes from the inputs.
 
 use super::ahead::Ahead;
-use super::tile::{Softmax, Tile, TileRows, WHOLE_BLOCK};
+use super::tile::{Softmax, Tile, TileRows};
 use crate::microkernel::finish::{Combine, Normalize};
 use crate::microkernel::pack::{Pack, Unpack};
 use crate::microkernel::scores::Scores;
-use crate::microkernel::sweep::{Dense, Sweep, Units};
-use crate::microkernel::values::Values;
-use crate::microkernel::{BLOCK_KV, BLOCK_Q, Block, Lanes};
-use crate::plan::{self, Layout, MAX_TILES, Plan, SPLIT_KV};
+use crate::microkernel::sweep::{Dense, Redo, Sweep, Units};
+use crate::microkernel::values::{Finish, OutRows, Values};
+use crate::microkernel::{BLOCK_KV, BLOCK_Q, Block, Lanes, Seen};
+use crate::plan::{self, Layout, Plan, SPLIT_KV};
 use crate::problem::{Outputs, Problem};
 use crate::simd::Simd;
 use crate::view::Rows;
@@ -90,18 +90,9 @@ impl Care {
         if self == Self::Headroom { 80.0 } else { 0.0 }
     }
 
-    /// The row sum from which a reference is too low.
+    /// The sum of a block from which a reference is too low.
     fn limit(self) -> f32 {
         (60.0 - self.headroom()).exp2()
-    }
-}
-
-/// What a thread keeps from item to item beside its scratch.
-pub(crate) type Local = [TileRows; MAX_TILES];
-
-fn ahead(ahead: &mut Option<Ahead<'_, '_>>) {
-    if let Some(ahead) = ahead {
-        ahead.step();
     }
 }
 
@@ -111,30 +102,20 @@ struct Visit<'a> {
     first: usize,
     /// The keys that some row sees, counted from the first.
     keys: Range<usize>,
-    /// Whether every row sees all of those.
-    open: bool,
-    /// For each lane the keys it sees, counted from the first.
-    seen: &'a [(usize, usize); BLOCK_Q],
+    /// Which of them each row sees; `None`: all.
+    seen: Option<&'a Seen>,
 }
 
 impl<'a> Visit<'a> {
     /// The visit of `tile` to the block at `first`, of which `seen` is what `Tile::seen` says.
-    fn new(tile: &Tile<'_>, first: usize, seen: &'a Option<[(usize, usize); BLOCK_Q]>) -> Self {
-        let keys = tile.keys_of_block(first);
-        Self { first, keys, open: seen.is_none(), seen: seen.as_ref().unwrap_or(&WHOLE_BLOCK) }
+    fn new(tile: &Tile<'_>, first: usize, seen: Option<&'a Seen>) -> Self {
+        Self { first, keys: tile.keys_of_block(first), seen }
     }
 
     /// The block's keys, or values.
     fn block<'r>(&self, rows: Rows<'r, f32>) -> Block<'r> {
         Block { rows, first: self.first, start: self.keys.start, end: self.keys.end }
     }
-}
-
-/// Which rows take a reference from a block, and by how much their earlier sums shrink for it.
-struct References {
-    /// Set in those rows.
-    needs: Lanes,
-    rescale: Lanes,
 }
 
 /// One item in the hands of one thread.
@@ -147,18 +128,18 @@ pub(crate) struct Item<'a, 'p, S> {
     values: Rows<'p, f32>,
     prob: &'a mut [f32],
     bias: &'a mut [f32],
-    ahead: Option<Ahead<'a, 'p>>,
+    ahead: Ahead<'a, 'p>,
 }
 
 impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     /// Computes the item's rows and writes them to the outputs.
     /// `next` is the item that the thread will probably run after it.
-    pub(crate) fn run(
+    pub(crate) fn run<const TILES: usize>(
         job: &'a Job<'a, 'p>,
         simd: S,
         item: plan::Item,
         next: Option<plan::Item>,
-        (local, scratch): (&'a mut Local, &'a mut [f32]),
+        (local, scratch): (&'a mut [TileRows; TILES], &'a mut [f32]),
     ) {
         let layout = &job.plan.layout;
         let (prob, scratch) = scratch.split_at_mut(Layout::PROB);
@@ -172,8 +153,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             values: job.problem.value.rows(item.batch, item.kv_head),
             prob,
             bias,
-            ahead: next
-                .map(|next| Ahead::new((job.problem, &job.plan), next, (item.batch, item.kv_head))),
+            ahead: Ahead::new((job.problem, &job.plan), (item.batch, item.kv_head), next),
         };
         let mut tiles = local.each_mut().map(Tile::new);
         let tiles = &mut tiles[..item.rows.len().div_ceil(BLOCK_Q)];
@@ -206,7 +186,10 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         self.sums(tiles, care);
         let mut finite = true;
         for tile in tiles.iter() {
-            finite &= self.finish(tile, care);
+            finite &= tile.written.unwrap_or_else(|| self.write_out(tile, care));
+            if care != Care::Headroom {
+                self.write_lse(tile);
+            }
         }
         finite
     }
@@ -237,6 +220,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         let start = tiles.iter().map(|tile| tile.of.any.start).min().unwrap_or(0);
         let end = tiles.iter().map(|tile| tile.of.any.end).max().unwrap_or(0);
         let first_split = start / SPLIT_KV;
+        self.ahead.begin(end - start.min(end), tiles.len());
         for split in first_split..end.div_ceil(SPLIT_KV) {
             if split > first_split {
                 tiles.iter_mut().for_each(Tile::reset_split);
@@ -244,6 +228,8 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             let keys = (split * SPLIT_KV).max(start / BLOCK_KV * BLOCK_KV)
                 ..((split + 1) * SPLIT_KV).min(end);
             for first in keys.step_by(BLOCK_KV) {
+                let next = (first + BLOCK_KV).min(end)..(first + 2 * BLOCK_KV).min(end);
+                self.ahead.block(next, tiles.len());
                 for tile in tiles.iter_mut() {
                     self.block(tile, first, care);
                 }
@@ -256,110 +242,126 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
 
     /// One key block through one tile.
     fn block(&mut self, tile: &mut Tile<'_>, first: usize, care: Care) {
-        let ranges = tile.seen(first);
-        let visit = Visit::new(tile, first, &ranges);
+        let seen = tile.seen(first);
+        let visit = Visit::new(tile, first, seen.as_ref());
         if visit.keys.is_empty() {
             return;
         }
-        let before = tile.of.split;
-        let mut refs = References {
-            needs: before.row_ref.flags(|row_ref| row_ref == f32::NEG_INFINITY),
-            rescale: Lanes::splat(1.0),
-        };
-        let known = !(0..tile.of.lanes).any(|lane| refs.needs.is_set(lane));
-        let whole = visit.keys.start == 0 && visit.keys.end.is_multiple_of(8);
-        if visit.open && known && whole && !self.job.masked {
-            self.known(tile, &visit);
-        } else {
-            if self.job.masked {
-                self.pack_bias(tile, first, visit.keys.end);
-            }
-            self.swept(tile, &visit, &mut refs, care);
-        }
-
-        // A row sum that grew too large, or is no number, wants a higher reference, once.
+        let mut sums = self.prob(tile, &visit, care);
+        // A sum that is too large, or is no number, wants a higher reference, once.
         let limit = care.limit();
-        let mut tripped = false;
-        for lane in 0..tile.of.lanes {
-            let (old, new) = (before.row_sum.0[lane], tile.of.split.row_sum.0[lane]);
-            if !refs.needs.is_set(lane) && old < limit && (new >= limit || new.is_nan()) {
-                refs.needs.set(lane);
-                tripped = true;
-            }
+        // Without a branch in the loop; false for NaN.
+        if !sums.0.iter().fold(true, |all, &sum| all & (sum < limit)) {
+            let before = &tile.of.split.row_sum;
+            let rows = Lanes(std::array::from_fn(|lane| {
+                let is_below = sums.0[lane] < limit;
+                if is_below || before.0[lane].is_nan() { 0.0 } else { -1.0 }
+            }));
+            sums = self.redo(tile, &visit, &rows, care);
         }
-        if tripped {
-            tile.of.split = before;
-            self.swept(tile, &visit, &mut refs, care);
-            let width = self.job.plan.layout.acc_width;
-            let rows = if tile.fresh { 0 } else { tile.len() };
-            for (row, &factor) in tile.acc.chunks_exact_mut(width).zip(&refs.rescale.0).take(rows) {
-                if factor != 1.0 {
-                    row.iter_mut().for_each(|x| *x *= factor);
-                }
-            }
-        }
-        if care == Care::Fast {
-            self.values::<false>(tile, &visit);
-        } else {
-            self.values::<true>(tile, &visit);
-        }
-    }
-
-    /// Probabilities straight from the score kernel: every row sees all keys, by the reference it
-    /// has.
-    fn known(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>) {
-        let mut block_sum = Lanes::splat(0.0);
-        self.simd.vectorize(Scores::<true> {
-            q_t: tile.q_t,
-            keys: visit.block(self.keys),
-            lanes: tile.of.lanes,
-            factor: self.job.units.factor,
-            row_ref: &tile.of.split.row_ref,
-            block_sum: &mut block_sum,
-            seen: visit.seen,
-            prob: self.prob,
-            between: &mut || ahead(&mut self.ahead),
-        });
-        for (sum, more) in tile.of.split.row_sum.0.iter_mut().zip(&block_sum.0) {
+        for (sum, more) in tile.of.split.row_sum.0.iter_mut().zip(&sums.0) {
             *sum += more;
         }
+        if care == Care::Fast {
+            tile.written = self.last_values(tile, &visit);
+            if tile.written.is_none() {
+                self.values::<false>(tile, &visit, None);
+            }
+        } else {
+            self.values::<true>(tile, &visit, None);
+        }
     }
 
-    /// Probabilities by way of dot products in memory; rows in need take the block's maximum as
-    /// their reference.
-    fn swept(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, refs: &mut References, care: Care) {
-        self.simd.vectorize(Scores::<false> {
+    /// The values of a tile's last block, straight to the output; says whether it is finite.
+    /// `None`: nothing was done, since there is more to come or a row's sum is no positive number.
+    fn last_values(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>) -> Option<bool> {
+        let is_last = visit.first + BLOCK_KV >= tile.of.any.end;
+        if !is_last || self.job.plan.layout.merged > 0 {
+            return None;
+        }
+        let sums = &tile.of.split.row_sum.0[..tile.len()];
+        if !sums.iter().fold(true, |all, &sum| all & (sum > 0.0) & (sum < f32::INFINITY)) {
+            return None;
+        }
+        let factor = tile.of.split.row_sum.map(|sum| 1.0 / sum);
+        let rows = tile.of.rows.clone().map(|row| {
+            let (head, i) = self.row(row);
+            self.job.outputs.out.row(self.batch, head, i)
+        });
+        // SAFETY: the outputs were checked against the problem: the rows exist, have value_dim
+        // contiguous floats, and no other item has rows of these numbers.
+        let out = unsafe { OutRows::new(rows, self.job.problem.dims().value_dim) };
+        let finish = Finish { factor: &factor, out: &out, finite: true };
+        Some(self.values::<false>(tile, visit, Some(finish)))
+    }
+
+    /// The probabilities of a visit, and their sums. Rows without a reference take one.
+    fn prob(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, care: Care) -> Lanes {
+        let mut sums = Lanes::splat(0.0);
+        if self.job.masked {
+            self.pack_bias(tile, visit.first, visit.keys.end);
+            self.scores::<true>(tile, visit, care, (&mut sums, None));
+        } else {
+            self.scores::<false>(tile, visit, care, (&mut sums, None));
+        }
+        sums
+    }
+
+    /// The probabilities again, with higher references in `rows`, whose earlier sums shrink.
+    fn redo(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, rows: &Lanes, care: Care) -> Lanes {
+        let (mut sums, mut rescale) = (Lanes::splat(0.0), Lanes::splat(1.0));
+        let redo = Redo { rows, rescale: &mut rescale };
+        self.scores::<true>(tile, visit, care, (&mut sums, Some(redo)));
+        for (sum, factor) in tile.of.split.row_sum.0.iter_mut().zip(&rescale.0) {
+            *sum *= factor;
+        }
+        let width = self.job.plan.layout.acc_width;
+        let rows = if tile.fresh { 0 } else { tile.len() };
+        for (row, &factor) in tile.acc.chunks_exact_mut(width).zip(&rescale.0).take(rows) {
+            if factor != 1.0 {
+                row.iter_mut().for_each(|x| *x *= factor);
+            }
+        }
+        sums
+    }
+
+    fn scores<const SWEPT: bool>(
+        &mut self,
+        tile: &mut Tile<'_>,
+        visit: &Visit<'_>,
+        care: Care,
+        (block_sum, redo): (&mut Lanes, Option<Redo<'_>>),
+    ) {
+        self.simd.vectorize(Scores::<SWEPT> {
             q_t: tile.q_t,
             keys: visit.block(self.keys),
-            lanes: tile.of.lanes,
-            factor: self.job.units.factor,
-            row_ref: &tile.of.split.row_ref,
-            block_sum: &mut Lanes::splat(0.0),
-            seen: visit.seen,
-            prob: self.prob,
-            between: &mut || ahead(&mut self.ahead),
-        });
-        self.simd.vectorize(Sweep {
-            prob: self.prob,
-            dense: match (self.job.natural, self.job.masked) {
-                (true, _) => Dense::Bias(self.bias),
-                (false, true) => Dense::Mask(self.bias),
-                (false, false) => Dense::None,
+            sweep: Sweep {
+                prob: self.prob,
+                dense: match (self.job.natural, self.job.masked) {
+                    (true, _) => Dense::Bias(self.bias),
+                    (false, true) => Dense::Mask(self.bias),
+                    (false, false) => Dense::None,
+                },
+                lanes: tile.of.lanes,
+                seen: visit.seen,
+                units: self.job.units,
+                headroom: care.headroom() / self.job.units.to_log2,
+                row_ref: &mut tile.of.split.row_ref,
+                block_sum,
+                redo,
             },
-            start: visit.keys.start,
-            end: visit.keys.end,
-            lanes: tile.of.lanes,
-            seen: (!visit.open).then_some(visit.seen),
-            units: self.job.units,
-            headroom: care.headroom() / self.job.units.to_log2,
-            needs: &refs.needs,
-            row_ref: &mut tile.of.split.row_ref,
-            row_sum: &mut tile.of.split.row_sum,
-            rescale: &mut refs.rescale,
+            between: &mut || self.ahead.step(),
         });
     }
 
-    fn values<const CAREFUL: bool>(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>) {
+    /// Adds the visit's values to the sums, or finishes them; says whether what it finished is
+    /// finite.
+    fn values<const CAREFUL: bool>(
+        &mut self,
+        tile: &mut Tile<'_>,
+        visit: &Visit<'_>,
+        finish: Option<Finish<'_>>,
+    ) -> bool {
         self.simd.vectorize(Values::<CAREFUL> {
             prob: self.prob,
             values: visit.block(self.values),
@@ -368,7 +370,8 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             acc: tile.acc,
             fresh: std::mem::replace(&mut tile.fresh, false),
             acc_width: self.job.plan.layout.acc_width,
-        });
+            finish,
+        })
     }
 
     /// The dense term of a block, transposed to the tile's orientation: the bias, or 0 without one,
@@ -420,20 +423,20 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
 
     /// Writes the tile's rows to the outputs; says whether they are finite, but for rows whose
     /// scores are not.
-    fn finish(&self, tile: &Tile<'_>, care: Care) -> bool {
-        let outputs = self.job.outputs;
+    fn write_out(&self, tile: &Tile<'_>, care: Care) -> bool {
         let (acc, state) = self.totals(tile);
         let value_dim = self.job.problem.dims().value_dim;
         let mut all_finite = true;
         for (r, row) in tile.of.rows.clone().enumerate() {
             let (head, i) = self.row(row);
-            let (row_ref, row_sum) = (state.row_ref.0[r], state.row_sum.0[r]);
+            let row_sum = state.row_sum.0[r];
             // SAFETY: the outputs were checked against the problem: the row exists and has
             // value_dim contiguous floats, and no other item has a row of this number. It may be
             // uninitialised: the first pass writes it whole and reads nothing; only the pass with
             // headroom, which comes after, reads.
             let out = unsafe {
-                std::slice::from_raw_parts_mut(outputs.out.row(self.batch, head, i), value_dim)
+                let out = self.job.outputs.out.row(self.batch, head, i);
+                std::slice::from_raw_parts_mut(out, value_dim)
             };
             if row_sum == 0.0 {
                 out.fill(0.0);
@@ -453,17 +456,24 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
                     all_finite &= self.simd.vectorize(Normalize { src, factor, dst: out });
                 }
             }
-            if let Some(lse) = &outputs.lse
-                && care != Care::Headroom
-            {
-                let ln = f64::from(row_ref) * self.job.to_ln + f64::from(row_sum).ln();
-                let ln = if row_sum == 0.0 { f64::NEG_INFINITY } else { ln };
-                let ln = if row_sum.is_finite() { ln } else { f64::NAN };
-                // SAFETY: as above; lse has one element for each row.
-                unsafe { lse.row(self.batch, head, i).write(ln as f32) };
-            }
         }
         all_finite
+    }
+
+    /// Writes the tile's rows of the log-sum-exp, if it is asked for.
+    fn write_lse(&self, tile: &Tile<'_>) {
+        let Some(lse) = &self.job.outputs.lse else { return };
+        let (_, state) = self.totals(tile);
+        for (r, row) in tile.of.rows.clone().enumerate() {
+            let (head, i) = self.row(row);
+            let (row_ref, row_sum) = (state.row_ref.0[r], state.row_sum.0[r]);
+            let ln = f64::from(row_ref) * self.job.to_ln + f64::from(row_sum).ln();
+            let ln = if row_sum == 0.0 { f64::NEG_INFINITY } else { ln };
+            let ln = if row_sum.is_finite() { ln } else { f64::NAN };
+            // SAFETY: the outputs were checked against the problem: lse has one element for each
+            // row, and no other item has a row of this number.
+            unsafe { lse.row(self.batch, head, i).write(ln as f32) };
+        }
     }
 
     /// The sums over all splits.
@@ -496,14 +506,10 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         }
         let first_block = tile.of.any.start / BLOCK_KV * BLOCK_KV;
         for first in (first_block..tile.of.any.end).step_by(BLOCK_KV) {
-            let ranges = tile.seen(first);
-            let visit = Visit::new(tile, first, &ranges);
+            let seen = tile.seen(first);
+            let visit = Visit::new(tile, first, seen.as_ref());
             let keys = visit.keys.clone();
-            if self.job.masked {
-                self.pack_bias(tile, first, keys.end);
-            }
-            let mut refs = References { needs: Lanes::splat(0.0), rescale: Lanes::splat(1.0) };
-            self.swept(tile, &visit, &mut refs, Care::Fast);
+            self.prob(tile, &visit, Care::Fast);
             let at = first + keys.start..first + keys.end;
             let mut parts: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
             for (part, row) in parts.iter_mut().zip(rows.iter_mut()).take(tile.len()) {

@@ -3,11 +3,8 @@
 use std::ops::Range;
 
 use super::pass::Job;
-use crate::microkernel::{BLOCK_KV, BLOCK_Q, Lanes};
+use crate::microkernel::{BLOCK_KV, BLOCK_Q, GROUP, Lanes, Seen};
 use crate::problem::Problem;
-
-/// Every key of a block, for every row.
-pub(crate) static WHOLE_BLOCK: [(usize, usize); BLOCK_Q] = [(0, BLOCK_KV); BLOCK_Q];
 
 /// The running softmax state of a tile's rows: the rows' sums are
 /// `sum of 2^((score - row_ref) * to_log2)` over the keys so far; `row_ref` is -inf where there
@@ -45,17 +42,16 @@ pub(crate) struct TileRows {
 }
 
 impl TileRows {
-    pub(crate) fn new() -> Self {
-        Self {
-            rows: 0..0,
-            lanes: 0,
-            ranges: [(0, 0); BLOCK_Q],
-            any: 0..0,
-            all: 0..0,
-            split: Softmax::EMPTY,
-            total: Softmax::EMPTY,
-        }
-    }
+    /// No rows.
+    pub(crate) const EMPTY: Self = Self {
+        rows: 0..0,
+        lanes: 0,
+        ranges: [(0, 0); BLOCK_Q],
+        any: 0..0,
+        all: 0..0,
+        split: Softmax::EMPTY,
+        total: Softmax::EMPTY,
+    };
 
     /// Takes up `rows` of batch entry `batch`.
     fn begin(
@@ -107,12 +103,14 @@ pub(crate) struct Tile<'a> {
     pub(crate) total_acc: &'a mut [f32],
     /// Whether `acc` has nothing of the current split yet.
     pub(crate) fresh: bool,
+    /// Whether the outputs were written with the last block and, if so, whether they are finite.
+    pub(crate) written: Option<bool>,
 }
 
 impl<'a> Tile<'a> {
     /// A tile of no rows, to [`Tile::begin`].
     pub(crate) fn new(of: &'a mut TileRows) -> Self {
-        Self { of, q_t: &mut [], acc: &mut [], total_acc: &mut [], fresh: true }
+        Self { of, q_t: &mut [], acc: &mut [], total_acc: &mut [], fresh: true, written: None }
     }
 
     /// Takes up `rows`, with `lanes` lanes and its sums in `scratch`.
@@ -132,6 +130,7 @@ impl<'a> Tile<'a> {
 
     /// Forgets all sums.
     pub(crate) fn reset(&mut self) {
+        self.written = None;
         self.reset_split();
         self.total_acc.fill(0.0);
         self.of.total = Softmax::EMPTY;
@@ -148,18 +147,26 @@ impl<'a> Tile<'a> {
         self.of.rows.len()
     }
 
-    /// The keys of the block at `first` that some row sees, counted from `first`.
+    /// The keys of the block at `first` that some row sees, counted from `first`, from the start of a
+    /// group.
     pub(crate) fn keys_of_block(&self, first: usize) -> Range<usize> {
-        in_block(self.of.any.start, first)..in_block(self.of.any.end, first)
+        in_block(self.of.any.start, first) / GROUP * GROUP..in_block(self.of.any.end, first)
     }
 
     /// For each lane the keys it sees of the block at `first`, counted from `first`; `None` where
     /// every row sees all that some row sees.
-    pub(crate) fn seen(&self, first: usize) -> Option<[(usize, usize); BLOCK_Q]> {
+    pub(crate) fn seen(&self, first: usize) -> Option<Seen> {
         let keys = self.keys_of_block(first);
         let open = self.of.all.start <= first + keys.start && self.of.all.end >= first + keys.end;
-        let lane = |(start, end)| (in_block(start, first), in_block(end, first));
-        (!open).then(|| self.of.ranges.map(lane))
+        (!open).then(|| {
+            let mut seen = Seen { start: [0; BLOCK_Q], end: [0; BLOCK_Q] };
+            for (lane, &(start, end)) in self.of.ranges.iter().enumerate() {
+                // At most BLOCK_KV.
+                seen.start[lane] = in_block(start, first) as u32;
+                seen.end[lane] = in_block(end, first) as u32;
+            }
+            seen
+        })
     }
 }
 

@@ -7,8 +7,9 @@
 //!   sum[r][v] += splat(a[k][r]) * b[k][v]            VECS loads, ROWS broadcasts, ROWS * VECS FMAs
 //! ```
 //!
-//! Each element is one chain of multiply-adds in the order of k, whatever the tile. AVX-512 and
-//! NEON take 12 x 2, AVX2 6 x 2, the portable body 4 x 2; what is left goes by fours and ones.
+//! Each element is one chain of multiply-adds in the order of k, or the sum of two, over the even k
+//! and the odd, whatever the tile. With one chain AVX-512 and NEON take 12 x 2, AVX2 6 x 2, the
+//! portable body 4 x 2, with two half as many rows, which AVX2 does not do; what is left goes by fours and ones.
 
 use super::BLOCK_Q;
 use crate::simd::{Isa, Simd, opaque, prefetch};
@@ -16,6 +17,10 @@ use crate::view::Rows;
 
 /// What is computed tile by tile.
 pub(crate) trait Tiled {
+    /// Chains of multiply-adds in an element: 1, or 2 with tiles half as high. A constant of the
+    /// instruction set.
+    fn chains(isa: Isa) -> usize;
+
     /// The tile of `ROWS` rows from `row` on and `VECS` vectors from `column` on, the last of them
     /// cut short by the width if `TAIL`.
     fn tile<S: Simd, const ROWS: usize, const VECS: usize, const TAIL: bool>(
@@ -43,10 +48,12 @@ pub(crate) fn cover<S: Simd, T: Tiled, const WIDE: bool>(
     (rows, width): (usize, usize),
     order: Order,
 ) {
-    match S::ISA {
-        Isa::Avx512 | Isa::Neon => cover_by::<S, T, 12, WIDE>(s, tiled, (rows, width), order),
-        Isa::Avx2 => cover_by::<S, T, 6, WIDE>(s, tiled, (rows, width), order),
-        Isa::Portable => cover_by::<S, T, 4, WIDE>(s, tiled, (rows, width), order),
+    match (S::ISA, T::chains(S::ISA)) {
+        (Isa::Avx512 | Isa::Neon, 1) => cover_by::<S, T, 12, WIDE>(s, tiled, (rows, width), order),
+        (Isa::Avx512 | Isa::Neon, _) => cover_by::<S, T, 6, WIDE>(s, tiled, (rows, width), order),
+        (Isa::Avx2, _) => cover_by::<S, T, 6, WIDE>(s, tiled, (rows, width), order),
+        (Isa::Portable, 1) => cover_by::<S, T, 4, WIDE>(s, tiled, (rows, width), order),
+        (Isa::Portable, _) => cover_by::<S, T, 2, WIDE>(s, tiled, (rows, width), order),
     }
 }
 
@@ -61,12 +68,12 @@ fn cover_by<S: Simd, T: Tiled, const ROWS: usize, const WIDE: bool>(
     while row < rows && column < width {
         let high = match rows - row {
             left if WIDE && left >= ROWS => ROWS,
-            left if left >= 4 => 4,
+            left if left >= 4 && ROWS > 4 => 4,
             _ => 1,
         };
         if WIDE && high == ROWS {
             across::<S, T, ROWS>(s, tiled, row, (column, width));
-        } else if high == 4 {
+        } else if ROWS > 4 && high == 4 {
             across::<S, T, 4>(s, tiled, row, (column, width));
         } else {
             across::<S, T, 1>(s, tiled, row, (column, width));
@@ -176,8 +183,9 @@ pub(crate) struct Operands<'a, L> {
 /// than a loop around the loop.
 pub(crate) const AHEAD_STEP: usize = 2;
 
-/// The sums of one tile, the last vector cut short to the end of `b`'s rows if `TAIL`. `CAREFUL`
-/// leaves out the products of an `a` whose sign bit is set; `AHEAD` fetches ahead.
+/// The sums of one tile, the last vector cut short to the end of `b`'s rows if `TAIL`. Each is the sum
+/// of `CHAINS` chains, which take the k in turn. `CAREFUL` leaves out the products of an `a` whose
+/// sign bit is set; `AHEAD` fetches ahead.
 ///
 /// # Safety
 /// `a` must have `depth` by `ROWS` elements; `b` the rows `first .. first + depth`, with a float
@@ -187,6 +195,7 @@ pub(crate) unsafe fn sum<
     S: Simd,
     const ROWS: usize,
     const VECS: usize,
+    const CHAINS: usize,
     const TAIL: bool,
     const CAREFUL: bool,
     const AHEAD: bool,
@@ -194,33 +203,56 @@ pub(crate) unsafe fn sum<
     s: S,
     operands: Operands<'_, impl Left>,
 ) -> [[S::Vector; VECS]; ROWS] {
+    const { assert!(CHAINS == 1 || CHAINS == 2) };
     let Operands { mut a, b, first, column, depth, ahead } = operands;
     let tail = b.width() - column - (VECS - 1) * S::LANES;
-    let mut sum = [[s.splat(0.0); VECS]; ROWS];
-    for k in 0..depth {
-        if AHEAD {
-            prefetch(ahead.wrapping_add(k * AHEAD_STEP));
-        }
-        // SAFETY: the caller's promise.
-        unsafe {
-            let row = b.row(first + k).add(column);
-            let b: [S::Vector; VECS] = core::array::from_fn(|v| {
-                if TAIL && v == VECS - 1 {
-                    s.load_first(row.add(v * S::LANES), tail)
-                } else {
-                    s.load(row.add(v * S::LANES))
-                }
-            });
-            for r in 0..ROWS {
-                let a = s.splat(a.at(r));
-                for v in 0..VECS {
-                    let more = s.mul_add(a, b[v], sum[r][v]);
-                    sum[r][v] =
-                        if CAREFUL { s.select(s.is_negative(a), sum[r][v], more) } else { more };
+    let mut sum = [[[s.splat(0.0); VECS]; ROWS]; CHAINS];
+    let mut row = b.row(first).wrapping_add(column);
+    macro_rules! step {
+        ($k:expr, $chain:expr) => {
+            if AHEAD {
+                prefetch(ahead.wrapping_add($k * AHEAD_STEP));
+            }
+            // SAFETY: the caller's promise.
+            unsafe {
+                let b: [S::Vector; VECS] = core::array::from_fn(|v| {
+                    if TAIL && v == VECS - 1 {
+                        s.load_first(row.add(v * S::LANES), tail)
+                    } else {
+                        s.load(row.add(v * S::LANES))
+                    }
+                });
+                for r in 0..ROWS {
+                    let a = s.splat(a.at(r));
+                    for v in 0..VECS {
+                        let sum = &mut sum[$chain][r][v];
+                        let more = s.mul_add(a, b[v], *sum);
+                        *sum = if CAREFUL { s.select(s.is_negative(a), *sum, more) } else { more };
+                    }
                 }
             }
-        }
-        a = a.next();
+        };
     }
-    sum
+    let mut k = 0;
+    while k + CHAINS <= depth {
+        step!(k, 0);
+        // Beyond the last row this may leave b, unread.
+        (a, row) = (a.next(), row.wrapping_offset(b.stride()));
+        if CHAINS == 2 {
+            step!(k + 1, CHAINS - 1);
+            (a, row) = (a.next(), row.wrapping_offset(b.stride()));
+        }
+        k += CHAINS;
+    }
+    if k < depth {
+        step!(k, 0);
+    }
+    if CHAINS == 2 {
+        for r in 0..ROWS {
+            for v in 0..VECS {
+                sum[0][r][v] = s.add(sum[0][r][v], sum[CHAINS - 1][r][v]);
+            }
+        }
+    }
+    sum[0]
 }

@@ -24,36 +24,45 @@ impl Kernel for Pack<'_> {
         assert!(self.rows.iter().all(|row| row.len() >= self.width));
         assert!(self.lanes.is_multiple_of(S::LANES) && self.lanes <= BLOCK_Q);
         assert!(self.dst.len() >= self.width * BLOCK_Q);
-        let mut lane = 0;
-        while lane < self.lanes {
-            let mut column = 0;
-            while column < self.width {
+        for lane in (0..self.lanes).step_by(S::LANES) {
+            let rows = &self.rows[lane.min(self.rows.len())..];
+            let rows = &rows[..rows.len().min(S::LANES)];
+            let whole = if rows.len() == S::LANES { self.width / S::LANES * S::LANES } else { 0 };
+            for column in (0..whole).step_by(S::LANES) {
+                // SAFETY: every row has a vector at `column`, and dst LANES rows from there on.
+                unsafe {
+                    let mut square = [s.splat(0.0); MAX_LANES];
+                    for r in 0..S::LANES {
+                        square[r] = s.load(rows[r].as_ptr().add(column));
+                    }
+                    s.transpose(&mut square);
+                    for c in 0..S::LANES {
+                        let at = (column + c) * BLOCK_Q + lane;
+                        s.store(self.dst.as_mut_ptr().add(at), square[c]);
+                    }
+                }
+            }
+            for column in (whole..self.width).step_by(S::LANES) {
                 let count = (self.width - column).min(S::LANES);
                 let mut square = [s.splat(0.0); MAX_LANES];
-                let rows = &self.rows[lane.min(self.rows.len())..];
-                let rows = &rows[..rows.len().min(S::LANES)];
-                if rows.len() == S::LANES && count == S::LANES {
-                    for r in 0..S::LANES {
-                        // SAFETY: the row has at least column + LANES <= width elements.
-                        square[r] = unsafe { s.load(rows[r].as_ptr().add(column)) };
-                    }
-                } else {
-                    for (v, row) in square.iter_mut().zip(rows) {
+                // All lanes, though some are left out: so the square stays in registers.
+                for r in 0..S::LANES {
+                    if let Some(row) = rows.get(r) {
                         // SAFETY: the row has at least column + count <= width elements.
-                        *v = unsafe { s.load_first(row.as_ptr().add(column), count) };
+                        square[r] = unsafe { s.load_first(row.as_ptr().add(column), count) };
                     }
                 }
                 s.transpose(&mut square);
-                for (c, v) in square.iter().enumerate().take(count) {
-                    // SAFETY: column + c < width and lane + LANES <= BLOCK_Q stay inside dst.
-                    unsafe {
-                        let at = (column + c) * BLOCK_Q + lane;
-                        s.store(self.dst.as_mut_ptr().add(at), *v);
+                for c in 0..S::LANES {
+                    if c < count {
+                        // SAFETY: column + c < width and lane + LANES <= BLOCK_Q stay inside dst.
+                        unsafe {
+                            let at = (column + c) * BLOCK_Q + lane;
+                            s.store(self.dst.as_mut_ptr().add(at), square[c]);
+                        }
                     }
                 }
-                column += S::LANES;
             }
-            lane += S::LANES;
         }
     }
 }

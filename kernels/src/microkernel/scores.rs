@@ -1,118 +1,154 @@
-//! The score micro-kernel: S^T = K Q^T for a block of keys and a tile of queries.
+//! The score micro-kernel: S^T = K Q^T for a block of keys and a tile of queries, and P^T from it.
 //!
 //! ```text
 //! for each strip of VECS query vectors
-//!   for each group of KEYS keys                    accumulators: KEYS x VECS vectors
+//!   for each group of 8 keys, KEYS at a time           accumulators: 2 x KEYS x VECS vectors
 //!     acc = 0
 //!     for d in 0..head_dim
-//!       acc[k][v] += splat(key[k][d]) * q_t[d][v]  VECS loads, KEYS broadcasts, KEYS * VECS FMAs
-//!     known reference:   prob = exp2(acc * factor - row_ref), block_sum += prob
-//!     otherwise:         prob = acc, for the sweep to finish
+//!       acc[d % 2][k][v] += splat(key[k][d]) * q_t[d][v]
+//!     prob = exp2((acc[0] + acc[1]) * factor - row_ref)
+//!     block_sum += prob of two keys
 //! ```
 //!
-//! Each score is one chain of multiply-adds over head_dim: its bits depend neither on the tile
-//! shape nor on its neighbours. The scale comes after the product, in the multiply-add that takes
-//! the reference away: exact up to one rounding of the difference, where scaling the queries
-//! would round each of them. AVX-512 and NEON keep 8 x 3 accumulators (24 of 32 registers: 11 loads
-//! for 24 FMAs), AVX2 2 x 6 (12 of 16), the portable body 4 x 2.
+//! Groups in which some row has no reference yet, or does not see every key, go by way of memory:
+//! the dot products are stored, and the sweep takes references and makes probabilities of them. So
+//! do whole blocks that have a dense mask or bias (`SWEPT`). A vector of rows that sees nothing of a
+//! group is not computed.
+//!
+//! Each score is the sum of two chains of multiply-adds, over the even elements and the odd: half the
+//! rounding errors of one chain for one addition. Its bits depend neither on the tile shape nor on
+//! its neighbours. The scale comes after the product, in the multiply-add that takes the reference
+//! away: exact up to one rounding of the difference, where scaling the queries would round each of
+//! them. AVX-512 and NEON take two elements at a time, 4 keys x 3 vectors (24 of 32 registers: 14
+//! loads for 24 multiply-adds), the portable body 2 x 2; AVX2 first all the even elements and then
+//! the odd, 2 x 6 (12 of 16: 8 loads for 12).
 
-use super::{BLOCK_Q, Block, Lanes};
-use crate::simd::{Isa, Kernel, Simd};
+use super::sweep::Sweep;
+use super::{BLOCK_KV, BLOCK_Q, Block, GROUP, Span, together, unroll};
+use crate::simd::{Isa, Kernel, Simd, opaque};
 
 /// A block of keys against a tile of queries.
-pub(crate) struct Scores<'a, const KNOWN: bool> {
+pub(crate) struct Scores<'a, const SWEPT: bool> {
     /// `[head_dim][BLOCK_Q]`.
     pub(crate) q_t: &'a [f32],
     pub(crate) keys: Block<'a>,
-    /// Query vectors in use, counted in lanes: a multiple of the lanes, at most [`BLOCK_Q`].
-    pub(crate) lanes: usize,
-    /// From a dot product to a power of two, if `KNOWN`.
-    pub(crate) factor: f32,
-    /// What is taken away from each row's powers, if `KNOWN`.
-    pub(crate) row_ref: &'a Lanes,
-    /// Each row's sum over the block, added to if `KNOWN`.
-    pub(crate) block_sum: &'a mut Lanes,
-    /// For each row the keys it may see, counted from the block's first: vectors that see none of
-    /// a group are left alone unless `KNOWN`.
-    pub(crate) seen: &'a [(usize, usize); BLOCK_Q],
-    /// `[BLOCK_KV][BLOCK_Q]`: probabilities if `KNOWN`, else dot products.
-    pub(crate) prob: &'a mut [f32],
+    /// The rows, their references and sums, and where probabilities go.
+    pub(crate) sweep: Sweep<'a>,
     /// Called once for each group of keys, to slip other work between micro-tiles.
     pub(crate) between: &'a mut dyn FnMut(),
 }
 
-/// The keys of one micro-tile: a group's rows, the last repeated where the block ends.
-const GROUP: usize = 8;
-
-impl<const KNOWN: bool> Kernel for Scores<'_, KNOWN> {
+impl<const SWEPT: bool> Kernel for Scores<'_, SWEPT> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         self.keys.check();
-        assert!(self.lanes.is_multiple_of(S::LANES) && self.lanes <= BLOCK_Q);
+        self.sweep.check::<S>();
         assert!(self.q_t.len() >= self.keys.rows.width() * BLOCK_Q);
-        assert!(self.prob.len() >= super::BLOCK_KV * BLOCK_Q);
-        assert!(!KNOWN || (self.keys.end - self.keys.start).is_multiple_of(GROUP));
         match S::ISA {
-            Isa::Avx512 | Isa::Neon => self.strips::<S, 8, 3>(s),
-            Isa::Avx2 => self.strips::<S, 2, 6>(s),
-            Isa::Portable => self.strips::<S, 4, 2>(s),
+            Isa::Avx512 | Isa::Neon => self.strips::<S, 4, 3, 8>(s),
+            Isa::Avx2 => self.strips::<S, 2, 6, 8>(s),
+            Isa::Portable => self.strips::<S, 2, 2, 4>(s),
+        }
+        if SWEPT {
+            // SAFETY: checked above.
+            unsafe { self.sweep.block(s, self.keys.start..self.keys.end) };
         }
     }
 }
 
-impl<const KNOWN: bool> Scores<'_, KNOWN> {
-    /// Wide strips where they fit and are wanted, single vectors elsewhere.
+impl<const SWEPT: bool> Scores<'_, SWEPT> {
+    /// Wide strips where they fit, single vectors, `HIGH` keys at a time, behind them.
     #[inline(always)]
-    fn strips<S: Simd, const KEYS: usize, const VECS: usize>(&mut self, s: S) {
-        let group_start = self.keys.start / GROUP * GROUP;
-        let wide = VECS * S::LANES;
+    fn strips<S: Simd, const KEYS: usize, const VECS: usize, const HIGH: usize>(&mut self, s: S) {
         let mut lane = 0;
-        while lane < self.lanes {
-            let fits = lane + wide <= self.lanes;
-            let mut group = group_start;
-            while group < self.keys.end {
-                (self.between)();
-                if fits && (KNOWN || self.is_seen(lane, wide, group, S::LANES)) {
-                    let mut key = group;
-                    while key < (group + GROUP).min(self.keys.end) {
-                        self.tile::<S, KEYS, VECS>(s, lane, key);
-                        key += KEYS;
-                    }
-                } else {
-                    let end = if fits { lane + wide } else { self.lanes };
-                    let mut single = lane;
-                    while single < end {
-                        if KNOWN || self.is_seen(single, S::LANES, group, S::LANES) {
-                            self.tile::<S, GROUP, 1>(s, single, group);
-                        }
-                        single += S::LANES;
-                    }
-                }
-                group += GROUP;
-            }
-            lane = if fits { lane + wide } else { self.lanes };
+        while lane + VECS * S::LANES <= self.sweep.lanes {
+            self.strip::<S, KEYS, VECS, HIGH>(s, lane);
+            lane += VECS * S::LANES;
+        }
+        while lane < self.sweep.lanes {
+            self.strip::<S, HIGH, 1, HIGH>(s, lane);
+            lane += S::LANES;
         }
     }
 
-    /// Whether each vector among `width` lanes from `lane` on has a row that sees a key of the
-    /// group.
     #[inline(always)]
-    fn is_seen(&self, lane: usize, width: usize, group: usize, lanes: usize) -> bool {
-        self.seen[lane..lane + width].chunks(lanes).all(|vector| {
-            vector.iter().any(|&(start, end)| start < group + GROUP && end > group && start < end)
-        })
+    fn strip<S: Simd, const KEYS: usize, const VECS: usize, const HIGH: usize>(
+        &mut self,
+        s: S,
+        lane: usize,
+    ) {
+        let (start, end) = (self.keys.start, self.keys.end);
+        let spans: [Span; VECS] = core::array::from_fn(|v| match self.sweep.seen {
+            None => Span::new(start, end),
+            Some(seen) => seen.span(lane + v * S::LANES, S::LANES),
+        });
+        let mut known = !SWEPT && !self.sweep.row_ref.any_unset(s, lane, VECS);
+        for group in (start..end).step_by(GROUP) {
+            (self.between)();
+            if known && spans.iter().all(|span| span.covers(group)) {
+                self.group::<S, KEYS, VECS, true>(s, lane, group);
+                continue;
+            }
+            let wide = spans.iter().all(|span| span.sees(group));
+            if wide {
+                self.group::<S, KEYS, VECS, false>(s, lane, group);
+            }
+            for v in 0..VECS {
+                let (lane, seen) = (lane + v * S::LANES, spans[v].sees(group));
+                if !wide && seen {
+                    self.group::<S, HIGH, 1, false>(s, lane, group);
+                }
+                if !SWEPT && seen {
+                    let keys = group..(group + GROUP).min(end);
+                    // SAFETY: `run` checked; the lane and the keys exist.
+                    unsafe { self.sweep.few(s, lane, keys) };
+                } else if !SWEPT {
+                    self.hide(s, lane, group);
+                }
+            }
+            known = !SWEPT && !self.sweep.row_ref.any_unset(s, lane, VECS);
+        }
+    }
+
+    /// A group of keys that the rows of one vector do not see.
+    #[inline(always)]
+    fn hide<S: Simd>(&mut self, s: S, lane: usize, group: usize) {
+        for key in group..group + GROUP {
+            // SAFETY: `run` checked the extents: both lie in `prob`.
+            unsafe {
+                let prob = self.sweep.prob.as_mut_ptr().add(key * BLOCK_Q + lane);
+                s.store(prob, s.splat(-0.0));
+            }
+        }
+    }
+
+    /// The micro-tiles of a group of keys.
+    #[inline(always)]
+    fn group<S: Simd, const KEYS: usize, const VECS: usize, const KNOWN: bool>(
+        &mut self,
+        s: S,
+        lane: usize,
+        group: usize,
+    ) {
+        let mut key = group;
+        while key < (group + GROUP).min(self.keys.end) {
+            self.tile::<S, KEYS, VECS, KNOWN>(s, lane, key);
+            key += KEYS;
+        }
     }
 
     /// One micro-tile: `KEYS` keys from `key` on, `VECS` vectors of queries from `lane` on.
     #[inline(always)]
-    fn tile<S: Simd, const KEYS: usize, const VECS: usize>(
+    fn tile<S: Simd, const KEYS: usize, const VECS: usize, const KNOWN: bool>(
         &mut self,
         s: S,
         lane: usize,
         key: usize,
     ) {
+        const { assert!(BLOCK_KV.is_multiple_of(GROUP) && GROUP.is_multiple_of(KEYS)) };
+        const { assert!(KEYS.is_multiple_of(2)) };
         let last = self.keys.end - 1;
         let rows: [*const f32; KEYS] =
             core::array::from_fn(|k| self.keys.rows.row(self.keys.first + (key + k).min(last)));
@@ -120,51 +156,117 @@ impl<const KNOWN: bool> Scores<'_, KNOWN> {
         // BLOCK_KV (both are whole groups of eight), q_t and prob as long as they must be; the
         // rows are clamped to rows that exist, each `width` floats long.
         unsafe {
-            let mut acc = [[s.splat(0.0); VECS]; KEYS];
+            let mut acc = [[[s.splat(0.0); VECS]; KEYS]; 2];
             let mut q = self.q_t.as_ptr().add(lane);
-            for d in 0..self.keys.rows.width() {
-                // The shorter side waits in registers, so that one more suffices for the other.
-                if KEYS < VECS {
-                    let keys: [S::Vector; KEYS] =
-                        core::array::from_fn(|k| s.splat(*rows[k].add(d)));
-                    for v in 0..VECS {
-                        let query = s.load(q.add(v * S::LANES));
-                        for k in 0..KEYS {
-                            acc[k][v] = s.mul_add(keys[k], query, acc[k][v]);
-                        }
-                    }
-                } else {
-                    let queries: [S::Vector; VECS] =
-                        core::array::from_fn(|v| s.load(q.add(v * S::LANES)));
-                    for k in 0..KEYS {
-                        let key = s.splat(*rows[k].add(d));
+            // One of head_dim, for one of the chains.
+            macro_rules! step {
+                ($d:expr, $chain:literal) => {
+                    // The shorter side waits in registers, so that one more suffices for the other.
+                    if KEYS < VECS {
+                        let keys: [S::Vector; KEYS] =
+                            core::array::from_fn(|k| s.splat(*rows[k].add($d)));
                         for v in 0..VECS {
-                            acc[k][v] = s.mul_add(key, queries[v], acc[k][v]);
+                            let query = s.load(q.add(v * S::LANES));
+                            for k in 0..KEYS {
+                                let sum = &mut acc[$chain][k][v];
+                                *sum = s.mul_add(keys[k], query, *sum);
+                            }
+                        }
+                    } else {
+                        let queries: [S::Vector; VECS] =
+                            core::array::from_fn(|v| s.load(q.add(v * S::LANES)));
+                        for k in 0..KEYS {
+                            let key = s.splat(*rows[k].add($d));
+                            for v in 0..VECS {
+                                let sum = &mut acc[$chain][k][v];
+                                *sum = s.mul_add(key, queries[v], *sum);
+                            }
                         }
                     }
-                }
-                // Beyond the last row this may leave q_t, unread.
-                q = q.wrapping_add(BLOCK_Q);
+                };
             }
-            let prob = self.prob.as_mut_ptr().add(key * BLOCK_Q + lane);
-            for v in 0..VECS {
-                let sum_ptr = self.block_sum.0.as_mut_ptr().add(lane + v * S::LANES);
-                let mut sum = s.load(sum_ptr);
-                let factor = s.splat(self.factor);
-                let row_ref = s.load(self.row_ref.0.as_ptr().add(lane + v * S::LANES));
-                let shift = s.sub(s.splat(0.0), row_ref);
-                for k in 0..KEYS {
-                    let mut p = acc[k][v];
-                    if KNOWN {
-                        p = s.exp2(s.mul_add(p, factor, shift));
-                        sum = s.add(sum, p);
+            let width = self.keys.rows.width();
+            let prob = self.sweep.prob.as_mut_ptr().add(key * BLOCK_Q + lane);
+            if together(S::ISA) {
+                let mut d = 0;
+                while d + 1 < width {
+                    step!(d, 0);
+                    q = q.add(BLOCK_Q);
+                    step!(d + 1, 1);
+                    // Beyond the last row this may leave q_t, unread.
+                    q = q.wrapping_add(BLOCK_Q);
+                    d += 2;
+                }
+                if d < width {
+                    step!(d, 0);
+                }
+            } else {
+                // The even elements wait in `prob`.
+                let odd = q.wrapping_add(BLOCK_Q);
+                for d in (0..width).step_by(2) {
+                    step!(d, 0);
+                    q = q.wrapping_add(2 * BLOCK_Q);
+                }
+                unroll!(v in 0..VECS {
+                    for k in 0..KEYS {
+                        s.store(prob.add(k * BLOCK_Q + v * S::LANES), acc[0][k][v]);
                     }
-                    s.store(prob.add(k * BLOCK_Q + v * S::LANES), p);
-                }
-                if KNOWN {
-                    s.store(sum_ptr, sum);
+                });
+                q = odd;
+                for d in (1..width).step_by(2) {
+                    step!(d, 1);
+                    q = q.wrapping_add(2 * BLOCK_Q);
                 }
             }
+            // Not to be kept in registers beside the odd.
+            let even = opaque(prob);
+            unroll!(v in 0..VECS {
+                let dots = core::array::from_fn(|k| {
+                    let even = if together(S::ISA) {
+                        acc[0][k][v]
+                    } else {
+                        s.load(even.add(k * BLOCK_Q + v * S::LANES))
+                    };
+                    s.add(even, acc[1][k][v])
+                });
+                self.column::<S, KEYS, KNOWN>(s, (lane + v * S::LANES, key), dots);
+            });
+        }
+    }
+
+    /// From dot products of `KEYS` keys with the rows of the vector at `lane` to what is stored.
+    ///
+    /// # Safety
+    /// The lanes must lie in the tile, the keys in the block.
+    #[inline(always)]
+    unsafe fn column<S: Simd, const KEYS: usize, const KNOWN: bool>(
+        &mut self,
+        s: S,
+        (lane, key): (usize, usize),
+        dots: [S::Vector; KEYS],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let prob = self.sweep.prob.as_mut_ptr().add(key * BLOCK_Q + lane);
+            if !KNOWN {
+                for k in 0..KEYS {
+                    s.store(prob.add(k * BLOCK_Q), dots[k]);
+                }
+                return;
+            }
+            let sum_ptr = self.sweep.block_sum.0.as_mut_ptr().add(lane);
+            let mut sum = s.load(sum_ptr);
+            let factor = s.splat(self.sweep.units.factor);
+            let row_ref = s.load(self.sweep.row_ref.0.as_ptr().add(lane));
+            let shift = s.sub(s.splat(0.0), row_ref);
+            for k in (0..KEYS).step_by(2) {
+                let p = s.exp2(s.mul_add(dots[k], factor, shift));
+                let q = s.exp2(s.mul_add(dots[k + 1], factor, shift));
+                sum = s.add(sum, s.add(p, q));
+                s.store(prob.add(k * BLOCK_Q), p);
+                s.store(prob.add((k + 1) * BLOCK_Q), q);
+            }
+            s.store(sum_ptr, sum);
         }
     }
 }
