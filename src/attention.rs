@@ -221,7 +221,7 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
 /// The results of a call.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct Attention<T = f32> {
+pub struct Attention<T: Element = f32> {
     /// `[batch, q_heads, seq_q, value_dim]`.
     pub out: Tensor<T>,
     /// The natural logarithm of each row's softmax denominator, scale and bias included,

@@ -30,9 +30,9 @@ impl Normal {
 
     /// A tensor of such numbers times `deviation`.
     pub(crate) fn scaled(&mut self, shape: Shape, deviation: f32) -> Result<Tensor> {
-        let mut tensor = Tensor::zeros(shape)?.into_vec();
-        tensor.iter_mut().for_each(|x| *x = deviation * self.next());
-        Tensor::new(tensor, shape)
+        let mut tensor = Tensor::zeros(shape)?;
+        tensor.data_mut().iter_mut().for_each(|x| *x = deviation * self.next());
+        Ok(tensor)
     }
 }
 
