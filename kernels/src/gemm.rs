@@ -36,6 +36,7 @@ use crate::Settings;
 use crate::error::Error;
 use crate::error::Result;
 use crate::executor::{Crew, MAX_THREADS, for_each_tile};
+use crate::microkernel::fetch::fetch_row;
 use crate::microkernel::outer::{self, Operands, Order, Spaced, Tiled};
 use crate::problem::{check_unit_inner_stride, shape_error, value_error};
 use crate::simd::{Isa, Kernel, Simd, dispatch, l1_ways, prefetch};
@@ -449,11 +450,8 @@ impl Soon {
     /// Asks for the share of panel `index` out of `panels`.
     #[inline(always)]
     fn fetch(&self, index: usize, panels: usize) {
-        const LINE: usize = 16;
-        for row in &self.rows[GROUP * index / panels..GROUP * (index + 1) / panels] {
-            for at in (0..self.width).step_by(LINE) {
-                prefetch(row.wrapping_add(at));
-            }
+        for &row in &self.rows[GROUP * index / panels..GROUP * (index + 1) / panels] {
+            fetch_row(row, self.width);
         }
     }
 }

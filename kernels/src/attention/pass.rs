@@ -128,7 +128,7 @@ pub(crate) struct Item<'a, 'p, S> {
     values: Rows<'p, f32>,
     prob: &'a mut [f32],
     bias: &'a mut [f32],
-    ahead: Ahead<'a, 'p>,
+    ahead: Ahead<'p>,
 }
 
 impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
@@ -350,7 +350,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
                 block_sum,
                 redo,
             },
-            between: &mut || self.ahead.step(),
+            fetch: &mut self.ahead.fetch,
         });
     }
 

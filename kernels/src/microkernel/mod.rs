@@ -4,13 +4,14 @@
 //! Queries lie along the lanes. A query tile is [`BLOCK_Q`] rows, a key block [`BLOCK_KV`] keys:
 //!
 //! ```text
-//!   q_t    [head_dim][BLOCK_Q]   the tile's queries, transposed and scaled
+//!   q_t    [head_dim][BLOCK_Q]   the tile's queries, transposed
 //!   key    [key][head_dim]       read where it lies, one float broadcast at a time
 //!   prob   [BLOCK_KV][BLOCK_Q]   scores, then probabilities: S^T = K Q^T
 //!   value  [key][value_dim]      read where it lies, along the lanes
 //!   acc    [BLOCK_Q][acc_width]  sum of prob * value
 //! ```
 
+pub(crate) mod fetch;
 pub(crate) mod finish;
 pub(crate) mod outer;
 pub(crate) mod pack;

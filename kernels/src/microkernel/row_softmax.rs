@@ -92,7 +92,9 @@ impl Kernel for RowSoftmax<'_> {
 /// the instruction set.
 #[inline(always)]
 fn exp<S: Simd>(s: S, x: S::Vector, scale: S::Vector, shift: S::Vector) -> S::Vector {
-    s.exp2(s.mul(s.sub(s.mul(x, scale), shift), s.splat(std::f32::consts::LOG2_E)))
+    let power = s.mul(s.sub(s.mul(x, scale), shift), s.splat(std::f32::consts::LOG2_E));
+    let [exp] = s.exp2([power]);
+    exp
 }
 
 /// `v` in the first `count` lanes, `other` in the rest.

@@ -23,6 +23,7 @@
 //! loads for 24 multiply-adds), the portable body 2 x 2; AVX2 first all the even elements and then
 //! the odd, 2 x 6 (12 of 16: 8 loads for 12).
 
+use super::fetch::Fetch;
 use super::sweep::Sweep;
 use super::{BLOCK_KV, BLOCK_Q, Block, GROUP, Span, together, unroll};
 use crate::simd::{Isa, Kernel, Simd, opaque};
@@ -34,8 +35,8 @@ pub(crate) struct Scores<'a, const SWEPT: bool> {
     pub(crate) keys: Block<'a>,
     /// The rows, their references and sums, and where probabilities go.
     pub(crate) sweep: Sweep<'a>,
-    /// Called once for each group of keys, to slip other work between micro-tiles.
-    pub(crate) between: &'a mut dyn FnMut(),
+    /// What to ask for between micro-tiles, a step for each group of keys.
+    pub(crate) fetch: &'a mut Fetch,
 }
 
 impl<const SWEPT: bool> Kernel for Scores<'_, SWEPT> {
@@ -86,7 +87,7 @@ impl<const SWEPT: bool> Scores<'_, SWEPT> {
         });
         let mut known = !SWEPT && !self.sweep.row_ref.any_unset(s, lane, VECS);
         for group in (start..end).step_by(GROUP) {
-            (self.between)();
+            self.fetch.step();
             if known && spans.iter().all(|span| span.covers(group)) {
                 self.group::<S, KEYS, VECS, true>(s, lane, group);
                 continue;
@@ -149,9 +150,15 @@ impl<const SWEPT: bool> Scores<'_, SWEPT> {
     ) {
         const { assert!(BLOCK_KV.is_multiple_of(GROUP) && GROUP.is_multiple_of(KEYS)) };
         const { assert!(KEYS.is_multiple_of(2)) };
-        let last = self.keys.end - 1;
-        let rows: [*const f32; KEYS] =
-            core::array::from_fn(|k| self.keys.rows.row(self.keys.first + (key + k).min(last)));
+        let keys = self.keys.rows;
+        let mut row = keys.row(self.keys.first + key);
+        let rows: [*const f32; KEYS] = core::array::from_fn(|k| {
+            // The last row stands in for those behind it. Step by step, without multiplications.
+            if k > 0 && key + k < self.keys.end {
+                row = row.wrapping_offset(keys.stride());
+            }
+            row
+        });
         // SAFETY: `run` checked the extents: lane + VECS * LANES <= BLOCK_Q, key + KEYS <=
         // BLOCK_KV (both are whole groups of eight), q_t and prob as long as they must be; the
         // rows are clamped to rows that exist, each `width` floats long.
@@ -185,7 +192,7 @@ impl<const SWEPT: bool> Scores<'_, SWEPT> {
                     }
                 };
             }
-            let width = self.keys.rows.width();
+            let width = keys.width();
             let prob = self.sweep.prob.as_mut_ptr().add(key * BLOCK_Q + lane);
             if together(S::ISA) {
                 let mut d = 0;
@@ -259,12 +266,24 @@ impl<const SWEPT: bool> Scores<'_, SWEPT> {
             let factor = s.splat(self.sweep.units.factor);
             let row_ref = s.load(self.sweep.row_ref.0.as_ptr().add(lane));
             let shift = s.sub(s.splat(0.0), row_ref);
-            for k in (0..KEYS).step_by(2) {
-                let p = s.exp2(s.mul_add(dots[k], factor, shift));
-                let q = s.exp2(s.mul_add(dots[k + 1], factor, shift));
-                sum = s.add(sum, s.add(p, q));
-                s.store(prob.add(k * BLOCK_Q), p);
-                s.store(prob.add((k + 1) * BLOCK_Q), q);
+            // Four at a time, where there are four: enough to hide each other's latency.
+            let mut k = 0;
+            while k < KEYS {
+                if KEYS.is_multiple_of(4) {
+                    let four = [dots[k], dots[k + 1], dots[k + 2 % KEYS], dots[k + 3 % KEYS]];
+                    let p = s.exp2(four.map(|dot| s.mul_add(dot, factor, shift)));
+                    sum = s.add(s.add(sum, s.add(p[0], p[1])), s.add(p[2], p[3]));
+                    for (i, p) in p.into_iter().enumerate() {
+                        s.store(prob.add((k + i) * BLOCK_Q), p);
+                    }
+                    k += 4;
+                } else {
+                    let p = s.exp2([dots[k], dots[k + 1]].map(|dot| s.mul_add(dot, factor, shift)));
+                    sum = s.add(sum, s.add(p[0], p[1]));
+                    s.store(prob.add(k * BLOCK_Q), p[0]);
+                    s.store(prob.add((k + 1) * BLOCK_Q), p[1]);
+                    k += 2;
+                }
             }
             s.store(sum_ptr, sum);
         }

@@ -195,7 +195,8 @@ impl Sweep<'_> {
                 let found = s.and(wanted, s.lt(s.splat(f32::NEG_INFINITY), max));
                 let new = s.max(s.add(max, s.splat(self.headroom)), row_ref);
                 let drop = s.mul(s.sub(row_ref, new), s.splat(self.units.to_log2));
-                let rescale = s.select(found, s.exp2(drop), s.splat(1.0));
+                let [rescale] = s.exp2([drop]);
+                let rescale = s.select(found, rescale, s.splat(1.0));
                 s.store(row_ref_ptr, s.select(found, new, row_ref));
                 s.store(redo.rescale.0.as_mut_ptr().add(lane), rescale);
             }
@@ -261,12 +262,13 @@ impl Sweep<'_> {
             let mut pair = s.splat(-0.0);
             for key in keys.clone() {
                 let (dot, bias, visible) = column.at(key);
-                let p = if HIDES == BIAS {
+                let power = if HIDES == BIAS {
                     let score = s.mul_add(dot, column.factor, bias);
-                    s.exp2(s.mul(s.add(score, shift), to_log2))
+                    s.mul(s.add(score, shift), to_log2)
                 } else {
-                    s.exp2(s.mul_add(dot, column.factor, shift))
+                    s.mul_add(dot, column.factor, shift)
                 };
+                let [p] = s.exp2([power]);
                 let p = if HIDES == OPEN { p } else { s.select(visible, p, s.splat(-0.0)) };
                 pair = s.add(pair, p);
                 if key % 2 == 1 || key + 1 == keys.end {

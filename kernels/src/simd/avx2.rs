@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use super::{Isa, Kernel, MAX_LANES, Simd, exp2_by_magic};
+use super::{Isa, Kernel, MAX_LANES, Simd, polynomial};
 
 /// Proof that AVX2 and FMA are present.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +49,7 @@ unsafe impl Simd for Avx2 {
         mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
         mul_add(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
         max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
+        min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
         lt(a: __m256, b: __m256) -> __m256 = _mm256_cmp_ps::<_CMP_LT_OQ>(a, b);
         ge(a: __m256, b: __m256) -> __m256 = _mm256_cmp_ps::<_CMP_GE_OQ>(a, b);
         ne(a: __m256, b: __m256) -> __m256 = _mm256_cmp_ps::<_CMP_NEQ_UQ>(a, b);
@@ -87,15 +88,27 @@ unsafe impl Simd for Avx2 {
         unsafe { _mm256_maskstore_ps(ptr, self.first(count), v) }
     }
 
+    /// floor(x), added to the exponent of a polynomial for 2^(x - floor(x)), which lies in [1, 2].
+    /// The clamps keep NaN, as the second operand; the lower gives what is below 2^-126 without the
+    /// leading one, and 0 at the end, the upper infinity.
     #[inline(always)]
-    fn exp2(self, x: __m256) -> __m256 {
-        exp2_by_magic(self, x, |biased| {
-            // SAFETY: the token proves that the instruction set is present.
-            unsafe {
-                let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(biased));
-                _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(127 << 23)))
-            }
-        })
+    fn exp2<const N: usize>(self, x: [__m256; N]) -> [__m256; N] {
+        let x = x.map(|x| self.min(self.splat(128.0), self.max(self.splat(-127.0), x)));
+        // SAFETY: the token proves that the instruction set is present.
+        let floor = x.map(|x| unsafe { _mm256_floor_ps(x) });
+        let mut f = x;
+        for i in 0..N {
+            f[i] = self.sub(x[i], floor[i]);
+        }
+        let mut power = polynomial::horner(self, polynomial::FLOOR, f);
+        for i in 0..N {
+            // SAFETY: as above.
+            power[i] = unsafe {
+                let n = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(floor[i]));
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(power[i]), n))
+            };
+        }
+        power
     }
 
     #[inline(always)]

@@ -48,6 +48,7 @@ unsafe impl Simd for Avx512 {
         mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
         mul_add(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
         max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
         lt(a: __m512, b: __m512) -> __mmask16 = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b);
         ge(a: __m512, b: __m512) -> __mmask16 = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b);
         ne(a: __m512, b: __m512) -> __mmask16 = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(a, b);
@@ -92,14 +93,17 @@ unsafe impl Simd for Avx512 {
     /// `vreduce` gives x - floor(x), also 0 for an infinite x, and `vscalef` multiplies by
     /// 2^floor(x) with the right ends: no clamp is needed.
     #[inline(always)]
-    fn exp2(self, x: __m512) -> __m512 {
+    fn exp2<const N: usize>(self, x: [__m512; N]) -> [__m512; N] {
         // Round down, no exceptions.
         const FLOOR: i32 = 0b1001;
         // SAFETY: the token proves that the instruction set is present.
-        let f = unsafe { _mm512_reduce_ps::<FLOOR>(x) };
-        let p = polynomial::horner(self, polynomial::FLOOR, f);
-        // SAFETY: as above.
-        unsafe { _mm512_scalef_ps(p, x) }
+        let f = x.map(|x| unsafe { _mm512_reduce_ps::<FLOOR>(x) });
+        let mut power = polynomial::horner(self, polynomial::FLOOR, f);
+        for i in 0..N {
+            // SAFETY: as above.
+            power[i] = unsafe { _mm512_scalef_ps(power[i], x[i]) };
+        }
+        power
     }
 
     #[inline(always)]

@@ -137,6 +137,8 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     fn mul_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
     /// `a > b ? a : b` in each lane: `b` where either is NaN.
     fn max(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `a < b ? a : b` in each lane: `b` where either is NaN.
+    fn min(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
 
     /// `a < b` in each lane: false where either is NaN.
     fn lt(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
@@ -155,7 +157,10 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// 2 to the power of each lane: relative error below 2e-7 for -126 <= x < 127.5; from 0 to
     /// 2^-126 below, 0 for -inf; +inf or NaN from 128 on, and between 127.5 and 128 either that or
     /// the power; NaN for NaN.
-    fn exp2(self, x: Self::Vector) -> Self::Vector;
+    ///
+    /// Of several vectors at once, step by step: each step waits for the one before it, so that
+    /// vectors one after the other would fill the processor's queue with what cannot start yet.
+    fn exp2<const N: usize>(self, x: [Self::Vector; N]) -> [Self::Vector; N];
 
     /// Transposes the square matrix of `LANES` rows in `rows`.
     fn transpose(self, rows: &mut [Self::Vector; MAX_LANES]);
@@ -177,34 +182,45 @@ pub(crate) mod polynomial {
         [1.0, 0.693_151_3, 0.240_164_44, 0.055_799_913, 0.009_017_031, 0.001_867_13];
 
     #[inline(always)]
-    pub(crate) fn horner<S: Simd>(s: S, coefficients: [f32; 6], f: S::Vector) -> S::Vector {
+    pub(crate) fn horner<S: Simd, const N: usize>(
+        s: S,
+        coefficients: [f32; 6],
+        f: [S::Vector; N],
+    ) -> [S::Vector; N] {
         let [c0, c1, c2, c3, c4, c5] = coefficients;
-        let sum = s.mul_add(s.splat(c5), f, s.splat(c4));
-        let sum = s.mul_add(sum, f, s.splat(c3));
-        let sum = s.mul_add(sum, f, s.splat(c2));
-        let sum = s.mul_add(sum, f, s.splat(c1));
-        s.mul_add(sum, f, s.splat(c0))
+        let mut sum = f.map(|f| s.mul_add(s.splat(c5), f, s.splat(c4)));
+        for c in [c3, c2, c1, c0] {
+            for i in 0..N {
+                sum[i] = s.mul_add(sum[i], f[i], s.splat(c));
+            }
+        }
+        sum
     }
 }
 
 /// 2^x for instruction sets without a scaling instruction: round x to n by adding and taking away
 /// 1.5 * 2^23, a polynomial for 2^(x-n), times 2^n made from n's bits. `scale_bits` turns the
-/// biased sum, whose low mantissa bits hold n, into that factor.
+/// biased sum, whose low mantissa bits hold n, into that factor: 0 for -127, +inf for 128.
 #[inline(always)]
-pub(crate) fn exp2_by_magic<S: Simd>(
+pub(crate) fn exp2_by_magic<S: Simd, const N: usize>(
     s: S,
-    x: S::Vector,
-    scale_bits: impl FnOnce(S::Vector) -> S::Vector,
-) -> S::Vector {
+    x: [S::Vector; N],
+    scale_bits: impl Fn(S::Vector) -> S::Vector,
+) -> [S::Vector; N] {
     const MAGIC: f32 = 12_582_912.0;
-    // Both keep NaN, which `max` passes on from its second operand. At 128 the factor is +inf.
-    let low = s.splat(-126.0);
-    let high = s.splat(128.0);
-    let clamped = s.select(s.lt(high, x), high, s.max(low, x));
-    let biased = s.add(clamped, s.splat(MAGIC));
-    let f = s.sub(clamped, s.sub(biased, s.splat(MAGIC)));
-    let power = s.mul(polynomial::horner(s, polynomial::CENTERED, f), scale_bits(biased));
-    s.select(s.lt(x, low), s.splat(0.0), power)
+    // Both keep NaN, which they pass on from their second operand.
+    let x = x.map(|x| s.min(s.splat(128.0), s.max(s.splat(-127.0), x)));
+    let biased = x.map(|x| s.add(x, s.splat(MAGIC)));
+    let n = biased.map(|biased| s.sub(biased, s.splat(MAGIC)));
+    let mut f = x;
+    for i in 0..N {
+        f[i] = s.sub(x[i], n[i]);
+    }
+    let mut power = polynomial::horner(s, polynomial::CENTERED, f);
+    for i in 0..N {
+        power[i] = s.mul(power[i], scale_bits(biased[i]));
+    }
+    power
 }
 
 #[cfg(test)]
@@ -248,7 +264,8 @@ mod tests {
                 // SAFETY: the part has this many floats.
                 unsafe {
                     let x = s.load_first(part.as_ptr(), part.len());
-                    s.store_first(part.as_mut_ptr(), part.len(), s.exp2(x));
+                    let [power] = s.exp2([x]);
+                    s.store_first(part.as_mut_ptr(), part.len(), power);
                 }
             }
         }
@@ -383,6 +400,8 @@ mod tests {
                     assert_eq!(says(both), a == b, "{what}");
                     let max = if a > b { a } else { b };
                     assert_eq!(lanes(s, s.max(va, vb))[0].to_bits(), max.to_bits(), "{what}");
+                    let min = if a < b { a } else { b };
+                    assert_eq!(lanes(s, s.min(va, vb))[0].to_bits(), min.to_bits(), "{what}");
                 }
                 let negative = s.select(s.is_negative(s.splat(a)), s.splat(1.0), s.splat(0.0));
                 let expected = f32::from(u8::from(a.is_sign_negative()));
@@ -407,6 +426,7 @@ mod tests {
                 s.mul(va, vb),
                 s.mul_add(va, vb, vb),
                 s.max(va, vb),
+                s.min(va, vb),
                 s.select(s.lt(va, vb), va, vb),
                 s.select(s.is_negative(va), va, vb),
             ];
@@ -414,7 +434,8 @@ mod tests {
             for lane in 0..S::LANES {
                 let (a, b) = (a[lane], b[lane]);
                 let signed = if a < 0.0 { a } else { b };
-                let expected = [a + b, a - b, a * b, a * b + b, a.max(b), a.min(b), signed];
+                let (max, min) = (a.max(b), a.min(b));
+                let expected = [a + b, a - b, a * b, a * b + b, max, min, min, signed];
                 assert_eq!(results.map(|v| v[lane]), expected, "lane {lane} on {}", S::ISA);
             }
         }

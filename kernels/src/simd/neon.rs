@@ -39,6 +39,7 @@ unsafe impl Simd for Neon {
         mul_add(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t = vfmaq_f32(c, a, b);
         // `fmax` would give NaN where either is.
         max(a: float32x4_t, b: float32x4_t) -> float32x4_t = vbslq_f32(vcgtq_f32(a, b), a, b);
+        min(a: float32x4_t, b: float32x4_t) -> float32x4_t = vbslq_f32(vcltq_f32(a, b), a, b);
         lt(a: float32x4_t, b: float32x4_t) -> uint32x4_t = vcltq_f32(a, b);
         ge(a: float32x4_t, b: float32x4_t) -> uint32x4_t = vcgeq_f32(a, b);
         ne(a: float32x4_t, b: float32x4_t) -> uint32x4_t = vmvnq_u32(vceqq_f32(a, b));
@@ -96,14 +97,22 @@ unsafe impl Simd for Neon {
     /// The clamps keep NaN; the lower gives what is below 2^-126 without the leading one, and 0 at
     /// the end, the upper infinity.
     #[inline(always)]
-    fn exp2(self, x: float32x4_t) -> float32x4_t {
+    fn exp2<const N: usize>(self, x: [float32x4_t; N]) -> [float32x4_t; N] {
         // SAFETY: the token proves that the instruction set is present.
         unsafe {
-            let x = vminq_f32(vmaxq_f32(x, vdupq_n_f32(-127.0)), vdupq_n_f32(128.0));
-            let floor = vrndmq_f32(x);
-            let p = polynomial::horner(self, polynomial::FLOOR, vsubq_f32(x, floor));
-            let n = vshlq_n_s32::<23>(vcvtq_s32_f32(floor));
-            vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), n))
+            let x = x.map(|x| vminq_f32(vmaxq_f32(x, vdupq_n_f32(-127.0)), vdupq_n_f32(128.0)));
+            let floor = x.map(|x| vrndmq_f32(x));
+            let mut f = x;
+            for i in 0..N {
+                f[i] = vsubq_f32(x[i], floor[i]);
+            }
+            let mut power = polynomial::horner(self, polynomial::FLOOR, f);
+            for i in 0..N {
+                let n = vshlq_n_s32::<23>(vcvtq_s32_f32(floor[i]));
+                let bits = vaddq_s32(vreinterpretq_s32_f32(power[i]), n);
+                power[i] = vreinterpretq_f32_s32(bits);
+            }
+            power
         }
     }
 

@@ -92,6 +92,11 @@ unsafe impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn min(self, a: f32x4, b: f32x4) -> f32x4 {
+        a.simd_lt(b).select(a, b)
+    }
+
+    #[inline(always)]
     fn lt(self, a: f32x4, b: f32x4) -> f32x4 {
         a.simd_lt(b)
     }
@@ -127,7 +132,7 @@ unsafe impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn exp2(self, x: f32x4) -> f32x4 {
+    fn exp2<const N: usize>(self, x: [f32x4; N]) -> [f32x4; N] {
         exp2_by_magic(self, x, |biased| from_bits((bits(biased) << 23) + i32x4::splat(127 << 23)))
     }
 
