@@ -482,15 +482,23 @@ impl Kernel for Stripe<'_, '_> {
         assert!(self.columns.start.is_multiple_of(PANEL));
         assert!(self.columns.end <= self.weights.outputs);
         let covered = width.next_multiple_of(2 * S::LANES);
-        outer::cover::<S, Self, true>(s, &mut self, (rows, covered), Order::Across);
+        let (tiles, extents) = (&mut self, (rows, covered));
+        match S::ISA {
+            Isa::Avx512 | Isa::Neon => {
+                outer::cover::<S, Self, 12, 0, true>(s, tiles, extents, Order::Across)
+            }
+            Isa::Avx2 => outer::cover::<S, Self, 6, 0, true>(s, tiles, extents, Order::Across),
+            Isa::Portable => outer::cover::<S, Self, 4, 0, true>(s, tiles, extents, Order::Across),
+        }
     }
 }
 
 impl Tiled for Stripe<'_, '_> {
+    // A panel is padded to whole tiles.
+    const NARROW: bool = false;
+
     #[inline(always)]
-    fn chains(_isa: Isa) -> usize {
-        1
-    }
+    fn pairs<S: Simd, const PAIRS: usize>(&mut self, _s: S, _row: usize, _column: usize) {}
 
     #[inline(always)]
     fn tile<S: Simd, const ROWS: usize, const VECS: usize, const TAIL: bool>(

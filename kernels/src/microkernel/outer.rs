@@ -8,18 +8,22 @@
 //! ```
 //!
 //! Each element is one chain of multiply-adds in the order of k, or the sum of two, over the even k
-//! and the odd, whatever the tile. With one chain AVX-512 and NEON take 12 x 2, AVX2 6 x 2, the
-//! portable body 4 x 2, with two half as many rows, which AVX2 does not do; what is left goes by fours and ones.
+//! and the odd, whatever the tile. The rows of a tile are the caller's choice; what is left goes by
+//! fours and ones. A panel of one vector takes twice the rows, and one of half a vector four times as
+//! many, two of them in one vector: else `value_dim` 40 would pay for 48.
+//!
+//! ```text
+//!   sum of rows r, r+1   r0c0 r1c0 r0c1 r1c1 ...  +=  a: r0 r1 r0 r1 ...  *  b: c0 c0 c1 c1 ...
+//! ```
 
 use super::BLOCK_Q;
-use crate::simd::{Isa, Simd, opaque, prefetch};
+use crate::simd::{Simd, opaque, prefetch};
 use crate::view::Rows;
 
 /// What is computed tile by tile.
 pub(crate) trait Tiled {
-    /// Chains of multiply-adds in an element: 1, or 2 with tiles half as high. A constant of the
-    /// instruction set.
-    fn chains(isa: Isa) -> usize;
+    /// Whether there are panels of less than two vectors.
+    const NARROW: bool;
 
     /// The tile of `ROWS` rows from `row` on and `VECS` vectors from `column` on, the last of them
     /// cut short by the width if `TAIL`.
@@ -29,6 +33,10 @@ pub(crate) trait Tiled {
         row: usize,
         column: usize,
     );
+
+    /// The last columns from `column` on, at most half a vector, of `PAIRS` pairs of rows from `row`
+    /// on. Called only if `NARROW`.
+    fn pairs<S: Simd, const PAIRS: usize>(&mut self, s: S, row: usize, column: usize);
 }
 
 /// Which way tiles follow each other.
@@ -40,25 +48,10 @@ pub(crate) enum Order {
     Across,
 }
 
-/// Covers `rows x width` with tiles. Without `WIDE`, no tile is higher than four rows.
+/// Covers `rows x width` with tiles of `ROWS` rows, `TWICE` being twice as many. Without `WIDE`, no
+/// tile is higher than four rows.
 #[inline(always)]
-pub(crate) fn cover<S: Simd, T: Tiled, const WIDE: bool>(
-    s: S,
-    tiled: &mut T,
-    (rows, width): (usize, usize),
-    order: Order,
-) {
-    match (S::ISA, T::chains(S::ISA)) {
-        (Isa::Avx512 | Isa::Neon, 1) => cover_by::<S, T, 12, WIDE>(s, tiled, (rows, width), order),
-        (Isa::Avx512 | Isa::Neon, _) => cover_by::<S, T, 6, WIDE>(s, tiled, (rows, width), order),
-        (Isa::Avx2, _) => cover_by::<S, T, 6, WIDE>(s, tiled, (rows, width), order),
-        (Isa::Portable, 1) => cover_by::<S, T, 4, WIDE>(s, tiled, (rows, width), order),
-        (Isa::Portable, _) => cover_by::<S, T, 2, WIDE>(s, tiled, (rows, width), order),
-    }
-}
-
-#[inline(always)]
-fn cover_by<S: Simd, T: Tiled, const ROWS: usize, const WIDE: bool>(
+pub(crate) fn cover<S: Simd, T: Tiled, const ROWS: usize, const TWICE: usize, const WIDE: bool>(
     s: S,
     tiled: &mut T,
     (rows, width): (usize, usize),
@@ -66,23 +59,28 @@ fn cover_by<S: Simd, T: Tiled, const ROWS: usize, const WIDE: bool>(
 ) {
     let (mut row, mut column) = (0, 0);
     while row < rows && column < width {
-        let high = match rows - row {
-            left if WIDE && left >= ROWS => ROWS,
-            left if left >= 4 && ROWS > 4 => 4,
-            _ => 1,
-        };
-        if WIDE && high == ROWS {
-            across::<S, T, ROWS>(s, tiled, row, (column, width));
-        } else if ROWS > 4 && high == 4 {
-            across::<S, T, 4>(s, tiled, row, (column, width));
+        let (high, wide) = (rows - row, width - column);
+        let done = if T::NARROW && WIDE && wide <= S::LANES / 2 && high >= 2 * TWICE {
+            tiled.pairs::<S, TWICE>(s, row, column);
+            2 * TWICE
+        } else if T::NARROW && WIDE && wide <= S::LANES && high >= TWICE {
+            tiled.tile::<S, TWICE, 1, true>(s, row, column);
+            TWICE
+        } else if WIDE && high >= ROWS {
+            across::<S, T, ROWS>(s, tiled, row, (column, wide));
+            ROWS
+        } else if ROWS > 4 && high >= 4 {
+            across::<S, T, 4>(s, tiled, row, (column, wide));
+            4
         } else {
-            across::<S, T, 1>(s, tiled, row, (column, width));
-        }
+            across::<S, T, 1>(s, tiled, row, (column, wide));
+            1
+        };
         (row, column) = match order {
-            Order::Down if row + high < rows => (row + high, column),
+            Order::Down if row + done < rows => (row + done, column),
             Order::Down => (0, column + 2 * S::LANES),
             Order::Across if column + 2 * S::LANES < width => (row, column + 2 * S::LANES),
-            Order::Across => (row + high, 0),
+            Order::Across => (row + done, 0),
         };
     }
 }
@@ -93,12 +91,11 @@ fn across<S: Simd, T: Tiled, const ROWS: usize>(
     s: S,
     tiled: &mut T,
     row: usize,
-    (column, width): (usize, usize),
+    (column, wide): (usize, usize),
 ) {
-    let left = width - column;
-    if left >= 2 * S::LANES {
+    if !T::NARROW || wide >= 2 * S::LANES {
         tiled.tile::<S, ROWS, 2, false>(s, row, column);
-    } else if left > S::LANES {
+    } else if wide > S::LANES {
         tiled.tile::<S, ROWS, 2, true>(s, row, column);
     } else {
         tiled.tile::<S, ROWS, 1, true>(s, row, column);
@@ -252,6 +249,56 @@ pub(crate) unsafe fn sum<
             for v in 0..VECS {
                 sum[0][r][v] = s.add(sum[0][r][v], sum[CHAINS - 1][r][v]);
             }
+        }
+    }
+    sum[0]
+}
+
+/// The sums of a tile of `PAIRS` pairs of rows and at most half a vector of columns, up to the end of
+/// `b`'s rows: those of a pair by turns, to be unzipped. Otherwise as [`sum`].
+///
+/// # Safety
+/// `a` must have `depth` by `2 * PAIRS` elements; `b` the rows `first .. first + depth`, with 1 to
+/// `LANES / 2` floats behind `column`.
+#[inline(always)]
+pub(crate) unsafe fn sum_pairs<S: Simd, const PAIRS: usize, const CHAINS: usize>(
+    s: S,
+    operands: Operands<'_, Packed>,
+) -> [S::Vector; PAIRS] {
+    const { assert!(CHAINS == 1 || CHAINS == 2) };
+    let Operands { mut a, b, first, column, depth, ahead: _ } = operands;
+    let count = b.width() - column;
+    let mut sum = [[s.splat(0.0); PAIRS]; CHAINS];
+    let mut row = b.row(first).wrapping_add(column);
+    macro_rules! step {
+        ($chain:expr) => {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let b = s.load_twice(row, count);
+                for p in 0..PAIRS {
+                    let sum = &mut sum[$chain][p];
+                    *sum = s.mul_add(s.splat_pair(a.0.add(2 * p)), b, *sum);
+                }
+            }
+        };
+    }
+    let mut k = 0;
+    while k + CHAINS <= depth {
+        step!(0);
+        // Beyond the last row this may leave b, unread.
+        (a, row) = (a.next(), row.wrapping_offset(b.stride()));
+        if CHAINS == 2 {
+            step!(CHAINS - 1);
+            (a, row) = (a.next(), row.wrapping_offset(b.stride()));
+        }
+        k += CHAINS;
+    }
+    if k < depth {
+        step!(0);
+    }
+    if CHAINS == 2 {
+        for p in 0..PAIRS {
+            sum[0][p] = s.add(sum[0][p], sum[CHAINS - 1][p]);
         }
     }
     sum[0]

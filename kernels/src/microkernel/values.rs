@@ -105,20 +105,115 @@ impl<const CAREFUL: bool> Values<'_, CAREFUL> {
     #[inline(always)]
     fn cover<S: Simd>(&mut self, s: S) {
         let extents = (self.rows, self.values.rows.width());
-        if CAREFUL {
-            // Selecting takes registers: only small tiles.
-            outer::cover::<S, Self, false>(s, self, extents, Order::Down);
+        // Selecting takes registers: only small tiles.
+        match (S::ISA, CAREFUL) {
+            (Isa::Portable, false) => {
+                outer::cover::<S, Self, 2, 4, true>(s, self, extents, Order::Down)
+            }
+            (_, false) => outer::cover::<S, Self, 6, 12, true>(s, self, extents, Order::Down),
+            (_, true) => outer::cover::<S, Self, 6, 12, false>(s, self, extents, Order::Down),
+        }
+    }
+}
+
+impl<const CAREFUL: bool> Values<'_, CAREFUL> {
+    /// The operands of the `rows` rows from `row` on: the keys that some of them see.
+    #[inline(always)]
+    fn operands(&self, (row, rows): (usize, usize), column: usize) -> Operands<'_, Packed> {
+        let (mut start, mut end) = (self.values.start, self.values.end);
+        if let Some(seen) = self.seen {
+            (start, end) = seen.span(row, rows).within(start, end);
+            // A key's chain is that of its number.
+            start -= start % 2;
+        }
+        Operands {
+            a: Packed(self.prob.as_ptr().wrapping_add(start * BLOCK_Q + row)),
+            b: self.values.rows,
+            first: self.values.first + start,
+            column,
+            depth: end - start,
+            ahead: std::ptr::null(),
+        }
+    }
+
+    /// Where the sums from `row` and `column` on are kept.
+    #[inline(always)]
+    fn kept(&mut self, row: usize, column: usize) -> Kept {
+        let at = self.acc.as_mut_ptr().wrapping_add(row * self.acc_width + column);
+        Kept { at, width: self.acc_width, fresh: self.fresh }
+    }
+}
+
+/// A tile's sums of earlier blocks. A copy of its own: behind `&mut Values` the compiler would read
+/// its fields again after every store.
+#[derive(Clone, Copy)]
+struct Kept {
+    at: *mut f32,
+    width: usize,
+    fresh: bool,
+}
+
+impl Kept {
+    /// The sums in row `r` from `column` on, with those that are kept already.
+    ///
+    /// # Safety
+    /// The vector must exist.
+    #[inline(always)]
+    unsafe fn total<S: Simd>(self, s: S, (r, column): (usize, usize), sum: S::Vector) -> S::Vector {
+        // SAFETY: the caller's promise.
+        let before = if self.fresh {
+            s.splat(0.0)
         } else {
-            outer::cover::<S, Self, true>(s, self, extents, Order::Down);
+            unsafe { s.load(self.at.add(r * self.width + column)) }
+        };
+        s.add(before, sum)
+    }
+
+    /// Keeps that.
+    ///
+    /// # Safety
+    /// As [`Kept::total`]; nobody else may use it.
+    #[inline(always)]
+    unsafe fn add<S: Simd>(self, s: S, (r, column): (usize, usize), sum: S::Vector) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let total = self.total(s, (r, column), sum);
+            s.store(self.at.add(r * self.width + column), total);
+        }
+    }
+}
+
+impl Finish<'_> {
+    /// Writes the first `count` of a vector of complete sums to `row`, from `column` on; adds 0 to
+    /// `finite` for each that is finite and NaN for each that is not.
+    ///
+    /// # Safety
+    /// The output must have that row and those columns.
+    #[inline(always)]
+    unsafe fn put<S: Simd>(
+        &self,
+        s: S,
+        (row, column, count): (usize, usize, usize),
+        finite: &mut S::Vector,
+        total: S::Vector,
+    ) {
+        let x = s.mul_add(total, s.splat(self.factor.0[row]), s.splat(0.0));
+        // x - x is 0, or NaN where x is not finite.
+        *finite = s.add(*finite, s.sub(x, x));
+        // SAFETY: the caller's promise, and that of `OutRows::new`.
+        unsafe {
+            let out = self.out.rows[row].add(column);
+            if count == S::LANES {
+                s.store(out, x);
+            } else {
+                s.store_first(out, count, x);
+            }
         }
     }
 }
 
 impl<const CAREFUL: bool> Tiled for Values<'_, CAREFUL> {
-    #[inline(always)]
-    fn chains(isa: Isa) -> usize {
-        if together(isa) { 2 } else { 1 }
-    }
+    const NARROW: bool = true;
 
     #[inline(always)]
     fn tile<S: Simd, const ROWS: usize, const VECS: usize, const TAIL: bool>(
@@ -127,63 +222,69 @@ impl<const CAREFUL: bool> Tiled for Values<'_, CAREFUL> {
         row: usize,
         column: usize,
     ) {
-        let (mut start, mut end) = (self.values.start, self.values.end);
-        if let Some(seen) = self.seen {
-            (start, end) = seen.span(row, ROWS).within(start, end);
-            // A key's chain is that of its number.
-            start -= start % 2;
-        }
         // SAFETY: `run` checked the extents: row + ROWS <= rows <= BLOCK_Q, end <= BLOCK_KV, acc
         // has rows of acc_width >= column + VECS * LANES floats; the values' rows exist up to
         // `end`, and `cover` keeps to their width, which is that of the output's rows, promised to
         // `OutRows::new`.
         unsafe {
-            let operands = Operands {
-                a: Packed(self.prob.as_ptr().add(start * BLOCK_Q + row)),
-                b: self.values.rows,
-                first: self.values.first + start,
-                column,
-                depth: end - start,
-                ahead: std::ptr::null(),
-            };
+            let operands = self.operands((row, ROWS), column);
             let sum = if together(S::ISA) {
                 outer::sum::<S, ROWS, VECS, 2, TAIL, CAREFUL, false>(s, operands)
             } else {
                 outer::sum::<S, ROWS, VECS, 1, TAIL, CAREFUL, false>(s, operands)
             };
-            let acc = self.acc.as_mut_ptr().add(row * self.acc_width + column);
-            if let Some(finish) = &mut self.finish {
-                let left = finish.out.width - column - (VECS - 1) * S::LANES;
-                // x - x is 0, or NaN where x is not finite.
-                let zero = s.splat(0.0);
-                let mut finite = zero;
+            let kept = self.kept(row, column);
+            let Some(finish) = &mut self.finish else {
                 unroll!(r in 0..ROWS {
-                    let factor = s.splat(finish.factor.0[row + r]);
-                    let out = finish.out.rows[row + r].add(column);
                     unroll!(v in 0..VECS {
-                        let mut total = sum[r][v];
-                        if !self.fresh {
-                            total = s.add(s.load(acc.add(r * self.acc_width + v * S::LANES)), total);
-                        }
-                        let x = s.mul_add(total, factor, zero);
-                        finite = s.add(finite, s.sub(x, x));
-                        if TAIL && v == VECS - 1 {
-                            s.store_first(out.add(v * S::LANES), left, x);
-                        } else {
-                            s.store(out.add(v * S::LANES), x);
-                        }
+                        kept.add(s, (r, v * S::LANES), sum[r][v]);
                     });
                 });
-                finish.finite &= !s.any(s.ne(finite, zero));
                 return;
-            }
+            };
+            let left = finish.out.width - column - (VECS - 1) * S::LANES;
+            let mut finite = s.splat(0.0);
             unroll!(r in 0..ROWS {
                 unroll!(v in 0..VECS {
-                    let at = acc.add(r * self.acc_width + v * S::LANES);
-                    let before = if self.fresh { s.splat(0.0) } else { s.load(at) };
-                    s.store(at, s.add(before, sum[r][v]));
+                    let count = if TAIL && v == VECS - 1 { left } else { S::LANES };
+                    let at = (row + r, column + v * S::LANES, count);
+                    let total = kept.total(s, (r, v * S::LANES), sum[r][v]);
+                    finish.put(s, at, &mut finite, total);
                 });
             });
+            finish.finite &= !s.any(s.ne(finite, s.splat(0.0)));
+        }
+    }
+
+    #[inline(always)]
+    fn pairs<S: Simd, const PAIRS: usize>(&mut self, s: S, row: usize, column: usize) {
+        // SAFETY: as in `tile`, with 2 * PAIRS rows and what is left of the width, at most half a
+        // vector; acc's rows are as wide as whole vectors.
+        unsafe {
+            let operands = self.operands((row, 2 * PAIRS), column);
+            let sum = if together(S::ISA) {
+                outer::sum_pairs::<S, PAIRS, 2>(s, operands)
+            } else {
+                outer::sum_pairs::<S, PAIRS, 1>(s, operands)
+            };
+            let kept = self.kept(row, column);
+            let Some(finish) = &mut self.finish else {
+                unroll!(p in 0..PAIRS {
+                    let [even, odd] = s.unzip(sum[p]);
+                    kept.add(s, (2 * p, 0), even);
+                    kept.add(s, (2 * p + 1, 0), odd);
+                });
+                return;
+            };
+            let left = finish.out.width - column;
+            let mut finite = s.splat(0.0);
+            unroll!(p in 0..PAIRS {
+                let [even, odd] = s.unzip(sum[p]);
+                let (even, odd) = (kept.total(s, (2 * p, 0), even), kept.total(s, (2 * p + 1, 0), odd));
+                finish.put(s, (row + 2 * p, column, left), &mut finite, even);
+                finish.put(s, (row + 2 * p + 1, column, left), &mut finite, odd);
+            });
+            finish.finite &= !s.any(s.ne(finite, s.splat(0.0)));
         }
     }
 }

@@ -88,6 +88,31 @@ unsafe impl Simd for Avx2 {
         unsafe { _mm256_maskstore_ps(ptr, self.first(count), v) }
     }
 
+    #[inline(always)]
+    unsafe fn splat_pair(self, ptr: *const f32) -> __m256 {
+        // SAFETY: the token, and the caller's promise.
+        unsafe { _mm256_castpd_ps(_mm256_set1_pd(ptr.cast::<f64>().read_unaligned())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_twice(self, ptr: *const f32, count: usize) -> __m256 {
+        // SAFETY: the token, and the caller's promise.
+        unsafe {
+            let twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+            _mm256_permutevar8x32_ps(self.load_first(ptr, count), twice)
+        }
+    }
+
+    #[inline(always)]
+    fn unzip(self, v: __m256) -> [__m256; 2] {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+            let odd = _mm256_setr_epi32(1, 3, 5, 7, 1, 3, 5, 7);
+            [_mm256_permutevar8x32_ps(v, even), _mm256_permutevar8x32_ps(v, odd)]
+        }
+    }
+
     /// floor(x), added to the exponent of a polynomial for 2^(x - floor(x)), which lies in [1, 2].
     /// The clamps keep NaN, as the second operand; the lower gives what is below 2^-126 without the
     /// leading one, and 0 at the end, the upper infinity.

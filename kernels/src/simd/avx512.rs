@@ -90,6 +90,31 @@ unsafe impl Simd for Avx512 {
         unsafe { _mm512_mask_storeu_ps(ptr, first(count), v) }
     }
 
+    #[inline(always)]
+    unsafe fn splat_pair(self, ptr: *const f32) -> __m512 {
+        // SAFETY: the token, and the caller's promise.
+        unsafe { _mm512_castpd_ps(_mm512_set1_pd(ptr.cast::<f64>().read_unaligned())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_twice(self, ptr: *const f32, count: usize) -> __m512 {
+        // SAFETY: the token, and the caller's promise.
+        unsafe {
+            let twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+            _mm512_permutexvar_ps(twice, self.load_first(ptr, count))
+        }
+    }
+
+    #[inline(always)]
+    fn unzip(self, v: __m512) -> [__m512; 2] {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14);
+            let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+            [_mm512_permutexvar_ps(even, v), _mm512_permutexvar_ps(odd, v)]
+        }
+    }
+
     /// `vreduce` gives x - floor(x), also 0 for an infinite x, and `vscalef` multiplies by
     /// 2^floor(x) with the right ends: no clamp is needed.
     #[inline(always)]

@@ -130,6 +130,19 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// `count` floats must be writable at `ptr`.
     unsafe fn store_first(self, ptr: *mut f32, count: usize, v: Self::Vector);
 
+    /// Two floats by turns: the first in the even lanes, the second in the odd.
+    ///
+    /// # Safety
+    /// Two floats must be readable at `ptr`, of any alignment.
+    unsafe fn splat_pair(self, ptr: *const f32) -> Self::Vector;
+    /// The first `count <= LANES / 2` floats, each in two lanes side by side; the others are zero.
+    ///
+    /// # Safety
+    /// `count` floats must be readable at `ptr`.
+    unsafe fn load_twice(self, ptr: *const f32, count: usize) -> Self::Vector;
+    /// The even lanes and the odd, each in the lower half of a vector; the upper may hold anything.
+    fn unzip(self, v: Self::Vector) -> [Self::Vector; 2];
+
     fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn sub(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
@@ -375,6 +388,33 @@ mod tests {
         }
     }
 
+    struct Halves;
+
+    impl Kernel for Halves {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            // SAFETY: two floats.
+            let pair = lanes(s, unsafe { s.splat_pair([3.0, 4.0].as_ptr()) });
+            let numbers = std::array::from_fn(|i| i as f32);
+            let [even, odd] = s.unzip(vector(s, numbers)).map(|v| lanes(s, v));
+            for i in 0..S::LANES / 2 {
+                assert_eq!([pair[2 * i], pair[2 * i + 1]], [3.0, 4.0], "pairs on {}", S::ISA);
+                let expected = [2.0 * i as f32, 2.0 * i as f32 + 1.0];
+                assert_eq!([even[i], odd[i]], expected, "unzipped on {}", S::ISA);
+            }
+            for count in 0..=S::LANES / 2 {
+                let data: Box<[f32]> = (1..=count).map(|x| x as f32).collect();
+                // SAFETY: `count` floats.
+                let twice = lanes(s, unsafe { s.load_twice(data.as_ptr(), count) });
+                for lane in 0..S::LANES {
+                    let expected = if lane / 2 < count { (lane / 2 + 1) as f32 } else { 0.0 };
+                    assert_eq!(twice[lane], expected, "{count} loaded twice on {}", S::ISA);
+                }
+            }
+        }
+    }
+
     /// Every pair of special numbers through every comparison.
     struct Comparisons;
 
@@ -446,6 +486,7 @@ mod tests {
         for isa in Isa::available() {
             on(isa, Transpose);
             on(isa, Partial);
+            on(isa, Halves);
             on(isa, Comparisons);
             on(isa, Lanewise);
         }

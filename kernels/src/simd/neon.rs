@@ -93,6 +93,27 @@ unsafe impl Simd for Neon {
         }
     }
 
+    #[inline(always)]
+    unsafe fn splat_pair(self, ptr: *const f32) -> float32x4_t {
+        // SAFETY: the token, and the caller's promise.
+        unsafe { vreinterpretq_f32_f64(vdupq_n_f64(ptr.cast::<f64>().read_unaligned())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_twice(self, ptr: *const f32, count: usize) -> float32x4_t {
+        // SAFETY: the token, and the caller's promise.
+        unsafe {
+            let v = self.load_first(ptr, count);
+            vzip1q_f32(v, v)
+        }
+    }
+
+    #[inline(always)]
+    fn unzip(self, v: float32x4_t) -> [float32x4_t; 2] {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe { [vuzp1q_f32(v, v), vuzp2q_f32(v, v)] }
+    }
+
     /// floor(x), added to the exponent of a polynomial for 2^(x - floor(x)), which lies in [1, 2].
     /// The clamps keep NaN; the lower gives what is below 2^-126 without the leading one, and 0 at
     /// the end, the upper infinity.

@@ -67,6 +67,26 @@ unsafe impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn splat_pair(self, ptr: *const f32) -> f32x4 {
+        // SAFETY: the caller's promise.
+        let [even, odd] = unsafe { ptr.cast::<[f32; 2]>().read_unaligned() };
+        f32x4::new([even, odd, even, odd])
+    }
+
+    #[inline(always)]
+    unsafe fn load_twice(self, ptr: *const f32, count: usize) -> f32x4 {
+        // SAFETY: the caller's promise.
+        let [a, b, ..] = unsafe { self.load_first(ptr, count) }.to_array();
+        f32x4::new([a, a, b, b])
+    }
+
+    #[inline(always)]
+    fn unzip(self, v: f32x4) -> [f32x4; 2] {
+        let [a, b, c, d] = v.to_array();
+        [f32x4::new([a, c, a, c]), f32x4::new([b, d, b, d])]
+    }
+
+    #[inline(always)]
     fn add(self, a: f32x4, b: f32x4) -> f32x4 {
         a + b
     }
