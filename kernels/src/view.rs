@@ -121,16 +121,21 @@ impl<'a, T> Rows<'a, T> {
 /// The number of elements of `shape`; an error names `argument` where it overflows, or would if
 /// the axes of extent 0 were not there: nobody need mind the products of a valid shape's extents.
 fn element_count(argument: &'static str, shape: Shape) -> Result<usize> {
-    let count = shape
-        .iter()
-        .try_fold(1_usize, |n, &len| n.checked_mul(len.max(1)))
-        .filter(|&n| isize::try_from(n).is_ok())
-        .ok_or_else(|| Error::Overflow {
+    let mut count = 1_u128;
+    for len in shape {
+        // Two factors below 2^64 fit, and a product above is never multiplied again.
+        if count <= isize::MAX as u128 {
+            count *= len.max(1) as u128;
+        }
+    }
+    if count > isize::MAX as u128 {
+        return Err(Error::Overflow {
             argument,
             got: format!("the number of elements of {shape:?}"),
             expected: format!("at most {} elements", isize::MAX),
-        })?;
-    Ok(if shape.contains(&0) { 0 } else { count })
+        });
+    }
+    Ok(if shape.contains(&0) { 0 } else { count as usize })
 }
 
 /// The strides that every tensor without elements is given: none of its own counts, and these are
@@ -141,17 +146,33 @@ fn strides_that_count(shape: Shape, strides: Strides) -> Strides {
     if shape.contains(&0) { EMPTY } else { strides }
 }
 
-/// The strides of a dense tensor whose memory order is `order` (outermost first).
-fn dense_strides(argument: &'static str, shape: Shape, order: [usize; 4]) -> Result<Strides> {
-    let mut strides = EMPTY;
-    if element_count(argument, shape)? > 0 {
-        let mut step = 1_usize;
-        for &axis in order.iter().rev() {
-            strides[axis] = step as isize;
-            step *= shape[axis];
+/// The order of a dense tensor's axes in memory.
+#[derive(Debug, Clone, Copy)]
+enum Dense {
+    /// Batch, heads, seq, dim.
+    Bhsd,
+    /// Batch, seq, heads, dim.
+    Bshd,
+}
+
+impl Dense {
+    /// The strides of a tensor of this order at the front of `len` elements.
+    fn strides(self, argument: &'static str, len: usize, shape: Shape) -> Result<Strides> {
+        let count = element_count(argument, shape)?;
+        if count == 0 {
+            return Ok(EMPTY);
         }
+        // The count bounds every product.
+        let [_, heads, seq, dim] = shape.map(|len| len as isize);
+        let strides = match self {
+            Self::Bhsd => [heads * seq * dim, seq * dim, dim, 1],
+            Self::Bshd => [seq * heads * dim, dim, heads * dim, 1],
+        };
+        if count > len {
+            check_bounds(argument, len, 0, shape, strides)?;
+        }
+        Ok(strides)
     }
-    Ok(strides)
 }
 
 /// The lowest and the highest offset that `shape` and `strides` reach from their first element,
@@ -231,11 +252,6 @@ fn check_distinct(argument: &'static str, shape: Shape, strides: Strides) -> Res
     Ok(())
 }
 
-/// The memory order of BHSD, outermost first.
-const BHSD: [usize; 4] = [0, 1, 2, 3];
-/// The memory order of BSHD, outermost first.
-const BSHD: [usize; 4] = [0, 2, 1, 3];
-
 macro_rules! shared_accessors {
     () => {
         /// The extents, `[batch, heads, seq, dim]`.
@@ -270,7 +286,8 @@ impl<'a, T> View<'a, T> {
     /// [`Error::Bounds`] where the slice is too short, [`Error::Overflow`] where the sizes are
     /// too large.
     pub fn bhsd(data: &'a [T], shape: Shape) -> Result<Self> {
-        Self::strided(data, 0, shape, dense_strides("view", shape, BHSD)?)
+        let strides = Dense::Bhsd.strides("view", data.len(), shape)?;
+        Ok(Self { ptr: data.as_ptr(), shape, strides, lifetime: PhantomData })
     }
 
     /// A dense tensor in memory order batch, seq, heads, dim, as projections leave it. `shape` is
@@ -279,7 +296,8 @@ impl<'a, T> View<'a, T> {
     /// # Errors
     /// As [`View::bhsd`].
     pub fn bshd(data: &'a [T], shape: Shape) -> Result<Self> {
-        Self::strided(data, 0, shape, dense_strides("view", shape, BSHD)?)
+        let strides = Dense::Bshd.strides("view", data.len(), shape)?;
+        Ok(Self { ptr: data.as_ptr(), shape, strides, lifetime: PhantomData })
     }
 
     /// Any strides, in elements; index zero lies at `data[offset]`. A tensor without elements
@@ -377,8 +395,8 @@ impl<'a, T> ViewMut<'a, T> {
     /// [`Error::Bounds`] where the slice is too short, [`Error::Overflow`] where the sizes are
     /// too large.
     pub fn bhsd(data: &'a mut [T], shape: Shape) -> Result<Self> {
-        let strides = dense_strides("output view", shape, BHSD)?;
-        Self::strided(data, 0, shape, strides)
+        let strides = Dense::Bhsd.strides("output view", data.len(), shape)?;
+        Ok(Self { ptr: data.as_mut_ptr(), shape, strides, lifetime: PhantomData })
     }
 
     /// A dense tensor in memory order batch, seq, heads, dim; `shape` is `[batch, heads, seq,
@@ -387,8 +405,8 @@ impl<'a, T> ViewMut<'a, T> {
     /// # Errors
     /// As [`ViewMut::bhsd`].
     pub fn bshd(data: &'a mut [T], shape: Shape) -> Result<Self> {
-        let strides = dense_strides("output view", shape, BSHD)?;
-        Self::strided(data, 0, shape, strides)
+        let strides = Dense::Bshd.strides("output view", data.len(), shape)?;
+        Ok(Self { ptr: data.as_mut_ptr(), shape, strides, lifetime: PhantomData })
     }
 
     /// Any strides, in elements; index zero lies at `data[offset]`.

@@ -134,6 +134,10 @@ impl<const SWEPT: bool> Scores<'_, SWEPT> {
         group: usize,
     ) {
         let mut key = group;
+        // A call of one or two keys would pay for eight.
+        if KEYS > 2 && VECS == 1 && self.keys.end <= key + 2 {
+            return self.tile::<S, 2, VECS, KNOWN>(s, lane, key);
+        }
         while key < (group + GROUP).min(self.keys.end) {
             self.tile::<S, KEYS, VECS, KNOWN>(s, lane, key);
             key += KEYS;
