@@ -62,6 +62,7 @@ impl Workspace {
                 got: format!("{lines} lines of {} bytes", size_of::<Line>()),
                 expected: "an amount of memory that can be had".into(),
             })?;
+            prefer_huge_pages(&mut self.lines);
             self.lines.resize(lines, Line([0.0; Line::FLOATS]));
         }
         let elements = lines * (size_of::<Line>() / size_of::<T>());
@@ -76,4 +77,26 @@ impl Workspace {
         // SAFETY: a line is nothing but its floats.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), count) }
     }
+}
+
+/// Asks for huge pages under what the vector has reserved and not touched yet: packed weights of many
+/// megabytes are read faster through fewer pages.
+fn prefer_huge_pages(lines: &mut Vec<Line>) {
+    #[cfg(all(target_os = "linux", not(miri)))]
+    {
+        const HUGE: usize = 2 << 20;
+        let spare = lines.spare_capacity_mut();
+        let bytes = size_of_val(spare);
+        let start = spare.as_mut_ptr().cast::<u8>();
+        let skipped = start.align_offset(HUGE);
+        if let Some(whole) = bytes.checked_sub(skipped).map(|bytes| bytes / HUGE * HUGE)
+            && whole > 0
+        {
+            // SAFETY: the range lies in memory that the vector has reserved, and the advice changes
+            // nothing that can be seen in it. It may be refused.
+            unsafe { libc::madvise(start.add(skipped).cast(), whole, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(all(target_os = "linux", not(miri))))]
+    let _ = lines;
 }
