@@ -54,15 +54,17 @@ pub mod safetensors;
 mod tensor;
 
 pub use attention::{
-    Attention, AttentionOptions, attention, attention_into, dot_product_attention,
-    dot_product_attention_into,
+    Attention, AttentionOptions, attention, attention_into, attention_with, attention_with_into,
+    dot_product_attention, dot_product_attention_into,
 };
 #[cfg(feature = "rayon")]
 pub use headwise_kernels::Rayon;
 pub use headwise_kernels::{
-    Algorithm, Causal, Element, Error, Executor, Isa, Outputs, PackedLinear, Product, Result,
-    Scale, Serial, Settings, Shape, Strides, View, ViewMut, Window, Workspace, linear, linear_all,
-    linear_workspace_bytes, softmax_in_place, softmax_into, softmax_workspace_bytes,
+    Algorithm, Alibi, At, Bias, Causal, Element, Error, Executor, Isa, MAX_LANES, MAX_POSITION,
+    NoTerm, Outputs, PackedLinear, Position, Product, RelativeBias, Result, Row, Scalar, Scale,
+    ScoreTerm, ScoreTile, Serial, Settings, Shape, Simd, Strides, Terms, TileTerm, View, ViewMut,
+    Window, Workspace, alibi_slope, linear, linear_all, linear_workspace_bytes, scalar,
+    softmax_in_place, softmax_into, softmax_workspace_bytes, tiles,
 };
 pub use tensor::Tensor;
 

@@ -179,12 +179,15 @@ impl<T: Plain> Chunk<'_, '_, T> {
                 );
             }
         }
-        let mut sums = [(0.0, 0.0); ROWS];
+        // The log-sum-exp of each row, -inf of none.
+        let mut lse = [0.0; ROWS];
         for (r, i) in self.rows.clone().enumerate() {
             let row = &mut scores[r * seq_kv..(r + 1) * seq_kv];
+            self.add_terms(i, row);
             self.mask(i, row);
             let (max, sum) = T::softmax(simd, row);
-            sums[r] = (max.to_f64(), sum.to_f64());
+            let (max, sum) = (max.to_f64(), sum.to_f64());
+            lse[r] = if sum == 0.0 { f64::NEG_INFINITY } else { max + sum.ln() };
         }
         let out = self.outputs.out.row(self.batch, self.head, self.rows.start);
         let out_step = self.outputs.out.strides()[2];
@@ -203,24 +206,28 @@ impl<T: Plain> Chunk<'_, '_, T> {
             }
         }
         for (r, i) in self.rows.clone().enumerate() {
-            let (max, sum) = sums[r];
+            let (share, lse) = self.beside_sink(lse[r]);
             let weights = &scores[r * seq_kv..(r + 1) * seq_kv];
             // SAFETY: as above.
             let out = unsafe {
                 std::slice::from_raw_parts_mut(out.offset(r as isize * out_step), dims.value_dim)
             };
             // A masked value that is no number leaks through the product.
-            if sum == 0.0 || out.iter().any(|x| !x.to_f64().is_finite()) {
-                self.careful(i, weights, out, sum == 0.0);
+            let nothing = share == 0.0;
+            if nothing || out.iter().any(|x| !x.to_f64().is_finite()) {
+                self.careful(i, weights, out, nothing);
             }
-            if let Some(lse) = &self.outputs.lse {
-                let ln = if sum == 0.0 { f64::NEG_INFINITY } else { max + sum.ln() };
+            if self.problem.terms.sinks.is_some() {
+                out.iter_mut().for_each(|x| *x = T::from_f64(x.to_f64() * share));
+            }
+            if let Some(view) = &self.outputs.lse {
                 // SAFETY: as above; lse has one element for each row.
-                unsafe { lse.row(self.batch, self.head, i).write(T::from_f64(ln)) };
+                unsafe { view.row(self.batch, self.head, i).write(T::from_f64(lse)) };
             }
             if let Some(view) = &self.outputs.weights {
                 let dst = view.row(self.batch, self.head, i);
                 for (j, &weight) in weights.iter().enumerate() {
+                    let weight = T::from_f64(weight.to_f64() * share);
                     let weight = if self.is_visible(i, j) { weight } else { T::default() };
                     // SAFETY: as above; weights has seq_kv contiguous elements in each row.
                     unsafe { dst.add(j).write(weight) };
@@ -229,8 +236,13 @@ impl<T: Plain> Chunk<'_, '_, T> {
         }
     }
 
-    fn bias(&self, i: usize) -> Option<&[T]> {
-        self.problem.bias.as_ref().map(|bias| bias.rows(self.batch, self.head).slice(i))
+    /// The dense bias of key `j`, 0 without one.
+    fn bias(&self, i: usize, j: usize) -> f64 {
+        let mut bias = [T::default()];
+        if let Some(dense) = &self.problem.bias {
+            dense.widen(self.batch, self.head, i, j, &mut bias);
+        }
+        bias[0].to_f64()
     }
 
     fn boolean(&self, i: usize) -> Option<&[bool]> {
@@ -240,18 +252,39 @@ impl<T: Plain> Chunk<'_, '_, T> {
     fn is_visible(&self, i: usize, j: usize) -> bool {
         self.problem.visible_keys(self.batch, i).contains(&j)
             && self.boolean(i).is_none_or(|mask| mask[j])
-            && self.bias(i).is_none_or(|bias| bias[j].to_f64() != f64::NEG_INFINITY)
+            && self.bias(i, j) != f64::NEG_INFINITY
     }
 
-    /// Adds the bias and hides what is masked.
+    /// Softcap and biases.
+    fn add_terms(&self, i: usize, scores: &mut [T]) {
+        let Problem { terms, bias, .. } = self.problem;
+        if bias.is_none() && !terms.change_scores() {
+            return;
+        }
+        let head = (self.head, self.problem.dims().q_heads);
+        for (j, x) in scores.iter_mut().enumerate() {
+            let distance = j as i128 - self.problem.position(i);
+            let bias = self.bias(i, j) + terms.bias(head, distance);
+            let masked = bias == f64::NEG_INFINITY;
+            *x = T::from_f64(if masked { bias } else { terms.capped(x.to_f64()) + bias });
+        }
+    }
+
+    /// The keys' share in the weights beside the head's sink, 0 where there is nothing, and the
+    /// log-sum-exp of both.
+    fn beside_sink(&self, lse: f64) -> (f64, f64) {
+        let sink = self.problem.terms.sink(self.head);
+        let top = if sink > lse { sink } else { lse };
+        if top == f64::NEG_INFINITY {
+            return (0.0, top);
+        }
+        let sum = (lse - top).exp() + (sink - top).exp();
+        ((lse - top).exp() / sum, top + sum.ln())
+    }
+
+    /// Hides what is masked.
     fn mask(&self, i: usize, scores: &mut [T]) {
         let hidden = T::from_f64(f64::NEG_INFINITY);
-        if let Some(bias) = self.bias(i) {
-            for (x, &bias) in scores.iter_mut().zip(bias) {
-                let masked = bias.to_f64() == f64::NEG_INFINITY;
-                *x = if masked { hidden } else { T::sum(*x, bias) };
-            }
-        }
         if let Some(mask) = self.boolean(i) {
             for (x, &attend) in scores.iter_mut().zip(mask) {
                 *x = if attend { *x } else { hidden };

@@ -28,46 +28,49 @@ use super::tile::{Softmax, Tile, TileRows};
 use crate::microkernel::finish::{Combine, Normalize};
 use crate::microkernel::pack::{Pack, Unpack};
 use crate::microkernel::scores::Scores;
-use crate::microkernel::sweep::{Dense, Redo, Sweep, Units};
+use crate::microkernel::sweep::{Redo, Sweep, Units};
+use crate::microkernel::terms::Scoring;
 use crate::microkernel::values::{Finish, OutRows, Values};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, Block, Lanes, Seen};
 use crate::plan::{self, Layout, Plan, SPLIT_KV};
-use crate::problem::{Outputs, Problem};
+use crate::problem::{Bias, Outputs, Problem};
 use crate::simd::Simd;
+use crate::term::{ROW_FACTS, Row};
 use crate::view::Rows;
 use std::ops::Range;
 
 /// Everything about a call that its items share.
-pub(crate) struct Job<'a, 'p> {
+pub(crate) struct Job<'a, 'p, T> {
     pub(crate) problem: &'a Problem<'p, f32>,
     pub(crate) plan: Plan,
     outputs: &'a Outputs<'p, f32>,
     units: Units,
     /// From a reference, in those units, to a power of e.
     to_ln: f64,
-    /// Scores are powers of e; the bias that they need may be 0.
-    natural: bool,
-    /// Scores have a dense term: no block goes straight to probabilities.
-    masked: bool,
+    /// Where scores change.
+    terms: T,
+    /// Scores have a dense term, mask or bias.
+    dense: bool,
 }
 
-impl<'a, 'p> Job<'a, 'p> {
+impl<'a, 'p, T: Scoring> Job<'a, 'p, T> {
     pub(crate) fn new(
         problem: &'a Problem<'p, f32>,
+        terms: T,
         outputs: &'a Outputs<'p, f32>,
         plan: Plan,
     ) -> Self {
         use std::f64::consts::{LN_2, LOG2_E};
-        let natural = problem.has_natural_scores();
-        let (to_log2, to_ln) = if natural { (LOG2_E, 1.0) } else { (1.0, LN_2) };
+        // Terms give powers of e: log2(e) in their factors could overflow beside a bias of f32::MIN.
+        let (to_log2, to_ln) = if T::PLAIN { (1.0, LN_2) } else { (LOG2_E, 1.0) };
         Self {
             problem,
             plan,
             outputs,
             units: Units { factor: (problem.scale / to_ln) as f32, to_log2: to_log2 as f32 },
             to_ln,
-            natural,
-            masked: problem.has_dense_term(),
+            terms,
+            dense: problem.has_dense_term(),
         }
     }
 }
@@ -118,24 +121,33 @@ impl<'a> Visit<'a> {
     }
 }
 
+/// The most numbers that a row may carry along.
+const MAX_NUMBERS: usize = 64;
+
+/// ln(e^a + e^b), NaN if either is.
+fn ln_add_exp(a: f64, b: f64) -> f64 {
+    let (low, high) = if a < b { (a, b) } else { (b, a) };
+    if low == f64::NEG_INFINITY { high } else { high + (low - high).exp().ln_1p() }
+}
+
 /// One item in the hands of one thread.
-pub(crate) struct Item<'a, 'p, S> {
+pub(crate) struct Item<'a, 'p, S, T> {
     simd: S,
-    job: &'a Job<'a, 'p>,
+    job: &'a Job<'a, 'p, T>,
     batch: usize,
     kv_head: usize,
     keys: Rows<'p, f32>,
     values: Rows<'p, f32>,
     prob: &'a mut [f32],
-    bias: &'a mut [f32],
+    dense: &'a mut [f32],
     ahead: Ahead<'p>,
 }
 
-impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
+impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     /// Computes the item's rows and writes them to the outputs.
     /// `next` is the item that the thread will probably run after it.
     pub(crate) fn run<const TILES: usize>(
-        job: &'a Job<'a, 'p>,
+        job: &'a Job<'a, 'p, T>,
         simd: S,
         item: plan::Item,
         next: Option<plan::Item>,
@@ -143,7 +155,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     ) {
         let layout = &job.plan.layout;
         let (prob, scratch) = scratch.split_at_mut(Layout::PROB);
-        let (bias, scratch) = scratch.split_at_mut(layout.bias);
+        let (dense, scratch) = scratch.split_at_mut(layout.dense);
         let mut this = Self {
             simd,
             job,
@@ -152,7 +164,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             keys: job.problem.key.rows(item.batch, item.kv_head),
             values: job.problem.value.rows(item.batch, item.kv_head),
             prob,
-            bias,
+            dense,
             ahead: Ahead::new((job.problem, &job.plan), (item.batch, item.kv_head), next),
         };
         let mut tiles = local.each_mut().map(Tile::new);
@@ -162,7 +174,8 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             let start = item.rows.start + t * BLOCK_Q;
             let rows = start..(start + BLOCK_Q).min(item.rows.end);
             let lanes = rows.len().next_multiple_of(S::LANES);
-            tile.begin(job, item.batch, rows, lanes, part);
+            tile.begin((job.problem, layout), item.batch, rows, lanes, part);
+            this.note_rows(tile);
         }
         this.compute(tiles);
     }
@@ -197,6 +210,29 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     /// The query head and the query of a flattened row.
     fn row(&self, row: usize) -> (usize, usize) {
         self.job.plan.query_row(self.kv_head, row)
+    }
+
+    /// What the terms want to know of a tile's rows; the lanes beyond repeat the last row.
+    fn note_rows(&self, tile: &mut Tile<'_>) {
+        if T::PLAIN {
+            return;
+        }
+        const { assert!(T::NUMBERS <= MAX_NUMBERS, "a term of too many numbers a row") };
+        let mut numbers = [0.0; MAX_NUMBERS];
+        let numbers = &mut numbers[..T::NUMBERS];
+        for lane in 0..tile.of.lanes {
+            let row = (tile.of.rows.start + lane).min(tile.of.rows.end - 1);
+            let (head, query) = self.row(row);
+            let position = self.job.problem.position(query);
+            numbers.fill(0.0);
+            // Where positions do not fit a term does not ask for them.
+            let position = i64::try_from(position).unwrap_or(0);
+            self.job.terms.row(Row { batch: self.batch, head, query, position }, numbers);
+            let facts: [f32; ROW_FACTS] = [head as f32, query as f32, position as f32];
+            for (n, &x) in facts.iter().chain(numbers.iter()).enumerate() {
+                tile.term_rows[n * BLOCK_Q + lane] = x;
+            }
+        }
     }
 
     fn pack_queries(&self, tile: &mut Tile<'_>) {
@@ -283,7 +319,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         if !sums.iter().fold(true, |all, &sum| all & (sum > 0.0) & (sum < f32::INFINITY)) {
             return None;
         }
-        let factor = tile.of.split.row_sum.map(|sum| 1.0 / sum);
+        let factor = self.factors(tile, &tile.of.split);
         let rows = tile.of.rows.clone().map(|row| {
             let (head, i) = self.row(row);
             self.job.outputs.out.row(self.batch, head, i)
@@ -298,8 +334,10 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     /// The probabilities of a visit, and their sums. Rows without a reference take one.
     fn prob(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, care: Care) -> Lanes {
         let mut sums = Lanes::splat(0.0);
-        if self.job.masked {
-            self.pack_bias(tile, visit.first, visit.keys.end);
+        if self.job.dense {
+            self.pack_dense(tile, visit.first, visit.keys.end);
+        }
+        if T::IN_MEMORY || (T::PLAIN && self.job.dense) {
             self.scores::<true>(tile, visit, care, (&mut sums, None));
         } else {
             self.scores::<false>(tile, visit, care, (&mut sums, None));
@@ -332,16 +370,16 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         care: Care,
         (block_sum, redo): (&mut Lanes, Option<Redo<'_>>),
     ) {
-        self.simd.vectorize(Scores::<SWEPT> {
+        self.simd.vectorize(Scores::<T, SWEPT> {
             q_t: tile.q_t,
             keys: visit.block(self.keys),
             sweep: Sweep {
                 prob: self.prob,
-                dense: match (self.job.natural, self.job.masked) {
-                    (true, _) => Dense::Bias(self.bias),
-                    (false, true) => Dense::Mask(self.bias),
-                    (false, false) => Dense::None,
-                },
+                dense: self.job.dense.then_some(&*self.dense),
+                terms: &self.job.terms,
+                rows: tile.term_rows,
+                place: (self.batch, visit.first),
+                len: tile.of.rows.len(),
                 lanes: tile.of.lanes,
                 seen: visit.seen,
                 units: self.job.units,
@@ -374,26 +412,57 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         })
     }
 
-    /// The dense term of a block, transposed to the tile's orientation: the bias, or 0 without one,
-    /// and -inf where the boolean mask is false.
-    fn pack_bias(&mut self, tile: &Tile<'_>, first: usize, end: usize) {
+    /// The dense term of a block, transposed to the tile's orientation: the biases, or 0 without
+    /// any, and -inf where the boolean mask is false.
+    fn pack_dense(&mut self, tile: &Tile<'_>, first: usize, end: usize) {
         let problem = self.job.problem;
-        let mut dense = [[0.0_f32; BLOCK_KV]; BLOCK_Q];
-        for (dense, row) in dense.iter_mut().zip(tile.of.rows.clone()) {
+        let relative = problem.terms.relative_bias;
+        let mut rows: [&[f32]; BLOCK_Q] = [&[]; BLOCK_Q];
+        match (&problem.bias, relative, &problem.boolean) {
+            // Read where they lie.
+            (Some(Bias::Native(bias)), None, None) => {
+                for (slice, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
+                    let (head, i) = self.row(row);
+                    *slice = &bias.rows(self.batch, head).slice(i)[first..first + end];
+                }
+            }
+            (None, Some(bias), None) => {
+                for (slice, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
+                    let (head, i) = self.row(row);
+                    *slice = bias.row(head, first as i128 - problem.position(i));
+                }
+            }
+            _ => return self.pack_sums(tile, first, end),
+        }
+        let rows = &rows[..tile.len()];
+        self.simd.vectorize(Pack { rows, width: end, lanes: tile.of.lanes, dst: self.dense });
+    }
+
+    /// The same where a row must be put together first.
+    #[inline(never)]
+    fn pack_sums(&mut self, tile: &Tile<'_>, first: usize, end: usize) {
+        let problem = self.job.problem;
+        let mut sums = [[0.0_f32; BLOCK_KV]; BLOCK_Q];
+        for (sums, row) in sums.iter_mut().zip(tile.of.rows.clone()) {
             let (head, i) = self.row(row);
-            let dense = &mut dense[..end];
+            let sums = &mut sums[..end];
             if let Some(bias) = &problem.bias {
-                dense.copy_from_slice(&bias.rows(self.batch, head).slice(i)[first..first + end]);
+                bias.widen(self.batch, head, i, first, sums);
+            }
+            if let Some(bias) = problem.terms.relative_bias {
+                let row = bias.row(head, first as i128 - problem.position(i));
+                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
             }
             if let Some(mask) = &problem.boolean {
                 let mask = &mask.rows(self.batch, head).slice(i)[first..first + end];
-                for (x, &attend) in dense.iter_mut().zip(mask) {
+                for (x, &attend) in sums.iter_mut().zip(mask) {
                     *x = if attend { *x } else { f32::NEG_INFINITY };
                 }
             }
         }
-        let rows = dense.each_ref().map(|row| row.as_slice());
-        self.simd.vectorize(Pack { rows: &rows, width: end, lanes: tile.of.lanes, dst: self.bias });
+        let rows = sums.each_ref().map(|row| row.as_slice());
+        let rows = &rows[..tile.len()];
+        self.simd.vectorize(Pack { rows, width: end, lanes: tile.of.lanes, dst: self.dense });
     }
 
     /// `total = merge(total, split)`, row by row; an empty side changes no bit of the other.
@@ -425,6 +494,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     /// scores are not.
     fn write_out(&self, tile: &Tile<'_>, care: Care) -> bool {
         let (acc, state) = self.totals(tile);
+        let factors = self.factors(tile, state);
         let value_dim = self.job.problem.dims().value_dim;
         let mut all_finite = true;
         for (r, row) in tile.of.rows.clone().enumerate() {
@@ -444,7 +514,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
                 out.fill(f32::NAN);
             } else {
                 let src = &acc[r * self.job.plan.layout.acc_width..][..value_dim];
-                let factor = 1.0 / row_sum;
+                let factor = factors.0[r];
                 if care == Care::Headroom {
                     // What was finite without headroom stays.
                     for (out, x) in out.iter_mut().zip(src) {
@@ -470,10 +540,27 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             let ln = f64::from(row_ref) * self.job.to_ln + f64::from(row_sum).ln();
             let ln = if row_sum == 0.0 { f64::NEG_INFINITY } else { ln };
             let ln = if row_sum.is_finite() { ln } else { f64::NAN };
+            let ln = ln_add_exp(ln, self.job.problem.terms.sink(head));
             // SAFETY: the outputs were checked against the problem: lse has one element for each
             // row, and no other item has a row of this number.
             unsafe { lse.row(self.batch, head, i).write(ln as f32) };
         }
+    }
+
+    /// What each row's sums are multiplied by at the end: 1 / row_sum, or less where a sink takes a
+    /// part. Of no account in rows without a positive sum.
+    fn factors(&self, tile: &Tile<'_>, state: &Softmax) -> Lanes {
+        let mut factors = state.row_sum.map(|sum| 1.0 / sum);
+        if let Some(sinks) = self.job.problem.terms.sinks {
+            for (r, row) in tile.of.rows.clone().enumerate() {
+                let (sum, sink) =
+                    (f64::from(state.row_sum.0[r]), f64::from(sinks[self.row(row).0]));
+                let row_ref = f64::from(state.row_ref.0[r]) * self.job.to_ln;
+                // 1 / (sum + e^(sink - row_ref)), where the power may be infinite.
+                factors.0[r] = (1.0 / (sum + (sink - row_ref).exp())) as f32;
+            }
+        }
+        factors
     }
 
     /// The sums over all splits.
@@ -491,7 +578,10 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         let Some(weights) = &self.job.outputs.weights else { return };
         let seq_kv = self.job.problem.dims().seq_kv;
         let (_, state) = self.totals(tile);
-        let factor = state.row_sum.map(|sum| if sum == 0.0 { 0.0 } else { 1.0 / sum });
+        let mut factor = self.factors(tile, state);
+        for (factor, &sum) in factor.0.iter_mut().zip(&state.row_sum.0) {
+            *factor = if sum == 0.0 { 0.0 } else { *factor };
+        }
         let row_ref = state.row_ref.map(|x| if x == f32::NEG_INFINITY { 0.0 } else { x });
         tile.of.split.row_ref = row_ref;
         let mut rows: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
