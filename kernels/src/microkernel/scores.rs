@@ -273,26 +273,23 @@ impl<T: Scoring, const SWEPT: bool> Scores<'_, T, SWEPT> {
             let row_ref = s.load(self.sweep.row_ref.0.as_ptr().add(lane));
             let shift = s.sub(s.splat(0.0), row_ref);
             // Four at a time, where there are four: enough to hide each other's latency.
-            let mut k = 0;
-            while k < KEYS {
+            unroll!(k in 0..KEYS {
                 let prob = prob.add(k * BLOCK_Q);
-                if KEYS.is_multiple_of(4) {
-                    let four = [dots[k], dots[k + 1], dots[k + 2 % KEYS], dots[k + 3 % KEYS]];
-                    let p = self.sweep.probabilities(s, (lane, key + k), four, shift);
+                if KEYS.is_multiple_of(4) && k.is_multiple_of(4) {
+                    let four = core::array::from_fn(|i| dots[(k + i) % KEYS]);
+                    let p: [_; 4] = self.sweep.probabilities(s, (lane, key + k), four, shift);
                     sum = s.add(s.add(sum, s.add(p[0], p[1])), s.add(p[2], p[3]));
                     for (i, p) in p.into_iter().enumerate() {
                         s.store(prob.add(i * BLOCK_Q), p);
                     }
-                    k += 4;
-                } else {
-                    let two = [dots[k], dots[k + 1]];
-                    let p = self.sweep.probabilities(s, (lane, key + k), two, shift);
+                } else if !KEYS.is_multiple_of(4) && k.is_multiple_of(2) {
+                    let two = core::array::from_fn(|i| dots[(k + i) % KEYS]);
+                    let p: [_; 2] = self.sweep.probabilities(s, (lane, key + k), two, shift);
                     sum = s.add(sum, s.add(p[0], p[1]));
                     s.store(prob, p[0]);
                     s.store(prob.add(BLOCK_Q), p[1]);
-                    k += 2;
                 }
-            }
+            });
             s.store(sum_ptr, sum);
         }
     }
