@@ -61,10 +61,10 @@ pub use attention::{
 pub use headwise_kernels::Rayon;
 pub use headwise_kernels::{
     Algorithm, Alibi, At, Bias, Causal, Element, Error, Executor, Isa, MAX_LANES, MAX_POSITION,
-    NoTerm, Outputs, PackedLinear, Position, Product, RelativeBias, Result, Row, Scalar, Scale,
-    ScoreTerm, ScoreTile, Serial, Settings, Shape, Simd, Strides, Terms, TileTerm, View, ViewMut,
-    Window, Workspace, alibi_slope, linear, linear_all, linear_workspace_bytes, scalar,
-    softmax_in_place, softmax_into, softmax_workspace_bytes, tiles,
+    NO_KEY, NoTerm, Outputs, PackedLinear, Pick, Position, Product, RelativeBias, Result, Row,
+    Scalar, Scale, ScoreTerm, ScoreTile, Serial, Settings, Shape, Simd, Stage, Strides, Terms,
+    TileTerm, View, ViewMut, Window, Workspace, alibi_slope, linear, linear_all,
+    linear_workspace_bytes, scalar, softmax_in_place, softmax_into, softmax_workspace_bytes, tiles,
 };
 pub use tensor::Tensor;
 

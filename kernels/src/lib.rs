@@ -29,6 +29,7 @@ mod error;
 mod executor;
 mod gemm;
 mod microkernel;
+mod outputs;
 mod plan;
 pub mod probe;
 mod problem;
@@ -47,7 +48,8 @@ pub use error::{Error, Result};
 pub use executor::Rayon;
 pub use executor::{Executor, Serial};
 pub use gemm::{PackedLinear, Product, linear, linear_all, linear_workspace_bytes};
-pub use problem::{Bias, Causal, Dims, Masking, Outputs, Problem, Scale, Window};
+pub use outputs::{NO_KEY, Outputs, Pick, Stage};
+pub use problem::{Bias, Causal, Dims, Masking, Problem, Scale, Window};
 pub use settings::{
     Algorithm, Settings, attention, attention_with, workspace_bytes, workspace_bytes_with,
 };

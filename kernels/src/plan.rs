@@ -128,18 +128,32 @@ impl Plan {
 
     /// How many items there are.
     pub(crate) fn items(&self) -> usize {
-        self.items_per_head * self.batch * self.kv_heads
+        self.items_per_head * self.heads()
+    }
+
+    /// The kv heads of all batch entries.
+    pub(crate) fn heads(&self) -> usize {
+        self.batch * self.kv_heads
+    }
+
+    /// The items of each of them.
+    pub(crate) fn items_per_head(&self) -> usize {
+        self.items_per_head
     }
 
     /// Item `index`. Under a causal mask or a window the last rows come first over all heads,
     /// since they see the most; otherwise a head's items follow each other and share its keys.
     pub(crate) fn item(&self, index: usize) -> Item {
-        let heads = self.batch * self.kv_heads;
         let (head, nth) = if self.last_first {
-            (index % heads, self.items_per_head - 1 - index / heads)
+            (index % self.heads(), self.items_per_head - 1 - index / self.heads())
         } else {
             (index / self.items_per_head, index % self.items_per_head)
         };
+        self.nth_item(head, nth)
+    }
+
+    /// The `nth` item of a head, in the order of the rows.
+    pub(crate) fn nth_item(&self, head: usize, nth: usize) -> Item {
         let step = self.layout.tiles * BLOCK_Q;
         Item {
             batch: head / self.kv_heads,

@@ -1,5 +1,5 @@
 //! What is to be computed: validated once, here. Behind this border the kernels trust every
-//! number, so nothing is a [`Problem`] or an [`Outputs`] check away from memory.
+//! number of a [`Problem`], as they do those of its [`Outputs`](crate::Outputs).
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::term::{MAX_POSITION, Terms};
-use crate::view::{Shape, Strides, View, ViewMut};
+use crate::view::{Shape, Strides, View};
 
 /// The factor on every score `q . k`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -424,66 +424,6 @@ fn check_dims(q: Shape, k: Shape, v: Shape) -> Result<Dims> {
         head_dim: q[3],
         value_dim: v[3],
     })
-}
-
-/// Where the results go: the output, and on request the log-sum-exp and the weights.
-#[derive(Debug)]
-pub struct Outputs<'a, T> {
-    pub(crate) out: ViewMut<'a, T>,
-    pub(crate) lse: Option<ViewMut<'a, T>>,
-    pub(crate) weights: Option<ViewMut<'a, T>>,
-}
-
-impl<'a, T: Element> Outputs<'a, T> {
-    /// The output alone, `[batch, q_heads, seq_q, value_dim]`.
-    pub fn new(out: ViewMut<'a, T>) -> Self {
-        Self { out, lse: None, weights: None }
-    }
-
-    /// Also the log-sum-exp of each row, natural logarithm, `[batch, q_heads, seq_q, 1]`.
-    #[must_use]
-    pub fn with_lse(mut self, lse: ViewMut<'a, T>) -> Self {
-        self.lse = Some(lse);
-        self
-    }
-
-    /// Also the attention weights, `[batch, q_heads, seq_q, seq_kv]`; costs a second pass over
-    /// the scores.
-    #[must_use]
-    pub fn with_weights(mut self, weights: ViewMut<'a, T>) -> Self {
-        self.weights = Some(weights);
-        self
-    }
-
-    /// The same with the output elsewhere, and where it was to go: perhaps memory that nothing has
-    /// written yet.
-    #[must_use]
-    pub fn redirect<'b>(self, out: ViewMut<'b, T>) -> (Outputs<'b, T>, ViewMut<'a, T>)
-    where
-        'a: 'b,
-    {
-        (Outputs { out, lse: self.lse, weights: self.weights }, self.out)
-    }
-
-    /// Checks that the outputs fit the problem.
-    pub(crate) fn check(&self, dims: &Dims) -> Result<()> {
-        let rows = [dims.batch, dims.q_heads, dims.seq_q];
-        let expect = |argument, view: &ViewMut<'_, T>, inner: usize| {
-            let shape = [rows[0], rows[1], rows[2], inner];
-            if view.shape() != shape {
-                return shape_error(argument, view.shape(), format!("{shape:?}"));
-            }
-            check_unit_inner_stride(argument, shape, view.strides())
-        };
-        expect("out", &self.out, dims.value_dim)?;
-        if let Some(lse) = &self.lse {
-            expect("lse", lse, 1)?;
-        }
-        if let Some(weights) = &self.weights {
-            expect("weights", weights, dims.seq_kv)?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

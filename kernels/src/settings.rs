@@ -5,8 +5,9 @@ use crate::element::{Element, Path};
 use crate::error::Result;
 use crate::executor::{Executor, MAX_THREADS};
 use crate::microkernel::terms::{Chosen, Scoring};
+use crate::outputs::Outputs;
 use crate::plan::Plan;
-use crate::problem::{Outputs, Problem, value_error};
+use crate::problem::{Problem, value_error};
 use crate::simd::Isa;
 use crate::term::{NoTerm, ScoreTerm};
 use crate::unfused;
@@ -130,7 +131,9 @@ pub fn attention<T: Element>(
 ) -> Result<Isa> {
     outputs.check(problem.dims())?;
     if !problem.dims().has_rows() {
-        return settings.isa();
+        let isa = settings.isa()?;
+        outputs.without_rows(problem.dims());
+        return Ok(isa);
     }
     T::run(problem, &outputs, settings, workspace)
 }
@@ -182,7 +185,9 @@ pub fn attention_with<U: ScoreTerm>(
         return value_error("algorithm", settings.algorithm, expected);
     }
     if !problem.dims().has_rows() {
-        return settings.isa();
+        let isa = settings.isa()?;
+        outputs.without_rows(problem.dims());
+        return Ok(isa);
     }
     fused_with(problem, term, &outputs, settings, workspace)
 }

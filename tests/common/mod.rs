@@ -8,6 +8,7 @@ pub mod bounds;
 #[cfg(feature = "safetensors")]
 pub mod capture;
 pub mod case;
+pub mod everything;
 pub mod executors;
 pub mod file;
 pub mod layers;

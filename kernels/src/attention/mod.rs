@@ -2,6 +2,7 @@
 //! threads, and [`pass`] takes an item's tiles through the key blocks.
 
 mod ahead;
+mod outputs;
 pub(crate) mod pass;
 pub(crate) mod tile;
 
@@ -9,8 +10,9 @@ use crate::Settings;
 use crate::error::Result;
 use crate::executor::{Crew, for_each_tile};
 use crate::microkernel::terms::{Chosen, Plain, Scoring};
+use crate::outputs::Outputs;
 use crate::plan::{MAX_TILES, Plan};
-use crate::problem::{Outputs, Problem};
+use crate::problem::Problem;
 use crate::simd::{Isa, Kernel, Simd, dispatch};
 use crate::term::{NoTerm, ScoreTerm};
 use crate::workspace::{Line, Workspace};
@@ -82,6 +84,18 @@ impl<T: Scoring> Drive<'_, '_, T> {
         let plan = &self.job.plan;
         let part = plan.lines_per_thread() * Line::FLOATS;
         let local = || [const { TileRows::EMPTY }; TILES];
+        if let Some(sums) = &self.job.outputs.column_sums {
+            let dims = self.job.problem.dims();
+            let heads = plan.heads();
+            for_each_tile(self.crew, heads, (self.scratch, part), local, |(local, part), head| {
+                // SAFETY: the outputs were checked, and no other thread has this head.
+                unsafe { sums.clear(head / dims.kv_heads, head % dims.kv_heads, dims) };
+                for nth in 0..plan.items_per_head() {
+                    Item::run(&self.job, simd, plan.nth_item(head, nth), None, (local, part));
+                }
+            });
+            return;
+        }
         for_each_tile(self.crew, plan.items(), (self.scratch, part), local, |mine, index| {
             let next = index + self.crew.threads;
             let next = (next < plan.items()).then(|| plan.item(next));

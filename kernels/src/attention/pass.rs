@@ -9,6 +9,7 @@
 //!       acc += prob * value                            microkernel::values
 //!   merge the split into the earlier ones
 //! out = acc / row_sum, lse = row_ref + ln row_sum
+//! what else was asked for, by a second pass                 attention::outputs
 //! ```
 //!
 //! **Reference maximum.** A row needs no exact running maximum, only a reference near enough that
@@ -25,15 +26,16 @@
 
 use super::ahead::Ahead;
 use super::tile::{Softmax, Tile, TileRows};
-use crate::microkernel::finish::{Combine, Normalize};
-use crate::microkernel::pack::{Pack, Unpack};
+use crate::microkernel::finish::{Combine, Normalize, OutRow};
+use crate::microkernel::pack::Pack;
 use crate::microkernel::scores::Scores;
-use crate::microkernel::sweep::{Redo, Sweep, Units};
+use crate::microkernel::sweep::{Redo, Staged, Sweep, Units};
 use crate::microkernel::terms::Scoring;
 use crate::microkernel::values::{Finish, OutRows, Values};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, Block, Lanes, Seen};
+use crate::outputs::{Outputs, Stage};
 use crate::plan::{self, Layout, Plan, SPLIT_KV};
-use crate::problem::{Bias, Outputs, Problem};
+use crate::problem::{Bias, Problem};
 use crate::simd::Simd;
 use crate::term::{ROW_FACTS, Row};
 use crate::view::Rows;
@@ -43,7 +45,9 @@ use std::ops::Range;
 pub(crate) struct Job<'a, 'p, T> {
     pub(crate) problem: &'a Problem<'p, f32>,
     pub(crate) plan: Plan,
-    outputs: &'a Outputs<'p, f32>,
+    pub(super) outputs: &'a Outputs<'p, f32>,
+    /// Whether some output needs it: see `attention::outputs`.
+    second_pass: bool,
     units: Units,
     /// From a reference, in those units, to a power of e.
     to_ln: f64,
@@ -67,6 +71,7 @@ impl<'a, 'p, T: Scoring> Job<'a, 'p, T> {
             problem,
             plan,
             outputs,
+            second_pass: outputs.want_second_pass(),
             units: Units { factor: (problem.scale / to_ln) as f32, to_log2: to_log2 as f32 },
             to_ln,
             terms,
@@ -78,7 +83,7 @@ impl<'a, 'p, T: Scoring> Job<'a, 'p, T> {
 /// How much care a pass takes; each level is entered when the one before left something not
 /// finite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Care {
+pub(super) enum Care {
     /// Masked values are multiplied by -0.0.
     Fast,
     /// Masked values are selected away; the same bits for finite values.
@@ -100,18 +105,18 @@ impl Care {
 }
 
 /// A tile's visit to a key block.
-struct Visit<'a> {
+pub(super) struct Visit<'a> {
     /// The block's first key.
-    first: usize,
+    pub(super) first: usize,
     /// The keys that some row sees, counted from the first.
-    keys: Range<usize>,
+    pub(super) keys: Range<usize>,
     /// Which of them each row sees; `None`: all.
     seen: Option<&'a Seen>,
 }
 
 impl<'a> Visit<'a> {
     /// The visit of `tile` to the block at `first`, of which `seen` is what `Tile::seen` says.
-    fn new(tile: &Tile<'_>, first: usize, seen: Option<&'a Seen>) -> Self {
+    pub(super) fn new(tile: &Tile<'_>, first: usize, seen: Option<&'a Seen>) -> Self {
         Self { first, keys: tile.keys_of_block(first), seen }
     }
 
@@ -132,13 +137,13 @@ fn ln_add_exp(a: f64, b: f64) -> f64 {
 
 /// One item in the hands of one thread.
 pub(crate) struct Item<'a, 'p, S, T> {
-    simd: S,
-    job: &'a Job<'a, 'p, T>,
-    batch: usize,
+    pub(super) simd: S,
+    pub(super) job: &'a Job<'a, 'p, T>,
+    pub(super) batch: usize,
     kv_head: usize,
     keys: Rows<'p, f32>,
     values: Rows<'p, f32>,
-    prob: &'a mut [f32],
+    pub(super) prob: &'a mut [f32],
     dense: &'a mut [f32],
     ahead: Ahead<'p>,
 }
@@ -186,8 +191,8 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         }
         let finite = self.pass(tiles, Care::Fast) || self.pass(tiles, Care::Select);
         // Before references are raised, which may be for another row's sake.
-        if self.job.outputs.weights.is_some() {
-            tiles.iter_mut().for_each(|tile| self.weights(tile));
+        if self.job.second_pass {
+            tiles.iter_mut().for_each(|tile| self.second_pass(tile));
         }
         if !finite {
             self.pass(tiles, Care::Headroom);
@@ -208,7 +213,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     }
 
     /// The query head and the query of a flattened row.
-    fn row(&self, row: usize) -> (usize, usize) {
+    pub(super) fn row(&self, row: usize) -> (usize, usize) {
         self.job.plan.query_row(self.kv_head, row)
     }
 
@@ -332,24 +337,34 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     }
 
     /// The probabilities of a visit, and their sums. Rows without a reference take one.
-    fn prob(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, care: Care) -> Lanes {
+    pub(super) fn prob(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, care: Care) -> Lanes {
         let mut sums = Lanes::splat(0.0);
         if self.job.dense {
             self.pack_dense(tile, visit.first, visit.keys.end);
         }
         if T::IN_MEMORY || (T::PLAIN && self.job.dense) {
-            self.scores::<true>(tile, visit, care, (&mut sums, None));
+            self.scores::<true>(tile, visit, care, (&mut sums, None, None));
         } else {
-            self.scores::<false>(tile, visit, care, (&mut sums, None));
+            self.scores::<false>(tile, visit, care, (&mut sums, None, None));
         }
         sums
+    }
+
+    /// The scores of a visit as they are at `stage`, in natural units, -inf where they are hidden.
+    pub(super) fn scores_at(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, stage: Stage) {
+        if self.job.dense {
+            self.pack_dense(tile, visit.first, visit.keys.end);
+        }
+        let staged = Staged { stage, scale: self.job.problem.scale as f32 };
+        let mut no_sums = Lanes::splat(0.0);
+        self.scores::<true>(tile, visit, Care::Fast, (&mut no_sums, None, Some(staged)));
     }
 
     /// The probabilities again, with higher references in `rows`, whose earlier sums shrink.
     fn redo(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, rows: &Lanes, care: Care) -> Lanes {
         let (mut sums, mut rescale) = (Lanes::splat(0.0), Lanes::splat(1.0));
         let redo = Redo { rows, rescale: &mut rescale };
-        self.scores::<true>(tile, visit, care, (&mut sums, Some(redo)));
+        self.scores::<true>(tile, visit, care, (&mut sums, Some(redo), None));
         for (sum, factor) in tile.of.split.row_sum.0.iter_mut().zip(&rescale.0) {
             *sum *= factor;
         }
@@ -368,7 +383,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         tile: &mut Tile<'_>,
         visit: &Visit<'_>,
         care: Care,
-        (block_sum, redo): (&mut Lanes, Option<Redo<'_>>),
+        (block_sum, redo, staged): (&mut Lanes, Option<Redo<'_>>, Option<Staged>),
     ) {
         self.simd.vectorize(Scores::<T, SWEPT> {
             q_t: tile.q_t,
@@ -387,6 +402,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
                 row_ref: &mut tile.of.split.row_ref,
                 block_sum,
                 redo,
+                staged,
             },
             fetch: &mut self.ahead.fetch,
         });
@@ -500,14 +516,10 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         for (r, row) in tile.of.rows.clone().enumerate() {
             let (head, i) = self.row(row);
             let row_sum = state.row_sum.0[r];
+            let out = self.job.outputs.out.row(self.batch, head, i);
             // SAFETY: the outputs were checked against the problem: the row exists and has
-            // value_dim contiguous floats, and no other item has a row of this number. It may be
-            // uninitialised: the first pass writes it whole and reads nothing; only the pass with
-            // headroom, which comes after, reads.
-            let out = unsafe {
-                let out = self.job.outputs.out.row(self.batch, head, i);
-                std::slice::from_raw_parts_mut(out, value_dim)
-            };
+            // value_dim contiguous floats, and no other item has a row of this number.
+            let mut out = unsafe { OutRow::new(out, value_dim) };
             if row_sum == 0.0 {
                 out.fill(0.0);
             } else if !row_sum.is_finite() {
@@ -517,7 +529,8 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
                 let factor = factors.0[r];
                 if care == Care::Headroom {
                     // What was finite without headroom stays.
-                    for (out, x) in out.iter_mut().zip(src) {
+                    // SAFETY: the passes before this one wrote the row.
+                    for (out, x) in unsafe { out.written() }.iter_mut().zip(src) {
                         if !out.is_finite() {
                             *out = x * factor;
                         }
@@ -549,7 +562,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
 
     /// What each row's sums are multiplied by at the end: 1 / row_sum, or less where a sink takes a
     /// part. Of no account in rows without a positive sum.
-    fn factors(&self, tile: &Tile<'_>, state: &Softmax) -> Lanes {
+    pub(super) fn factors(&self, tile: &Tile<'_>, state: &Softmax) -> Lanes {
         let mut factors = state.row_sum.map(|sum| 1.0 / sum);
         if let Some(sinks) = self.job.problem.terms.sinks {
             for (r, row) in tile.of.rows.clone().enumerate() {
@@ -564,53 +577,11 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     }
 
     /// The sums over all splits.
-    fn totals<'t>(&self, tile: &'t Tile<'_>) -> (&'t [f32], &'t Softmax) {
+    pub(super) fn totals<'t>(&self, tile: &'t Tile<'_>) -> (&'t [f32], &'t Softmax) {
         if self.job.plan.layout.merged > 0 {
             (&*tile.total_acc, &tile.of.total)
         } else {
             (&*tile.acc, &tile.of.split)
-        }
-    }
-
-    /// The second pass, for the weights: the scores again, block by block, now with the final
-    /// reference and sum.
-    fn weights(&mut self, tile: &mut Tile<'_>) {
-        let Some(weights) = &self.job.outputs.weights else { return };
-        let seq_kv = self.job.problem.dims().seq_kv;
-        let (_, state) = self.totals(tile);
-        let mut factor = self.factors(tile, state);
-        for (factor, &sum) in factor.0.iter_mut().zip(&state.row_sum.0) {
-            *factor = if sum == 0.0 { 0.0 } else { *factor };
-        }
-        let row_ref = state.row_ref.map(|x| if x == f32::NEG_INFINITY { 0.0 } else { x });
-        tile.of.split.row_ref = row_ref;
-        let mut rows: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
-        for (slice, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
-            let (head, i) = self.row(row);
-            // SAFETY: the outputs were checked against the problem: the row exists and has
-            // seq_kv contiguous floats, and no other item has a row of this number.
-            *slice =
-                unsafe { std::slice::from_raw_parts_mut(weights.row(self.batch, head, i), seq_kv) };
-            slice[..tile.of.any.start].fill(0.0);
-            slice[tile.of.any.end..].fill(0.0);
-        }
-        let first_block = tile.of.any.start / BLOCK_KV * BLOCK_KV;
-        for first in (first_block..tile.of.any.end).step_by(BLOCK_KV) {
-            let seen = tile.seen(first);
-            let visit = Visit::new(tile, first, seen.as_ref());
-            let keys = visit.keys.clone();
-            self.prob(tile, &visit, Care::Fast);
-            let at = first + keys.start..first + keys.end;
-            let mut parts: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
-            for (part, row) in parts.iter_mut().zip(rows.iter_mut()).take(tile.len()) {
-                *part = &mut row[at.clone()];
-            }
-            self.simd.vectorize(Unpack {
-                prob: self.prob,
-                start: keys.start,
-                factor: &factor,
-                rows: &mut parts[..tile.len()],
-            });
         }
     }
 }

@@ -57,7 +57,7 @@ impl<T: Scoring, const SWEPT: bool> Kernel for Scores<'_, T, SWEPT> {
             let keys = self.keys.start..self.keys.end;
             // SAFETY: checked above.
             unsafe {
-                if T::IN_MEMORY {
+                if T::IN_MEMORY && self.sweep.wants_terms() {
                     self.sweep.score_block(s, keys.clone());
                 }
                 self.sweep.block(s, keys);

@@ -27,6 +27,7 @@ use std::ops::Range;
 
 use super::terms::Scoring;
 use super::{BLOCK_KV, BLOCK_Q, GROUP, Lanes, Seen};
+use crate::outputs::Stage;
 use crate::simd::Simd;
 use crate::term::{At, ScoreBlock};
 
@@ -45,6 +46,14 @@ pub(crate) struct Redo<'a> {
     pub(crate) rows: &'a Lanes,
     /// The factor by which each row's earlier sums must shrink.
     pub(crate) rescale: &'a mut Lanes,
+}
+
+/// Scores that are wanted themselves.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Staged {
+    pub(crate) stage: Stage,
+    /// On the dot product.
+    pub(crate) scale: f32,
 }
 
 /// A tile's rows against a block of keys.
@@ -72,6 +81,8 @@ pub(crate) struct Sweep<'a, T> {
     /// Each row's sum over the block, added to.
     pub(crate) block_sum: &'a mut Lanes,
     pub(crate) redo: Option<Redo<'a>>,
+    /// Instead of probabilities and their sums: scores, in natural units, -inf where hidden.
+    pub(crate) staged: Option<Staged>,
 }
 
 /// What may hide keys of a vector's rows, but for their scores: nothing, ranges, ranges and a mask.
@@ -183,6 +194,11 @@ impl<T: Scoring> Sweep<'_, T> {
         assert!(self.rows.len() >= T::TILE && self.len <= self.lanes);
     }
 
+    /// Whether the scores are wanted behind all terms.
+    pub(crate) fn wants_terms(&self) -> bool {
+        self.staged.is_none_or(|staged| staged.stage == Stage::Final)
+    }
+
     /// Puts the scores of `keys` in the place of their dot products and has the caller's term change
     /// them there.
     ///
@@ -259,6 +275,9 @@ impl<T: Scoring> Sweep<'_, T> {
         // SAFETY: the caller's promise; groups lie in the block.
         unsafe {
             let column = self.column::<S, HIDES>(s, lane);
+            if let Some(staged) = self.staged {
+                return self.stage(s, keys.clone(), column, staged);
+            }
             if self.redo.is_some() {
                 let max = self.max(s, column, keys.clone());
                 self.raise(s, lane, max);
@@ -268,6 +287,44 @@ impl<T: Scoring> Sweep<'_, T> {
                 let end = (start / GROUP * GROUP + GROUP).min(keys.end);
                 self.group(s, start..end, column);
                 start = end;
+            }
+        }
+    }
+
+    /// Puts scores in the place of the dot products. Before the caller's term nothing is known of the
+    /// keys that it hides.
+    ///
+    /// # Safety
+    /// As [`Sweep::few`].
+    #[inline(always)]
+    unsafe fn stage<S: Simd, const HIDES: u8>(
+        &mut self,
+        s: S,
+        keys: Range<usize>,
+        column: Column<S, HIDES>,
+        Staged { stage, scale }: Staged,
+    ) {
+        let (scale, hidden) = (s.splat(scale), s.splat(f32::NEG_INFINITY));
+        for key in keys {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let at = self.prob.as_mut_ptr().add(key * BLOCK_Q + column.lane);
+                let dot = s.load(at);
+                let (score, visible) = if stage == Stage::Final {
+                    let (score, visible) = self.score(s, column, key);
+                    (if T::PLAIN { s.mul(dot, scale) } else { score }, visible)
+                } else {
+                    let mut visible = column.sees(key);
+                    if let Some(dense) = self.dense {
+                        let dense = s.load(dense.as_ptr().add(key * BLOCK_Q + column.lane));
+                        visible = s.and(visible, s.ne(dense, hidden));
+                    }
+                    let capped = stage == Stage::Capped && !T::PLAIN;
+                    let [score] =
+                        if capped { self.terms.capped(s, [dot]) } else { [s.mul(dot, scale)] };
+                    (score, visible)
+                };
+                s.store(at, s.select(visible, score, hidden));
             }
         }
     }

@@ -44,6 +44,9 @@ pub(crate) trait Scoring: Sync {
         at: At<'_, S>,
     ) -> [S::Vector; N];
 
+    /// Scores as they are before any bias: scaled, and capped if there is a cap.
+    fn capped<S: Simd, const N: usize>(&self, s: S, dots: [S::Vector; N]) -> [S::Vector; N];
+
     /// The caller's term on scores in memory, in place.
     fn block<S: Simd>(&self, s: S, block: &mut ScoreBlock<'_>);
 }
@@ -65,6 +68,11 @@ impl Scoring for Plain {
         _dense: *const f32,
         _at: At<'_, S>,
     ) -> [S::Vector; N] {
+        dots
+    }
+
+    #[inline(always)]
+    fn capped<S: Simd, const N: usize>(&self, _s: S, dots: [S::Vector; N]) -> [S::Vector; N] {
         dots
     }
 
@@ -125,15 +133,7 @@ impl<U: ScoreTerm> Scoring for Chosen<'_, U> {
         dense: *const f32,
         at: At<'_, S>,
     ) -> [S::Vector; N] {
-        let factor = s.splat(self.factor);
-        let mut scores = dots;
-        for k in 0..N {
-            scores[k] = s.mul(dots[k], factor);
-        }
-        if let Some(cap) = self.cap {
-            let cap = s.splat(cap);
-            scores = tanh_of_exponent(s, scores).map(|tanh| s.mul(tanh, cap));
-        }
+        let mut scores = self.capped(s, dots);
         if !dense.is_null() {
             for k in 0..N {
                 // SAFETY: the caller's promise.
@@ -155,6 +155,19 @@ impl<U: ScoreTerm> Scoring for Chosen<'_, U> {
             }
         }
         scores
+    }
+
+    #[inline(always)]
+    fn capped<S: Simd, const N: usize>(&self, s: S, dots: [S::Vector; N]) -> [S::Vector; N] {
+        let factor = s.splat(self.factor);
+        let mut scores = dots;
+        for k in 0..N {
+            scores[k] = s.mul(dots[k], factor);
+        }
+        match self.cap {
+            Some(cap) => tanh_of_exponent(s, scores).map(|tanh| s.mul(tanh, s.splat(cap))),
+            None => scores,
+        }
     }
 
     #[inline(always)]
