@@ -49,6 +49,7 @@
 
 mod attention;
 pub mod layers;
+pub mod onnx;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
 mod tensor;

@@ -14,7 +14,7 @@ use headwise::{
     Serial, Stage, ViewMut, Workspace, attention_into,
 };
 
-const STAGES: [Stage; 2] = [Stage::Scaled, Stage::Final];
+const STAGES: [Stage; 3] = [Stage::Scaled, Stage::Capped, Stage::Final];
 
 /// Runs `test` on each instruction set, fused, and unfused on the widest.
 fn everywhere(inputs: &Inputs<f32>, test: impl Fn(&AttentionOptions<'_>, &str)) {
@@ -28,7 +28,7 @@ fn everywhere(inputs: &Inputs<f32>, test: impl Fn(&AttentionOptions<'_>, &str)) 
 fn wanted(case: &Case) -> Want<'static> {
     let mut rng = Rng(case.seed ^ 7);
     let k = 1 + rng.below(case.dims.seq_kv.min(20));
-    Want::all(STAGES[rng.below(2)], rng.one_in(2), k)
+    Want::all(STAGES[rng.below(3)], rng.one_in(2), k)
 }
 
 /// Some of `0..extent`, ascending.
