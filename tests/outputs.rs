@@ -10,8 +10,9 @@ use common::executors::{Boastful, Never, Scoped, TooOften};
 use common::strategies::masked_cases;
 use common::{Rng, bits, for_all, poison};
 use headwise::{
-    Algorithm, AttentionOptions, Causal, Element, Executor, Isa, NO_KEY, Outputs, Pick, Result,
-    Serial, Stage, ViewMut, Workspace, attention_into,
+    Algorithm, Alibi, AttentionOptions, Causal, Element, Executor, Isa, NO_KEY, Outputs, Pick,
+    Position, Result, ScoreTile, Serial, Stage, ViewMut, Workspace, alibi_slope, attention_into,
+    attention_with_into, scalar, tiles,
 };
 
 const STAGES: [Stage; 3] = [Stage::Scaled, Stage::Capped, Stage::Final];
@@ -218,6 +219,99 @@ fn ties_go_to_the_smaller_index() {
             let got = Everything::of(&inputs, options, &Want::all(Stage::Scaled, true, k));
             let expected: Vec<u32> = (0..k as u32).collect();
             got.keys.chunks(k).for_each(|keys| assert_eq!(keys, expected, "{what}"));
+        });
+    }
+}
+
+/// Halves scores and hides every seventh key: a term of the caller's, by score and by tile.
+fn halved(score: f32, key: usize) -> f32 {
+    if key % 7 == 3 { f32::NEG_INFINITY } else { 0.5 * score }
+}
+
+const CAP: f32 = 0.8;
+
+/// The scores of a softcap, ALiBi and, if `user`, [`halved`], at each stage; -inf where it hides, but
+/// not where masks do.
+fn staged(inputs: &Inputs<f32>, at: [usize; 4], user: bool) -> [f64; 3] {
+    let d = inputs.dims();
+    let [b, h, i, j] = at;
+    let dot: f64 = (0..d.head_dim)
+        .map(|c| {
+            let key = f64::from(inputs.key.get([b, h / d.group, j, c]));
+            f64::from(inputs.query.get([b, h, i, c])) * key
+        })
+        .sum();
+    let (scaled, cap) = (inputs.scale_factor() * dot, f64::from(CAP));
+    let capped = cap * (scaled / cap).tanh();
+    let distance = j as f64 - (i as i128 + inputs.diagonal()) as f64;
+    let biased = capped + f64::from(alibi_slope(h, d.q_heads())) * distance;
+    let last = match (user, j % 7) {
+        (true, 3) => f64::NEG_INFINITY,
+        (true, _) => 0.5 * biased,
+        (false, _) => biased,
+    };
+    [scaled, capped, last]
+}
+
+/// Softcap, biases, sinks and terms of the caller's: each stage is what it says, and the weights are
+/// those of the last one beside the sink.
+#[test]
+fn terms_stand_between_the_stages() {
+    let masks = Masks { causal: Some(Causal::BottomRight), ..Masks::default() };
+    let dims = Dims { batch: 2, kv_heads: 2, group: 3, ..Dims::single(40, 150, 16, 8) };
+    let inputs = Case { masks, ..Case::plain(dims, 65) }.inputs();
+    let sinks = [0.5, -1.0, 2.0, f32::NEG_INFINITY, 0.0, 1.0];
+    let check = |got: &Everything<f32>, stage: Stage, user: bool, what: &str| {
+        let which = STAGES.iter().position(|&s| s == stage).unwrap_or(0);
+        for at in inputs.rows() {
+            let [b, h, i] = at;
+            let scores = part(&got.scores, dims, at, dims.seq_kv);
+            let weights = part(&got.weights, dims, at, dims.seq_kv);
+            let lse = f64::from(part(&got.lse, dims, at, 1)[0]);
+            for (j, (&score, &weight)) in scores.iter().zip(weights).enumerate() {
+                let staged = staged(&inputs, [b, h, i, j], user);
+                let sees = inputs.sees([b, h, i, j]);
+                let hidden = f64::NEG_INFINITY;
+                let expected = if sees { staged[which] } else { hidden };
+                let error = (f64::from(score) - expected).abs();
+                let close = f64::from(score) == expected || error < 1e-5;
+                assert!(close, "score {score} for {expected}, {at:?}, {j}, {stage:?}, {what}");
+                let expected = if sees { (staged[2] - lse).exp() } else { 0.0 };
+                let error = (f64::from(weight) - expected).abs();
+                assert!(error < 1e-5, "weight {weight} for {expected}, {at:?}, {j}, {what}");
+            }
+        }
+        let sums = Want::all(stage, false, 4);
+        check_sums(&inputs, got, &sums, 1.0 / (1 << 24) as f64, what);
+        for (best, keys) in got.best.chunks(4).zip(got.keys.chunks(4)) {
+            assert!(best.is_sorted_by(|a, b| a >= b), "{best:?}, {what}");
+            assert!(!user || keys.iter().all(|key| key % 7 != 3), "{keys:?}, {what}");
+        }
+    };
+    for stage in STAGES {
+        let want = Want::all(stage, false, 4);
+        everywhere(&inputs, |options, what| {
+            let options = options.softcap(CAP).alibi(Alibi::Standard).sinks(&sinks);
+            check(&Everything::of(&inputs, &options, &want), stage, false, what);
+            if what == "unfused" {
+                return;
+            }
+            let by_score = scalar(|score, at: Position| halved(score, at.key));
+            let by_tile = tiles(|tile: ScoreTile<'_>| {
+                for (column, key) in tile.scores.chunks_mut(ScoreTile::PITCH).zip(tile.keys) {
+                    column.iter_mut().for_each(|score| *score = halved(*score, key));
+                }
+            });
+            let got = Everything::from(&inputs, &want, |[q, k, v], outputs| {
+                let workspace = &mut Workspace::new();
+                attention_with_into(q, k, v, &by_score, &options, outputs, workspace)
+            });
+            check(&got, stage, true, &format!("by score, {what}"));
+            let got = Everything::from(&inputs, &want, |[q, k, v], outputs| {
+                let workspace = &mut Workspace::new();
+                attention_with_into(q, k, v, &by_tile, &options, outputs, workspace)
+            });
+            check(&got, stage, true, &format!("by tile, {what}"));
         });
     }
 }

@@ -1,6 +1,9 @@
 //! All outputs of a call at once.
 
-use headwise::{AttentionOptions, Element, Outputs, Pick, Stage, ViewMut, Workspace};
+use headwise::{
+    AttentionOptions, Element, Isa, Outputs, Pick, Result, Stage, View, ViewMut, Workspace,
+    attention_into,
+};
 
 use super::bits;
 use super::case::Inputs;
@@ -70,7 +73,7 @@ impl<T: Element> Everything<T> {
         &'a mut self,
         inputs: &Inputs<T>,
         want: &Want<'a>,
-    ) -> headwise::Result<Outputs<'a, T>> {
+    ) -> Result<Outputs<'a, T>> {
         let d = inputs.dims();
         let rows = |inner| [d.batch, d.q_heads(), d.seq_q, inner];
         let [heads, queries] = [&want.heads, &want.queries];
@@ -93,12 +96,20 @@ impl<T: Element> Everything<T> {
     }
 
     pub fn of(inputs: &Inputs<T>, options: &AttentionOptions<'_, T>, want: &Want<'_>) -> Self {
+        Self::from(inputs, want, |[q, k, v], outputs| {
+            attention_into(q, k, v, options, outputs, &mut Workspace::new())
+        })
+    }
+
+    /// As `call` fills it.
+    pub fn from(
+        inputs: &Inputs<T>,
+        want: &Want<'_>,
+        call: impl FnOnce([View<'_, T>; 3], Outputs<'_, T>) -> Result<Isa>,
+    ) -> Self {
         let mut this = Self::new(inputs, want);
-        let (q, k, v) = (inputs.query.view(), inputs.key.view(), inputs.value.view());
-        let mut workspace = Workspace::new();
-        let result = this.outputs(inputs, want).and_then(|outputs| {
-            headwise::attention_into(q, k, v, options, outputs, &mut workspace)
-        });
+        let views = [inputs.query.view(), inputs.key.view(), inputs.value.view()];
+        let result = this.outputs(inputs, want).and_then(|outputs| call(views, outputs));
         result.unwrap_or_else(|error| panic!("{error}"));
         this
     }
