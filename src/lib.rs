@@ -36,7 +36,8 @@
 //! | [`attention`], [`dot_product_attention`] | fused | unfused |
 //! | causal, window, key lengths, boolean and additive masks | yes | yes |
 //! | grouped and multi-query heads, `value_dim` apart from `head_dim` | yes | yes |
-//! | log-sum-exp and weights on request | yes | yes |
+//! | log-sum-exp, weights, scores, sums by key, largest keys on request: [`Outputs`] | yes | yes |
+//! | [`onnx`]: the operator `Attention`, opsets 23 to 25 (`f16` and `bf16` by way of `f32`) | yes | yes |
 //! | [`softmax_into`], [`softmax_in_place`] | yes | |
 //! | [`linear`] with [`PackedLinear`] weights | yes | |
 //! | [`layers`]: self-, cross- and multi-head attention with projections | yes | |
@@ -78,3 +79,8 @@ pub mod oracle {
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// So does that of the semantics.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/semantics.md")]
+struct Semantics;

@@ -11,8 +11,8 @@ use common::strategies::masked_cases;
 use common::{Rng, bits, for_all, poison};
 use headwise::{
     Algorithm, Alibi, AttentionOptions, Causal, Element, Executor, Isa, NO_KEY, Outputs, Pick,
-    Position, Result, ScoreTile, Serial, Stage, ViewMut, Workspace, alibi_slope, attention_into,
-    attention_with_into, scalar, tiles,
+    Position, RelativeBias, Result, ScoreTile, Serial, Stage, ViewMut, Workspace, alibi_slope,
+    attention_into, attention_with_into, scalar, tiles,
 };
 
 const STAGES: [Stage; 3] = [Stage::Scaled, Stage::Capped, Stage::Final];
@@ -230,9 +230,16 @@ fn halved(score: f32, key: usize) -> f32 {
 
 const CAP: f32 = 0.8;
 
-/// The scores of a softcap, ALiBi and, if `user`, [`halved`], at each stage; -inf where it hides, but
+/// From 0.3 ten keys before the query to -0.3 ten keys behind it, other for each head.
+fn table(heads: usize) -> RelativeBias {
+    let rows = (0..heads).flat_map(|h| (0..21).map(move |n| 0.03 * (10 - n + h as i32) as f32));
+    let table: Vec<f32> = rows.collect();
+    RelativeBias::by_distance(&table, heads, -10).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The scores of a softcap, ALiBi, [`table`] and, if `user`, [`halved`], at each stage; -inf where it hides, but
 /// not where masks do.
-fn staged(inputs: &Inputs<f32>, at: [usize; 4], user: bool) -> [f64; 3] {
+fn staged(inputs: &Inputs<f32>, at: [usize; 4], relative: &RelativeBias, user: bool) -> [f64; 3] {
     let d = inputs.dims();
     let [b, h, i, j] = at;
     let dot: f64 = (0..d.head_dim)
@@ -243,8 +250,9 @@ fn staged(inputs: &Inputs<f32>, at: [usize; 4], user: bool) -> [f64; 3] {
         .sum();
     let (scaled, cap) = (inputs.scale_factor() * dot, f64::from(CAP));
     let capped = cap * (scaled / cap).tanh();
-    let distance = j as f64 - (i as i128 + inputs.diagonal()) as f64;
-    let biased = capped + f64::from(alibi_slope(h, d.q_heads())) * distance;
+    let distance = j as i64 - (i as i128 + inputs.diagonal()) as i64;
+    let slope = f64::from(alibi_slope(h, d.q_heads()));
+    let biased = capped + slope * distance as f64 + f64::from(relative.get(h, distance));
     let last = match (user, j % 7) {
         (true, 3) => f64::NEG_INFINITY,
         (true, _) => 0.5 * biased,
@@ -260,6 +268,7 @@ fn terms_stand_between_the_stages() {
     let masks = Masks { causal: Some(Causal::BottomRight), ..Masks::default() };
     let dims = Dims { batch: 2, kv_heads: 2, group: 3, ..Dims::single(40, 150, 16, 8) };
     let inputs = Case { masks, ..Case::plain(dims, 65) }.inputs();
+    let relative = table(dims.q_heads());
     let sinks = [0.5, -1.0, 2.0, f32::NEG_INFINITY, 0.0, 1.0];
     let check = |got: &Everything<f32>, stage: Stage, user: bool, what: &str| {
         let which = STAGES.iter().position(|&s| s == stage).unwrap_or(0);
@@ -269,7 +278,7 @@ fn terms_stand_between_the_stages() {
             let weights = part(&got.weights, dims, at, dims.seq_kv);
             let lse = f64::from(part(&got.lse, dims, at, 1)[0]);
             for (j, (&score, &weight)) in scores.iter().zip(weights).enumerate() {
-                let staged = staged(&inputs, [b, h, i, j], user);
+                let staged = staged(&inputs, [b, h, i, j], &relative, user);
                 let sees = inputs.sees([b, h, i, j]);
                 let hidden = f64::NEG_INFINITY;
                 let expected = if sees { staged[which] } else { hidden };
@@ -292,6 +301,7 @@ fn terms_stand_between_the_stages() {
         let want = Want::all(stage, false, 4);
         everywhere(&inputs, |options, what| {
             let options = options.softcap(CAP).alibi(Alibi::Standard).sinks(&sinks);
+            let options = options.relative_bias(&relative);
             check(&Everything::of(&inputs, &options, &want), stage, false, what);
             if what == "unfused" {
                 return;

@@ -43,21 +43,27 @@ impl<S: Simd, T: Scoring> Item<'_, '_, S, T> {
         [self.batch, head, query]
     }
 
-    /// Calls `take` for each run of keys in order, with the visit of those that some row sees.
+    /// Calls `take` for each run of keys in order: those of a visit, and those that no row of the
+    /// tile sees.
     fn for_each_run(
         &mut self,
         tile: &mut Tile<'_>,
         mut take: impl FnMut(&mut Self, &mut Tile<'_>, Range<usize>, Option<&Visit<'_>>),
     ) {
         let any = tile.of.any.clone();
-        take(self, tile, 0..any.start, None);
+        let mut done = 0;
         for first in (any.start / BLOCK_KV * BLOCK_KV..any.end).step_by(BLOCK_KV) {
             let seen = tile.seen(first);
             let visit = Visit::new(tile, first, seen.as_ref());
+            if visit.keys.is_empty() {
+                continue;
+            }
             let keys = first + visit.keys.start..first + visit.keys.end;
+            take(self, tile, done..keys.start, None);
+            done = keys.end;
             take(self, tile, keys, Some(&visit));
         }
-        take(self, tile, any.end..self.job.problem.dims().seq_kv, None);
+        take(self, tile, done..self.job.problem.dims().seq_kv, None);
     }
 
     /// The final weights: those that are wanted, their sums by key, the largest of each row.
