@@ -1,11 +1,11 @@
 //! The options of a call and the calls themselves: each maps its options to the kernels'
 //! `Problem`.
 
-use headwise_kernels::{Masking, Problem, workspace_bytes};
+use headwise_kernels::{Masking, Problem, workspace_bytes, workspace_bytes_with};
 
 use crate::{
-    Algorithm, Causal, Element, Executor, Isa, Outputs, Result, Scale, Settings, Shape, Tensor,
-    View, Window, Workspace,
+    Algorithm, Alibi, Bias, Causal, Element, Executor, Isa, Outputs, RelativeBias, Result, Scale,
+    ScoreTerm, Settings, Shape, Tensor, Terms, View, Window, Workspace,
 };
 
 /// What to compute beyond the plain case, and how to run it.
@@ -22,6 +22,7 @@ use crate::{
 pub struct AttentionOptions<'a, T = f32> {
     scale: Option<Scale>,
     masking: Masking<'a, T>,
+    terms: Terms<'a>,
     settings: Settings<'a>,
     lse: bool,
     weights: bool,
@@ -32,6 +33,7 @@ impl<T> Default for AttentionOptions<'_, T> {
         Self {
             scale: None,
             masking: Masking::default(),
+            terms: Terms::default(),
             settings: Settings::default(),
             lse: false,
             weights: false,
@@ -104,10 +106,39 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
         self
     }
 
-    /// A term added to the scaled scores; exactly -inf masks. Shaped as a boolean mask.
+    /// A term added to the scaled and capped scores; exactly -inf masks. Shaped as a boolean mask, of
+    /// the tensors' element type or, with the feature `half`, `f16` or `bf16`.
     #[must_use]
-    pub fn bias(mut self, bias: View<'a, T>) -> Self {
-        self.masking.bias = Some(bias);
+    pub fn bias(mut self, bias: impl Into<Bias<'a, T>>) -> Self {
+        self.masking.bias = Some(bias.into());
+        self
+    }
+
+    /// Scores become `cap * tanh(score / cap)`, before any bias.
+    #[must_use]
+    pub fn softcap(mut self, cap: f32) -> Self {
+        self.terms.softcap = Some(cap);
+        self
+    }
+
+    /// Attention with linear biases: `slope * (j - (i + offset))` is added to scores.
+    #[must_use]
+    pub fn alibi(mut self, alibi: Alibi<'a>) -> Self {
+        self.terms.alibi = Some(alibi);
+        self
+    }
+
+    /// A bias by the distance from query to key, as in T5.
+    #[must_use]
+    pub fn relative_bias(mut self, bias: &'a RelativeBias) -> Self {
+        self.terms.relative_bias = Some(bias);
+        self
+    }
+
+    /// For each query head the logit of a sink, which joins the denominator and has no value.
+    #[must_use]
+    pub fn sinks(mut self, sinks: &'a [f32]) -> Self {
+        self.terms.sinks = Some(sinks);
         self
     }
 
@@ -179,7 +210,8 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
     where
         'a: 'p,
     {
-        Problem::new(query, key, value, self.scale.unwrap_or(default), &self.masking)
+        let scale = self.scale.unwrap_or(default);
+        Problem::new(query, key, value, scale, &self.masking)?.with_terms(&self.terms)
     }
 
     pub(crate) fn settings(&self) -> &Settings<'a> {
@@ -209,12 +241,38 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
         Ok(Attention { out, lse, weights, isa })
     }
 
-    fn compute(&self, problem: &Problem<'_, T>) -> Result<Attention<T>> {
+    /// Makes what the options ask for of `problem` and has `run` fill it.
+    fn fill(
+        &self,
+        problem: &Problem<'_, T>,
+        run: impl FnOnce(Outputs<'_, T>) -> Result<Isa>,
+    ) -> Result<Attention<T>> {
         let d = problem.dims();
         let rows = |inner| [d.batch, d.q_heads, d.seq_q, inner];
-        self.allocate(rows(d.value_dim), rows(d.seq_kv), |outputs| {
+        self.allocate(rows(d.value_dim), rows(d.seq_kv), run)
+    }
+
+    fn compute(&self, problem: &Problem<'_, T>) -> Result<Attention<T>> {
+        self.fill(problem, |outputs| {
             headwise_kernels::attention(problem, outputs, &self.settings, &mut Workspace::new())
         })
+    }
+}
+
+impl AttentionOptions<'_> {
+    /// The bytes of [`Workspace`] with which [`attention_with_into`] on these tensors with a term of
+    /// type `U` allocates nothing, as long as the executor does not either.
+    ///
+    /// # Errors
+    /// Where the tensors do not fit each other.
+    pub fn workspace_bytes_with<U: ScoreTerm>(
+        &self,
+        query: View<'_, f32>,
+        key: View<'_, f32>,
+        value: View<'_, f32>,
+    ) -> Result<usize> {
+        let problem = self.problem(query, key, value, Scale::One)?;
+        Ok(workspace_bytes_with::<U>(&problem, &self.settings))
     }
 }
 
@@ -279,6 +337,72 @@ pub fn attention_into<T: Element>(
 ) -> Result<Isa> {
     let problem = options.problem(query, key, value, Scale::InvSqrtHeadDim)?;
     headwise_kernels::attention(&problem, outputs, &options.settings, workspace)
+}
+
+/// [`attention`] with a term of the caller's in its scores: behind scale, softcap and biases,
+/// before the masks. The term is compiled into the kernel and runs on vectors; see [`ScoreTerm`],
+/// [`scalar`](crate::scalar) for a closure on one score, and [`tiles`](crate::tiles) for a function
+/// on scores in memory.
+///
+/// ```
+/// use headwise::{AttentionOptions, At, ScoreTerm, Simd, View, attention_with};
+///
+/// /// Keys further than `reach` away, on either side, weigh e^-1 of what they would.
+/// struct Faint {
+///     reach: f32,
+/// }
+///
+/// impl ScoreTerm for Faint {
+///     #[inline(always)]
+///     fn apply<S: Simd>(&self, s: S, score: S::Vector, at: &At<'_, S>) -> S::Vector {
+///         let ahead = s.sub(at.key(), at.position());
+///         let distance = s.max(ahead, s.sub(s.splat(0.0), ahead));
+///         let far = s.lt(s.splat(self.reach), distance);
+///         s.select(far, s.sub(score, s.splat(1.0)), score)
+///     }
+/// }
+///
+/// let x: Vec<f32> = (0..2 * 9 * 4).map(|x| (x as f32).sin()).collect();
+/// let x = View::bhsd(&x, [1, 2, 9, 4])?;
+/// let options = AttentionOptions::new().causal().softcap(30.0);
+/// let result = attention_with(x, x, x, &Faint { reach: 3.0 }, &options)?;
+/// assert_eq!(result.out.shape(), [1, 2, 9, 4]);
+/// # Ok::<(), headwise::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`attention`]; where a position lies beyond [`MAX_POSITION`](crate::MAX_POSITION); with
+/// [`Algorithm::Unfused`].
+pub fn attention_with<U: ScoreTerm>(
+    query: View<'_, f32>,
+    key: View<'_, f32>,
+    value: View<'_, f32>,
+    term: &U,
+    options: &AttentionOptions<'_>,
+) -> Result<Attention> {
+    let problem = options.problem(query, key, value, Scale::InvSqrtHeadDim)?;
+    options.fill(&problem, |outputs| {
+        let workspace = &mut Workspace::new();
+        headwise_kernels::attention_with(&problem, term, outputs, &options.settings, workspace)
+    })
+}
+
+/// [`attention_with`] into the caller's memory. With a workspace of
+/// [`AttentionOptions::workspace_bytes_with`] the library allocates nothing.
+///
+/// # Errors
+/// As [`attention_with`], and where the outputs do not fit; then nothing is written.
+pub fn attention_with_into<U: ScoreTerm>(
+    query: View<'_, f32>,
+    key: View<'_, f32>,
+    value: View<'_, f32>,
+    term: &U,
+    options: &AttentionOptions<'_>,
+    outputs: Outputs<'_, f32>,
+    workspace: &mut Workspace,
+) -> Result<Isa> {
+    let problem = options.problem(query, key, value, Scale::InvSqrtHeadDim)?;
+    headwise_kernels::attention_with(&problem, term, outputs, &options.settings, workspace)
 }
 
 /// Dot-product attention, `softmax(query key^T) value`: [`attention`] without a scale unless the

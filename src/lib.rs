@@ -36,7 +36,8 @@
 //! | [`attention`], [`dot_product_attention`] | fused | unfused |
 //! | causal, window, key lengths, boolean and additive masks | yes | yes |
 //! | grouped and multi-query heads, `value_dim` apart from `head_dim` | yes | yes |
-//! | log-sum-exp and weights on request | yes | yes |
+//! | log-sum-exp, weights, scores, sums by key, largest keys on request: [`Outputs`] | yes | yes |
+//! | [`onnx`]: the operator `Attention`, opsets 23 to 25 (`f16` and `bf16` by way of `f32`) | yes | yes |
 //! | [`softmax_into`], [`softmax_in_place`] | yes | |
 //! | [`linear`] with [`PackedLinear`] weights | yes | |
 //! | [`layers`]: self-, cross- and multi-head attention with projections | yes | |
@@ -49,20 +50,23 @@
 
 mod attention;
 pub mod layers;
+pub mod onnx;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
 mod tensor;
 
 pub use attention::{
-    Attention, AttentionOptions, attention, attention_into, dot_product_attention,
-    dot_product_attention_into,
+    Attention, AttentionOptions, attention, attention_into, attention_with, attention_with_into,
+    dot_product_attention, dot_product_attention_into,
 };
 #[cfg(feature = "rayon")]
 pub use headwise_kernels::Rayon;
 pub use headwise_kernels::{
-    Algorithm, Causal, Element, Error, Executor, Isa, Outputs, PackedLinear, Product, Result,
-    Scale, Serial, Settings, Shape, Strides, View, ViewMut, Window, Workspace, linear, linear_all,
-    linear_workspace_bytes, softmax_in_place, softmax_into, softmax_workspace_bytes,
+    Algorithm, Alibi, At, Bias, Causal, Element, Error, Executor, Isa, MAX_LANES, MAX_POSITION,
+    NO_KEY, NoTerm, Outputs, PackedLinear, Pick, Position, Product, RelativeBias, Result, Row,
+    Scalar, Scale, ScoreTerm, ScoreTile, Serial, Settings, Shape, Simd, Stage, Strides, Terms,
+    TileTerm, View, ViewMut, Window, Workspace, alibi_slope, linear, linear_all,
+    linear_workspace_bytes, scalar, softmax_in_place, softmax_into, softmax_workspace_bytes, tiles,
 };
 pub use tensor::Tensor;
 
@@ -75,3 +79,8 @@ pub mod oracle {
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// So does that of the semantics.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/semantics.md")]
+struct Semantics;

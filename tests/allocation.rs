@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use common::case::{Case, Data, DenseMask, Dims, Inputs, Masks};
+use common::everything::{Everything, Want};
 use common::layers::{Form, Model, Spec};
 use common::strided::{Layout, Strided};
 use headwise::layers::{EncoderCache, LayerWorkspace, Memory as Hidden};
 use headwise::{
-    AttentionOptions, Causal, Executor, Isa, Outputs, Rayon, Result, Serial, Settings, View,
-    ViewMut, Workspace, attention_into, linear_workspace_bytes, softmax_in_place, softmax_into,
-    softmax_workspace_bytes,
+    AttentionOptions, Causal, Executor, Isa, Outputs, Pick, Rayon, Result, Serial, Settings, Stage,
+    View, ViewMut, Workspace, attention_into, linear_workspace_bytes, softmax_in_place,
+    softmax_into, softmax_workspace_bytes,
 };
 
 /// Counts the allocations of threads that take part, and their bytes.
@@ -141,36 +142,26 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// Room for all outputs.
-struct Buffers {
-    out: Vec<f32>,
-    lse: Vec<f32>,
-    weights: Vec<f32>,
-}
-
-impl Buffers {
-    fn new(d: Dims) -> Self {
-        let rows = d.batch * d.q_heads() * d.seq_q;
-        let zeros = |width| vec![0.0; rows * width];
-        Self { out: zeros(d.value_dim), lse: zeros(1), weights: zeros(d.seq_kv) }
-    }
+/// Everything, of some heads and queries.
+fn want() -> Want<'static> {
+    let (heads, queries) = (Pick::List(&[0, 1]), Pick::Range(3..39));
+    Want { heads, queries, ..Want::all(Stage::Final, true, 7) }
 }
 
 /// One call from the views on, `all` outputs or the first.
 fn call(
     inputs: &Inputs<f32>,
     (isa, executor): (Isa, &dyn Executor),
-    (buffers, all): (&mut Buffers, bool),
+    (buffers, all): (&mut Everything<f32>, bool),
     workspace: &mut Workspace,
 ) -> Result<Isa> {
     let d = inputs.dims();
-    let shape = |width| [d.batch, d.q_heads(), d.seq_q, width];
-    let mut outputs = Outputs::new(ViewMut::bshd(&mut buffers.out, shape(d.value_dim))?);
-    if all {
-        outputs = outputs
-            .with_lse(ViewMut::bhsd(&mut buffers.lse, shape(1))?)
-            .with_weights(ViewMut::bhsd(&mut buffers.weights, shape(d.seq_kv))?);
-    }
+    let shape = [d.batch, d.q_heads(), d.seq_q, d.value_dim];
+    let outputs = if all {
+        buffers.outputs(inputs, &want())?
+    } else {
+        Outputs::new(ViewMut::bshd(&mut buffers.out, shape)?)
+    };
     let (q, k, v) = (inputs.query.view(), inputs.key.view(), inputs.value.view());
     let options = inputs.options().isa(isa).executor(executor);
     attention_into(q, k, v, &options, outputs, workspace)
@@ -179,7 +170,7 @@ fn call(
 fn check(executor: &dyn Executor, name: &str) -> Result<()> {
     for case in cases() {
         let inputs = case.inputs();
-        let mut buffers = Buffers::new(case.dims);
+        let mut buffers = Everything::new(&inputs, &want());
         let (q, k, v) = (inputs.query.view(), inputs.key.view(), inputs.value.view());
         let bytes = inputs.options().executor(executor).workspace_bytes(q, k, v)?;
         for isa in Isa::available() {
@@ -217,7 +208,7 @@ fn allocations_are_seen() {
     assert_eq!(bytes_allocated(|| drop(std::hint::black_box(Vec::<u8>::with_capacity(10)))), 10);
     let case = cases()[0];
     let inputs = case.inputs();
-    let mut buffers = Buffers::new(case.dims);
+    let mut buffers = Everything::new(&inputs, &want());
     let mut workspace = Workspace::new();
     let run = || {
         let result = call(&inputs, (Isa::Portable, &Serial), (&mut buffers, false), &mut workspace);

@@ -8,8 +8,8 @@ use common::executors::Boastful;
 use common::for_all;
 use common::strided::{Layout, Strided};
 use headwise::{
-    Algorithm, AttentionOptions, Element, Error, Isa, Outputs, Result, Scale, Serial, Settings,
-    Shape, Strides, Tensor, View, ViewMut, Workspace, attention, attention_into,
+    Algorithm, AttentionOptions, Element, Error, Isa, Outputs, Pick, Result, Scale, Serial,
+    Settings, Shape, Stage, Strides, Tensor, View, ViewMut, Workspace, attention, attention_into,
     dot_product_attention, dot_product_attention_into, softmax_in_place, softmax_into,
 };
 use proptest::prelude::*;
@@ -289,6 +289,102 @@ fn tensors_and_softmax_of_the_wrong_shape() {
     })();
     assert_error(result, is_shape, &["output", "[1, 2, 4, 3]", "[1, 2, 3, 4]"]);
     assert_eq!(output, [7.0; 24]);
+}
+
+/// Attention of 2 x 4 heads on 2 x 2, 3 queries, 5 keys, with outputs as `ask` has them, of which
+/// nothing may be written. `numbers` and `keys` are for whatever is asked for.
+fn asking(
+    ask: impl for<'a> Fn(Outputs<'a, f32>, &'a mut [f32], &'a mut [u32]) -> Result<Outputs<'a, f32>>,
+) -> Result<()> {
+    let zeros = [0.0_f32; 240];
+    let (mut out, mut numbers, mut keys) = ([7.0_f32; 144], [7.0_f32; 600], [7_u32; 600]);
+    let result = (|| {
+        let q = View::bhsd(&zeros, [2, 4, 3, 8])?;
+        let (k, v) = (View::bhsd(&zeros, [2, 2, 5, 8])?, View::bhsd(&zeros, [2, 2, 5, 6])?);
+        let outputs = Outputs::new(ViewMut::bhsd(&mut out, [2, 4, 3, 6])?);
+        let outputs = ask(outputs, &mut numbers, &mut keys)?;
+        attention_into(q, k, v, &AttentionOptions::new(), outputs, &mut Workspace::new())
+    })();
+    if result.is_err() {
+        assert!(out == [7.0; 144] && numbers == [7.0; 600] && keys == [7; 600], "{result:?}");
+    }
+    result.map(|_| ())
+}
+
+#[test]
+fn weights_and_scores_of_rows_that_do_not_fit() {
+    for stage in [None, Some(Stage::Scaled), Some(Stage::Final)] {
+        let name = if stage.is_some() { "scores" } else { "weights" };
+        let picked = |heads: Pick<'static>, queries: Pick<'static>, shape: Shape| {
+            asking(|outputs, numbers, _| {
+                let view = ViewMut::bhsd(numbers, shape)?;
+                let (heads, queries) = (heads.clone(), queries.clone());
+                Ok(match stage {
+                    Some(stage) => outputs.with_scores_of(stage, heads, queries, view),
+                    None => outputs.with_weights_of(heads, queries, view),
+                })
+            })
+        };
+        let all = || Pick::All;
+        assert_eq!(picked(all(), all(), [2, 4, 3, 5]), Ok(()));
+        assert_eq!(picked(Pick::List(&[1, 3]), Pick::Range(1..2), [2, 2, 1, 5]), Ok(()));
+        assert_eq!(picked(Pick::Range(4..4), all(), [2, 0, 3, 5]), Ok(()));
+        let shape = |result, got: &str, expected: &str| {
+            assert_error(result, is_shape, &[name, got, expected]);
+        };
+        shape(picked(all(), all(), [2, 4, 3, 4]), "[2, 4, 3, 4]", "[2, 4, 3, 5]");
+        shape(picked(all(), all(), [2, 2, 3, 5]), "[2, 2, 3, 5]", "[2, 4, 3, 5]");
+        shape(picked(Pick::Range(0..1), all(), [2, 4, 3, 5]), "[2, 4, 3, 5]", "[2, 1, 3, 5]");
+        let value = |result, parts: [&str; 3]| {
+            let of = format!("{name}' {}", parts[0]);
+            assert_error(result, is_value, &[&of, parts[1], parts[2]]);
+        };
+        value(picked(Pick::Range(3..5), all(), [2, 2, 3, 5]), ["heads", "3..5", "below 4"]);
+        value(picked(all(), Pick::List(&[0, 3]), [2, 4, 2, 5]), ["queries", "[0, 3]", "below 3"]);
+        value(picked(all(), Pick::List(&[1, 0]), [2, 4, 2, 5]), ["queries", "[1, 0]", "ascending"]);
+        value(picked(Pick::List(&[2, 2]), all(), [2, 2, 3, 5]), ["heads", "[2, 2]", "ascending"]);
+    }
+}
+
+#[test]
+fn column_sums_that_do_not_fit() {
+    let sums = |shape, strides: Option<Strides>| {
+        asking(|outputs, numbers, _| {
+            let view = match strides {
+                Some(strides) => ViewMut::strided(numbers, 0, shape, strides)?,
+                None => ViewMut::bhsd(numbers, shape)?,
+            };
+            Ok(outputs.with_column_sums(view))
+        })
+    };
+    for heads in [2, 4] {
+        assert_eq!(sums([2, heads, 1, 5], None), Ok(()));
+        let expected = format!("[2, {heads}, 1, 5]");
+        assert_error(sums([2, heads, 1, 4], None), is_shape, &["column_sums", &expected]);
+    }
+    assert_error(sums([2, 3, 1, 5], None), is_shape, &["column_sums", "[2, 4 or 2, 1, 5]"]);
+    assert_error(sums([2, 4, 3, 5], None), is_shape, &["column_sums", "[2, 4, 1, 5]"]);
+    let spread = sums([2, 4, 1, 5], Some([40, 10, 0, 2]));
+    assert_error(spread, is_stride, &["column_sums", "inner stride of 1"]);
+}
+
+#[test]
+fn top_k_that_does_not_fit() {
+    let top = |k: usize, other: usize| {
+        asking(|outputs, numbers, keys| {
+            let weights = ViewMut::bhsd(numbers, [2, 4, 3, k])?;
+            Ok(outputs.with_top_k(ViewMut::bhsd(keys, [2, 4, 3, other])?, weights))
+        })
+    };
+    assert_eq!((top(1, 1), top(5, 5)), (Ok(()), Ok(())));
+    assert_error(top(0, 0), is_value, &["top_k", "0 keys", "from 1 to the 5"]);
+    assert_error(top(6, 6), is_value, &["top_k", "6 keys", "from 1 to the 5"]);
+    assert_error(top(3, 2), is_shape, &["top_k's keys", "[2, 4, 3, 2]", "[2, 4, 3, 3]"]);
+    let rows = asking(|outputs, numbers, keys| {
+        let weights = ViewMut::bhsd(numbers, [2, 2, 3, 3])?;
+        Ok(outputs.with_top_k(ViewMut::bhsd(keys, [2, 4, 3, 3])?, weights))
+    });
+    assert_error(rows, is_shape, &["top_k's weights", "[2, 2, 3, 3]", "[2, 4, 3, 3]"]);
 }
 
 /// Attention of one element type into `out`, fused or not.

@@ -454,3 +454,19 @@ fn the_kind_of_mask_does_not_matter() {
         }
     }
 }
+
+/// The shorthands of the options are what they stand for.
+#[test]
+fn causal_masks_by_any_name() {
+    let inputs = Case::plain(Dims::single(9, 14, 8, 4), 23).inputs();
+    let bits = |options| result_bits(&inputs.run_with(&options));
+    let options = inputs.options().return_lse();
+    for (short, long) in [
+        (options.causal(), Causal::BottomRight),
+        (options.causal_offset(5), Causal::BottomRight),
+        (options.causal_top_left(), Causal::TopLeft),
+        (options.causal_offset(0), Causal::TopLeft),
+    ] {
+        assert_eq!(bits(short), bits(options.causal_with(long)), "{long:?}");
+    }
+}

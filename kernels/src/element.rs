@@ -18,6 +18,8 @@ pub trait Element: Sealed + Copy + Default + Send + Sync + std::fmt::Debug + 'st
     const NAME: &'static str;
     /// Rounds a double to this type.
     fn from_f64(x: f64) -> Self;
+    /// Widens a float, exactly.
+    fn from_f32(x: f32) -> Self;
     /// Widens to a double, exactly.
     fn to_f64(self) -> f64;
     /// `a + b`, rounded to this type.
@@ -28,6 +30,9 @@ impl Element for f32 {
     const NAME: &'static str = "f32";
     fn from_f64(x: f64) -> Self {
         x as f32
+    }
+    fn from_f32(x: f32) -> Self {
+        x
     }
     fn to_f64(self) -> f64 {
         self.into()
@@ -41,6 +46,9 @@ impl Element for f64 {
     const NAME: &'static str = "f64";
     fn from_f64(x: f64) -> Self {
         x
+    }
+    fn from_f32(x: f32) -> Self {
+        x.into()
     }
     fn to_f64(self) -> f64 {
         self

@@ -29,6 +29,7 @@ mod error;
 mod executor;
 mod gemm;
 mod microkernel;
+mod outputs;
 mod plan;
 pub mod probe;
 mod problem;
@@ -36,6 +37,7 @@ pub mod reference;
 mod settings;
 mod simd;
 mod softmax;
+mod term;
 mod unfused;
 mod view;
 mod workspace;
@@ -46,9 +48,16 @@ pub use error::{Error, Result};
 pub use executor::Rayon;
 pub use executor::{Executor, Serial};
 pub use gemm::{PackedLinear, Product, linear, linear_all, linear_workspace_bytes};
-pub use problem::{Causal, Dims, Masking, Outputs, Problem, Scale, Window};
-pub use settings::{Algorithm, Settings, attention, workspace_bytes};
-pub use simd::Isa;
+pub use outputs::{NO_KEY, Outputs, Pick, Stage};
+pub use problem::{Bias, Causal, Dims, Masking, Problem, Scale, Window};
+pub use settings::{
+    Algorithm, Settings, attention, attention_with, workspace_bytes, workspace_bytes_with,
+};
+pub use simd::{Isa, MAX_LANES, Simd};
 pub use softmax::{softmax_in_place, softmax_into, softmax_workspace_bytes};
+pub use term::{
+    Alibi, At, MAX_POSITION, NoTerm, Position, RelativeBias, Row, Scalar, ScoreTerm, ScoreTile,
+    Terms, TileTerm, alibi_slope, scalar, tiles,
+};
 pub use view::{Shape, Strides, View, ViewMut};
 pub use workspace::Workspace;

@@ -26,9 +26,11 @@ pub(crate) const MAX_TILES: usize = 8;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
     pub(crate) q_t: usize,
+    /// What a tile's rows carry along for score terms.
+    pub(crate) term_rows: usize,
     pub(crate) acc: usize,
     pub(crate) merged: usize,
-    pub(crate) bias: usize,
+    pub(crate) dense: usize,
     pub(crate) tiles: usize,
     /// The pitch of a row of `acc`: `value_dim` in whole vectors of any instruction set.
     pub(crate) acc_width: usize,
@@ -40,11 +42,12 @@ impl Layout {
 
     /// Floats for one tile.
     pub(crate) fn tile(&self) -> usize {
-        self.q_t.saturating_add(self.acc).saturating_add(self.merged)
+        let rows = self.q_t.saturating_add(self.term_rows);
+        rows.saturating_add(self.acc).saturating_add(self.merged)
     }
 
     fn lines(&self) -> usize {
-        Line::count(self.tiles.saturating_mul(self.tile()).saturating_add(Self::PROB + self.bias))
+        Line::count(self.tiles.saturating_mul(self.tile()).saturating_add(Self::PROB + self.dense))
     }
 }
 
@@ -81,8 +84,13 @@ impl Plan {
             .fold(1_u128, |product, &n| product.saturating_mul(n as u128))
     }
 
-    /// The plan for `threads` threads, at least one, of a problem that has rows.
-    pub(crate) fn new<T: crate::Element>(problem: &Problem<'_, T>, threads: usize) -> Self {
+    /// The plan for `threads` threads, at least one, of a problem that has rows, with `term_rows`
+    /// floats a tile for its score terms.
+    pub(crate) fn new<T: crate::Element>(
+        problem: &Problem<'_, T>,
+        threads: usize,
+        term_rows: usize,
+    ) -> Self {
         let dims = *problem.dims();
         let rows = dims.seq_q * dims.group_size();
         let heads = dims.batch * dims.kv_heads;
@@ -99,9 +107,10 @@ impl Plan {
         let acc = BLOCK_Q.saturating_mul(acc_width);
         let layout = Layout {
             q_t: BLOCK_Q * dims.head_dim,
+            term_rows,
             acc,
             merged: if dims.seq_kv > SPLIT_KV { acc } else { 0 },
-            bias: if problem.has_dense_term() { Layout::PROB } else { 0 },
+            dense: if problem.has_dense_term() { Layout::PROB } else { 0 },
             tiles,
             acc_width,
         };
@@ -119,18 +128,32 @@ impl Plan {
 
     /// How many items there are.
     pub(crate) fn items(&self) -> usize {
-        self.items_per_head * self.batch * self.kv_heads
+        self.items_per_head * self.heads()
+    }
+
+    /// The kv heads of all batch entries.
+    pub(crate) fn heads(&self) -> usize {
+        self.batch * self.kv_heads
+    }
+
+    /// The items of each of them.
+    pub(crate) fn items_per_head(&self) -> usize {
+        self.items_per_head
     }
 
     /// Item `index`. Under a causal mask or a window the last rows come first over all heads,
     /// since they see the most; otherwise a head's items follow each other and share its keys.
     pub(crate) fn item(&self, index: usize) -> Item {
-        let heads = self.batch * self.kv_heads;
         let (head, nth) = if self.last_first {
-            (index % heads, self.items_per_head - 1 - index / heads)
+            (index % self.heads(), self.items_per_head - 1 - index / self.heads())
         } else {
             (index / self.items_per_head, index % self.items_per_head)
         };
+        self.nth_item(head, nth)
+    }
+
+    /// The `nth` item of a head, in the order of the rows.
+    pub(crate) fn nth_item(&self, head: usize, nth: usize) -> Item {
         let step = self.layout.tiles * BLOCK_Q;
         Item {
             batch: head / self.kv_heads,
@@ -208,7 +231,7 @@ mod tests {
 
         #[test]
         fn items_cover_every_row_once(dims in dims(), threads in 1..300_usize, causal: bool) {
-            let plan = with_problem(dims, causal, |problem| Plan::new(problem, threads));
+            let plan = with_problem(dims, causal, |problem| Plan::new(problem, threads, 0));
             prop_assert_eq!(plan.threads, threads);
             let rows = dims.seq_q * dims.group_size();
             let mut covered = vec![0; dims.batch * dims.kv_heads * rows];
@@ -225,14 +248,14 @@ mod tests {
 
         #[test]
         fn scratch_holds_the_tiles(dims in dims(), threads in 1..300_usize) {
-            let plan = with_problem(dims, false, |problem| Plan::new(problem, threads));
+            let plan = with_problem(dims, false, |problem| Plan::new(problem, threads, 0));
             let layout = plan.layout;
             let merged = if dims.seq_kv > SPLIT_KV { layout.acc } else { 0 };
             prop_assert_eq!(layout.merged, merged);
             prop_assert!(layout.acc_width >= dims.value_dim);
             prop_assert!(layout.acc >= BLOCK_Q * layout.acc_width);
             let floats = plan.lines_per_thread() * Line::FLOATS;
-            prop_assert!(floats >= Layout::PROB + layout.bias + layout.tiles * layout.tile());
+            prop_assert!(floats >= Layout::PROB + layout.dense + layout.tiles * layout.tile());
             let holders = plan.threads.min(plan.items().max(1));
             prop_assert_eq!(plan.lines(), plan.lines_per_thread() * holders);
         }
@@ -250,7 +273,7 @@ mod tests {
             head_dim: 64,
             value_dim: 64,
         };
-        let plan = with_problem(dims, true, |problem| Plan::new(problem, 2));
+        let plan = with_problem(dims, true, |problem| Plan::new(problem, 2, 0));
         let starts: Vec<_> = (0..plan.items()).map(|index| plan.item(index).rows.start).collect();
         assert!(starts.is_sorted_by(|a, b| a >= b), "{starts:?}");
         assert_eq!(plan.item(0).rows.end, 500);

@@ -1,12 +1,13 @@
 //! What is to be computed: validated once, here. Behind this border the kernels trust every
-//! number, so nothing is a [`Problem`] or an [`Outputs`] check away from memory.
+//! number of a [`Problem`], as they do those of its [`Outputs`](crate::Outputs).
 
 use std::fmt::Debug;
 use std::ops::Range;
 
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::view::{Shape, Strides, View, ViewMut};
+use crate::term::{MAX_POSITION, Terms};
+use crate::view::{Shape, Strides, View};
 
 /// The factor on every score `q . k`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,8 +68,8 @@ pub struct Masking<'a, T> {
     pub key_lengths: Option<&'a [usize]>,
     /// `true` = attend. `[batch, q_heads, seq_q, seq_kv]`, each of the first three may be 1.
     pub boolean: Option<View<'a, bool>>,
-    /// Added to the scaled scores; exactly -inf masks. Shaped as `boolean`.
-    pub bias: Option<View<'a, T>>,
+    /// Added to the scaled and capped scores; exactly -inf masks. Shaped as `boolean`.
+    pub bias: Option<Bias<'a, T>>,
 }
 
 impl<T> Default for Masking<'_, T> {
@@ -79,6 +80,71 @@ impl<T> Default for Masking<'_, T> {
             key_lengths: None,
             boolean: None,
             bias: None,
+        }
+    }
+}
+
+/// A dense additive mask, in the problem's element type or half as wide.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Bias<'a, T> {
+    /// As the problem's other tensors.
+    Native(View<'a, T>),
+    /// Widened as it is read.
+    #[cfg(feature = "half")]
+    F16(View<'a, half::f16>),
+    /// Widened as it is read.
+    #[cfg(feature = "half")]
+    Bf16(View<'a, half::bf16>),
+}
+
+impl<'a, T: Element> From<View<'a, T>> for Bias<'a, T> {
+    fn from(view: View<'a, T>) -> Self {
+        Self::Native(view)
+    }
+}
+
+#[cfg(feature = "half")]
+impl<'a, T: Element> From<View<'a, half::f16>> for Bias<'a, T> {
+    fn from(view: View<'a, half::f16>) -> Self {
+        Self::F16(view)
+    }
+}
+
+#[cfg(feature = "half")]
+impl<'a, T: Element> From<View<'a, half::bf16>> for Bias<'a, T> {
+    fn from(view: View<'a, half::bf16>) -> Self {
+        Self::Bf16(view)
+    }
+}
+
+impl<'a, T: Element> Bias<'a, T> {
+    /// Stretched to the whole problem.
+    fn broadcast(self, dims: &Dims) -> Result<Self> {
+        Ok(match self {
+            Self::Native(view) => Self::Native(broadcast("bias", view, dims)?),
+            #[cfg(feature = "half")]
+            Self::F16(view) => Self::F16(broadcast("bias", view, dims)?),
+            #[cfg(feature = "half")]
+            Self::Bf16(view) => Self::Bf16(broadcast("bias", view, dims)?),
+        })
+    }
+
+    /// The bias of query `i` of a head from key `first` on.
+    pub(crate) fn widen(&self, b: usize, head: usize, i: usize, first: usize, to: &mut [T]) {
+        let keys = first..first + to.len();
+        match self {
+            Self::Native(view) => to.copy_from_slice(&view.rows(b, head).slice(i)[keys]),
+            #[cfg(feature = "half")]
+            Self::F16(view) => {
+                let row = &view.rows(b, head).slice(i)[keys];
+                to.iter_mut().zip(row).for_each(|(to, x)| *to = T::from_f32(x.to_f32()));
+            }
+            #[cfg(feature = "half")]
+            Self::Bf16(view) => {
+                let row = &view.rows(b, head).slice(i)[keys];
+                to.iter_mut().zip(row).for_each(|(to, x)| *to = T::from_f32(x.to_f32()));
+            }
         }
     }
 }
@@ -122,7 +188,8 @@ pub struct Problem<'a, T: Element> {
     pub(crate) key: View<'a, T>,
     pub(crate) value: View<'a, T>,
     pub(crate) boolean: Option<View<'a, bool>>,
-    pub(crate) bias: Option<View<'a, T>>,
+    pub(crate) bias: Option<Bias<'a, T>>,
+    pub(crate) terms: Terms<'a>,
     pub(crate) scale: f64,
     dims: Dims,
     /// Query `i` stands at key position `i + offset`.
@@ -224,7 +291,8 @@ impl<'a, T: Element> Problem<'a, T> {
             key,
             value,
             boolean: masking.boolean.map(|m| broadcast("mask", m, &dims)).transpose()?,
-            bias: masking.bias.map(|m| broadcast("bias", m, &dims)).transpose()?,
+            bias: masking.bias.map(|m| m.broadcast(&dims)).transpose()?,
+            terms: Terms::default(),
             scale: scale.factor(dims.head_dim),
             dims,
             offset: match masking.causal {
@@ -236,6 +304,41 @@ impl<'a, T: Element> Problem<'a, T> {
             window: masking.window,
             key_lengths: masking.key_lengths,
         })
+    }
+
+    /// The same with terms in its scores.
+    ///
+    /// # Errors
+    /// [`Error::Value`] with the term that does not fit: a softcap that is not positive and finite,
+    /// slopes, sinks or a table that are not of as many heads as the queries, or not numbers; and
+    /// [`Error::Overflow`] with ALiBi where a position lies beyond
+    /// [`MAX_POSITION`](crate::MAX_POSITION).
+    pub fn with_terms(self, terms: &Terms<'a>) -> Result<Self> {
+        terms.check(&self.dims)?;
+        if terms.alibi.is_some() {
+            self.check_positions("alibi")?;
+        }
+        Ok(Self { terms: *terms, ..self })
+    }
+
+    /// Refuses positions that `f32` does not hold exactly.
+    pub(crate) fn check_positions(&self, argument: &'static str) -> Result<()> {
+        let ends = [self.position(0), self.position(self.dims.seq_q.max(1) - 1)];
+        let far = ends.iter().map(|end| end.unsigned_abs()).max().unwrap_or(0);
+        let far = far.max(self.dims.seq_kv as u128);
+        if far > MAX_POSITION as u128 {
+            return Err(Error::Overflow {
+                argument,
+                got: format!("a position of {far}"),
+                expected: format!("positions up to {MAX_POSITION}, which f32 holds exactly"),
+            });
+        }
+        Ok(())
+    }
+
+    /// Where query `i` stands among the keys.
+    pub(crate) fn position(&self, i: usize) -> i128 {
+        i as i128 + self.offset
     }
 
     /// The extents.
@@ -262,16 +365,17 @@ impl<'a, T: Element> Problem<'a, T> {
         start.min(end)..end
     }
 
-    /// Whether `f32` scores are powers of e, not of 2: log2(e) folded into the scale would overflow
-    /// beside a bias of `f32::MIN`, or in a scale near `f32::MAX`.
+    /// Whether `f32` scores are powers of e, as their terms need, and not of 2: with a bias or other
+    /// terms, and with a scale near `f32::MAX` that log2(e) would make overflow.
     pub(crate) fn has_natural_scores(&self) -> bool {
         let log2_scale = (self.scale * std::f64::consts::LOG2_E) as f32;
-        self.bias.is_some() || !log2_scale.is_finite()
+        self.bias.is_some() || self.terms.change_scores() || !log2_scale.is_finite()
     }
 
-    /// Whether scores have a dense term beside them: a mask, or what stands for a bias.
+    /// Whether scores have a dense term beside them: a mask, or a bias that is no function of
+    /// position and head alone.
     pub(crate) fn has_dense_term(&self) -> bool {
-        self.boolean.is_some() || self.has_natural_scores()
+        self.boolean.is_some() || self.bias.is_some() || self.terms.relative_bias.is_some()
     }
 
     /// Whether every query sees every key by structure, so that tiles need no ranges.
@@ -320,66 +424,6 @@ fn check_dims(q: Shape, k: Shape, v: Shape) -> Result<Dims> {
         head_dim: q[3],
         value_dim: v[3],
     })
-}
-
-/// Where the results go: the output, and on request the log-sum-exp and the weights.
-#[derive(Debug)]
-pub struct Outputs<'a, T> {
-    pub(crate) out: ViewMut<'a, T>,
-    pub(crate) lse: Option<ViewMut<'a, T>>,
-    pub(crate) weights: Option<ViewMut<'a, T>>,
-}
-
-impl<'a, T: Element> Outputs<'a, T> {
-    /// The output alone, `[batch, q_heads, seq_q, value_dim]`.
-    pub fn new(out: ViewMut<'a, T>) -> Self {
-        Self { out, lse: None, weights: None }
-    }
-
-    /// Also the log-sum-exp of each row, natural logarithm, `[batch, q_heads, seq_q, 1]`.
-    #[must_use]
-    pub fn with_lse(mut self, lse: ViewMut<'a, T>) -> Self {
-        self.lse = Some(lse);
-        self
-    }
-
-    /// Also the attention weights, `[batch, q_heads, seq_q, seq_kv]`; costs a second pass over
-    /// the scores.
-    #[must_use]
-    pub fn with_weights(mut self, weights: ViewMut<'a, T>) -> Self {
-        self.weights = Some(weights);
-        self
-    }
-
-    /// The same with the output elsewhere, and where it was to go: perhaps memory that nothing has
-    /// written yet.
-    #[must_use]
-    pub fn redirect<'b>(self, out: ViewMut<'b, T>) -> (Outputs<'b, T>, ViewMut<'a, T>)
-    where
-        'a: 'b,
-    {
-        (Outputs { out, lse: self.lse, weights: self.weights }, self.out)
-    }
-
-    /// Checks that the outputs fit the problem.
-    pub(crate) fn check(&self, dims: &Dims) -> Result<()> {
-        let rows = [dims.batch, dims.q_heads, dims.seq_q];
-        let expect = |argument, view: &ViewMut<'_, T>, inner: usize| {
-            let shape = [rows[0], rows[1], rows[2], inner];
-            if view.shape() != shape {
-                return shape_error(argument, view.shape(), format!("{shape:?}"));
-            }
-            check_unit_inner_stride(argument, shape, view.strides())
-        };
-        expect("out", &self.out, dims.value_dim)?;
-        if let Some(lse) = &self.lse {
-            expect("lse", lse, 1)?;
-        }
-        if let Some(weights) = &self.weights {
-            expect("weights", weights, dims.seq_kv)?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

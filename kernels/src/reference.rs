@@ -1,11 +1,13 @@
 //! The executable specification: attention in `f64`, naive and obvious. It shares no code with
 //! what it checks; dense arrays in, dense arrays out.
 //!
-//! For each row, over its visible keys: `score = scale * q . k + bias`; `row_max = max score`;
-//! `row_sum = sum exp(score - row_max)`; `weight = exp(score - row_max) / row_sum`;
-//! `out = sum weight * value`; `lse = row_max + ln row_sum`. A bias of exactly -inf hides the
-//! key. A row that sees nothing, or nothing but scores of -inf, has `out = 0`, `weights = 0` and
-//! `lse = -inf`.
+//! For each row, over its visible keys: `score = scale * q . k`, then as its [`Terms`] say, in the
+//! order in which they stand there; `row_max = max score`; `row_sum = sum exp(score - row_max)`;
+//! `weight = exp(score - row_max) / row_sum`; `out = sum weight * value`;
+//! `lse = row_max + ln row_sum`. A bias of exactly -inf hides the key, and so does a score that the
+//! last term makes -inf. A row that sees nothing, or nothing but scores of -inf, has `out = 0`,
+//! `weights = 0` and `lse = -inf`. A sink adds `exp(sink - row_max)` to `row_sum` and nothing to
+//! `out`.
 
 /// The extents and the data of a dense attention problem, each tensor in memory order batch,
 /// heads, seq, dim.
@@ -35,15 +37,81 @@ pub struct Answer {
     pub weights: Vec<f64>,
 }
 
-/// Attention by the definition. `visible(b, h, i, j)` says whether query `i` of query head `h`
-/// sees key `j`; `bias` is asked for visible keys only.
+/// What happens to a scaled score, in this order. Functions take batch, query head, query and key.
+pub struct Terms<'a> {
+    /// `cap * tanh(score / cap)`.
+    pub softcap: Option<f64>,
+    /// Added.
+    pub bias: &'a dyn Fn(usize, usize, usize, usize) -> f64,
+    /// For each query head a slope; `slope * (j - (i + offset))` is added.
+    pub slopes: Option<&'a [f64]>,
+    /// By query head and `j - (i + offset)`, added.
+    pub relative: Option<&'a dyn Fn(usize, i128) -> f64>,
+    /// Of the diagonal: query `i` stands at key `i + offset`.
+    pub offset: i128,
+    /// From a score to the score.
+    pub user: Option<&'a dyn Fn(f64, usize, usize, usize, usize) -> f64>,
+    /// For each query head a logit in the denominator, -inf for none.
+    pub sinks: Option<&'a [f64]>,
+}
+
+impl std::fmt::Debug for Terms<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Terms").field("softcap", &self.softcap).finish_non_exhaustive()
+    }
+}
+
+impl Terms<'_> {
+    /// The score behind all terms of a key that the bias does not hide.
+    fn apply(&self, mut score: f64, [b, h, i, j]: [usize; 4]) -> f64 {
+        if let Some(cap) = self.softcap {
+            score = cap * (score / cap).tanh();
+        }
+        score += (self.bias)(b, h, i, j);
+        let distance = j as i128 - (i as i128 + self.offset);
+        if let Some(slopes) = self.slopes {
+            score += slopes[h] * distance as f64;
+        }
+        if let Some(relative) = self.relative {
+            score += relative(h, distance);
+        }
+        match self.user {
+            Some(user) => user(score, b, h, i, j),
+            None => score,
+        }
+    }
+}
+
+/// [`attention_with`] no terms but a bias.
 ///
 /// # Panics
-/// Where the slices are shorter than the extents: it is a test's tool.
+/// As [`attention_with`].
 pub fn attention(
     p: Dense<'_>,
     visible: impl Fn(usize, usize, usize, usize) -> bool,
     bias: impl Fn(usize, usize, usize, usize) -> f64,
+) -> Answer {
+    let terms = Terms {
+        softcap: None,
+        bias: &bias,
+        slopes: None,
+        relative: None,
+        offset: 0,
+        user: None,
+        sinks: None,
+    };
+    attention_with(p, visible, &terms)
+}
+
+/// Attention by the definition. `visible(b, h, i, j)` says whether query `i` of query head `h`
+/// sees key `j`; terms are asked for visible keys only.
+///
+/// # Panics
+/// Where the slices are shorter than the extents: it is a test's tool.
+pub fn attention_with(
+    p: Dense<'_>,
+    visible: impl Fn(usize, usize, usize, usize) -> bool,
+    terms: &Terms<'_>,
 ) -> Answer {
     let mut answer = Answer { out: vec![], lse: vec![], weights: vec![] };
     for b in 0..p.batch {
@@ -53,26 +121,30 @@ pub fn attention(
                 let q = row(p.query, (b * p.q_heads + h) * p.seq_q + i, p.head_dim);
                 let seen: Vec<(usize, f64)> = (0..p.seq_kv)
                     .filter(|&j| visible(b, h, i, j))
-                    .map(|j| (j, bias(b, h, i, j)))
-                    .filter(|&(_, bias)| bias != f64::NEG_INFINITY)
-                    .map(|(j, bias)| {
+                    .filter(|&j| (terms.bias)(b, h, i, j) != f64::NEG_INFINITY)
+                    .map(|j| {
                         let k = row(p.key, kv * p.seq_kv + j, p.head_dim);
                         let dot: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
-                        (j, p.scale * dot + bias)
+                        (j, terms.apply(p.scale * dot, [b, h, i, j]))
                     })
+                    .filter(|&(_, score)| score != f64::NEG_INFINITY)
                     .collect();
+                let sink = terms.sinks.map_or(f64::NEG_INFINITY, |sinks| sinks[h]);
 
                 let row_max = seen.iter().fold(f64::NEG_INFINITY, |max, &(_, s)| {
                     if s.is_nan() || max.is_nan() { f64::NAN } else { max.max(s) }
                 });
                 let mut out = vec![0.0; p.value_dim];
                 let mut weights = vec![0.0; p.seq_kv];
-                let mut lse = f64::NEG_INFINITY;
+                let mut lse = sink;
                 if row_max != f64::NEG_INFINITY {
-                    let row_sum: f64 = seen.iter().map(|&(_, s)| (s - row_max).exp()).sum();
-                    lse = row_max + row_sum.ln();
+                    // The largest of all, so that nothing overflows.
+                    let top = if sink > row_max { sink } else { row_max };
+                    let row_sum: f64 = seen.iter().map(|&(_, s)| (s - top).exp()).sum();
+                    let row_sum = row_sum + (sink - top).exp();
+                    lse = top + row_sum.ln();
                     for &(j, s) in &seen {
-                        weights[j] = (s - row_max).exp() / row_sum;
+                        weights[j] = (s - top).exp() / row_sum;
                         let v = row(p.value, kv * p.seq_kv + j, p.value_dim);
                         out.iter_mut().zip(v).for_each(|(out, v)| *out += weights[j] * v);
                     }
@@ -114,6 +186,20 @@ mod tests {
         assert!((answer.out[0] - 7.0).abs() < 1e-12);
         assert!((answer.lse[0] - 4.0_f64.ln()).abs() < 1e-12);
         assert!((answer.weights[1] - 0.75).abs() < 1e-12);
+        // A sink of ln 4 takes half.
+        let terms = Terms {
+            softcap: None,
+            bias: &|_, _, _, _| 0.0,
+            slopes: None,
+            relative: None,
+            offset: 0,
+            user: None,
+            sinks: Some(&[4.0_f64.ln()]),
+        };
+        let halved = attention_with(p, |_, _, _, j| j < 2, &terms);
+        assert!(
+            (halved.out[0] - 3.5).abs() < 1e-12 && (halved.lse[0] - 8.0_f64.ln()).abs() < 1e-12
+        );
         let nothing = attention(p, |_, _, _, _| false, |_, _, _, _| 0.0);
         assert_eq!((nothing.out[0], nothing.lse[0]), (0.0, f64::NEG_INFINITY));
     }

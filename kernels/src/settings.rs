@@ -1,12 +1,15 @@
 //! How a call is to be run, and the call itself.
 
-use crate::attention::fused;
+use crate::attention::{fused, fused_with};
 use crate::element::{Element, Path};
 use crate::error::Result;
 use crate::executor::{Executor, MAX_THREADS};
+use crate::microkernel::terms::{Chosen, Scoring};
+use crate::outputs::Outputs;
 use crate::plan::Plan;
-use crate::problem::{Outputs, Problem};
+use crate::problem::{Problem, value_error};
 use crate::simd::Isa;
+use crate::term::{NoTerm, ScoreTerm};
 use crate::unfused;
 use crate::workspace::{Line, Workspace};
 
@@ -128,19 +131,90 @@ pub fn attention<T: Element>(
 ) -> Result<Isa> {
     outputs.check(problem.dims())?;
     if !problem.dims().has_rows() {
-        return settings.isa();
+        let isa = settings.isa()?;
+        outputs.without_rows(problem.dims());
+        return Ok(isa);
     }
     T::run(problem, &outputs, settings, workspace)
+}
+
+/// [`attention`] in `f32` with a term of the caller's in its scores, compiled into the kernel.
+///
+/// ```
+/// use headwise_kernels::{
+///     At, Masking, Outputs, Problem, Scale, ScoreTerm, Settings, Simd, View, ViewMut, Workspace,
+///     attention_with,
+/// };
+///
+/// /// Scores at a temperature.
+/// struct Temperature(f32);
+///
+/// impl ScoreTerm for Temperature {
+///     #[inline(always)]
+///     fn apply<S: Simd>(&self, s: S, score: S::Vector, _at: &At<'_, S>) -> S::Vector {
+///         s.mul(score, s.splat(1.0 / self.0))
+///     }
+/// }
+///
+/// let x = [0.5_f32; 6 * 4];
+/// let view = View::bhsd(&x, [1, 1, 6, 4])?;
+/// let problem = Problem::new(view, view, view, Scale::InvSqrtHeadDim, &Masking::default())?;
+/// let mut out = [0.0; 6 * 4];
+/// let outputs = Outputs::new(ViewMut::bhsd(&mut out, [1, 1, 6, 4])?);
+/// let (settings, mut workspace) = (Settings::default(), Workspace::new());
+/// attention_with(&problem, &Temperature(2.0), outputs, &settings, &mut workspace)?;
+/// assert!(out.iter().all(|x| (x - 0.5).abs() < 1e-6));
+/// # Ok::<(), headwise_kernels::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`attention`]; [`Error::Overflow`](crate::Error::Overflow) where a position lies beyond
+/// [`MAX_POSITION`](crate::MAX_POSITION), [`Error::Value`](crate::Error::Value) with
+/// [`Algorithm::Unfused`], which has no such terms.
+pub fn attention_with<U: ScoreTerm>(
+    problem: &Problem<'_, f32>,
+    term: &U,
+    outputs: Outputs<'_, f32>,
+    settings: &Settings<'_>,
+    workspace: &mut Workspace,
+) -> Result<Isa> {
+    outputs.check(problem.dims())?;
+    problem.check_positions("term")?;
+    if settings.algorithm == Algorithm::Unfused {
+        let expected = "Auto: terms of the caller's are fused".into();
+        return value_error("algorithm", settings.algorithm, expected);
+    }
+    if !problem.dims().has_rows() {
+        let isa = settings.isa()?;
+        outputs.without_rows(problem.dims());
+        return Ok(isa);
+    }
+    fused_with(problem, term, &outputs, settings, workspace)
+}
+
+/// The bytes of workspace that [`attention_with`] uses for this problem and terms of this type, as
+/// [`workspace_bytes`].
+pub fn workspace_bytes_with<U: ScoreTerm>(
+    problem: &Problem<'_, f32>,
+    settings: &Settings<'_>,
+) -> usize {
+    bytes(problem, settings, <Chosen<'_, U>>::TILE)
 }
 
 /// The bytes of workspace that [`attention`] uses for this problem, wherever it is called: a call that
 /// stays on one thread here may use more inside a pool.
 pub fn workspace_bytes<T: Element>(problem: &Problem<'_, T>, settings: &Settings<'_>) -> usize {
+    let terms = if problem.has_natural_scores() { <Chosen<'_, NoTerm>>::TILE } else { 0 };
+    bytes(problem, settings, terms)
+}
+
+/// With so many floats a tile for terms.
+fn bytes<T: Element>(problem: &Problem<'_, T>, settings: &Settings<'_>, terms: usize) -> usize {
     if !problem.dims().has_rows() {
         return 0;
     }
     let lines = |threads| match T::path(settings.algorithm) {
-        Path::Fused => Plan::new(problem, threads).lines(),
+        Path::Fused => Plan::new(problem, threads, terms).lines(),
         Path::Unfused => unfused::lines(problem, threads),
     };
     let lines = match settings.threads_for(Plan::work(problem)) {

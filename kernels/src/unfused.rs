@@ -9,8 +9,9 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::executor::{Crew, for_each_tile};
 use crate::microkernel::row_softmax::RowSoftmax;
+use crate::outputs::{Outputs, Stage};
 use crate::plan::Plan;
-use crate::problem::{Outputs, Problem};
+use crate::problem::Problem;
 use crate::simd::{Isa, Kernel, Simd, dispatch};
 use crate::workspace::{Line, Workspace};
 
@@ -124,23 +125,32 @@ impl<T: Plain> Kernel for Drive<'_, '_, T> {
         let part = lines_per_thread(self.problem) * size_of::<Line>() / size_of::<T>();
         let chunks = dims.seq_q.div_ceil(ROWS);
         let tiles = dims.batch * dims.q_heads * chunks;
+        // Sums over a kv head's rows are one thread's, or their order would be anybody's.
+        let sums = self.outputs.column_sums.as_ref();
+        let together = if sums.is_some() { dims.group_size() * chunks } else { 1 };
         for_each_tile(
             self.crew,
-            tiles,
+            tiles / together,
             (self.scratch, part),
             || (),
-            |(_, scratch), tile| {
-                let (head, chunk) = (tile / chunks, tile % chunks);
-                let rows = chunk * ROWS..((chunk + 1) * ROWS).min(dims.seq_q);
-                let scores = &mut scratch[..rows.len() * dims.seq_kv];
-                let chunk = Chunk {
-                    problem: self.problem,
-                    outputs: self.outputs,
-                    batch: head / dims.q_heads,
-                    head: head % dims.q_heads,
-                    rows,
-                };
-                chunk.run(simd, scores);
+            |(_, scratch), unit| {
+                if let Some(sums) = sums {
+                    // SAFETY: the outputs were checked, and no other thread has this head.
+                    unsafe { sums.clear(unit / dims.kv_heads, unit % dims.kv_heads, dims) };
+                }
+                for tile in unit * together..(unit + 1) * together {
+                    let (head, chunk) = (tile / chunks, tile % chunks);
+                    let rows = chunk * ROWS..((chunk + 1) * ROWS).min(dims.seq_q);
+                    let scores = &mut scratch[..rows.len() * dims.seq_kv];
+                    let chunk = Chunk {
+                        problem: self.problem,
+                        outputs: self.outputs,
+                        batch: head / dims.q_heads,
+                        head: head % dims.q_heads,
+                        rows,
+                    };
+                    chunk.run(simd, scores);
+                }
             },
         );
     }
@@ -179,12 +189,24 @@ impl<T: Plain> Chunk<'_, '_, T> {
                 );
             }
         }
-        let mut sums = [(0.0, 0.0); ROWS];
+        // The log-sum-exp of each row, -inf of none.
+        let mut lse = [0.0; ROWS];
         for (r, i) in self.rows.clone().enumerate() {
             let row = &mut scores[r * seq_kv..(r + 1) * seq_kv];
+            let stage = self.outputs.wanted_scores([self.batch, self.head, i]);
+            match stage {
+                Some(Stage::Scaled) => self.write_scores(i, row, |x| x),
+                Some(Stage::Capped) => self.write_scores(i, row, |x| problem.terms.capped(x)),
+                _ => {}
+            }
+            self.add_terms(i, row);
             self.mask(i, row);
+            if stage == Some(Stage::Final) {
+                self.write_scores(i, row, |x| x);
+            }
             let (max, sum) = T::softmax(simd, row);
-            sums[r] = (max.to_f64(), sum.to_f64());
+            let (max, sum) = (max.to_f64(), sum.to_f64());
+            lse[r] = if sum == 0.0 { f64::NEG_INFINITY } else { max + sum.ln() };
         }
         let out = self.outputs.out.row(self.batch, self.head, self.rows.start);
         let out_step = self.outputs.out.strides()[2];
@@ -203,34 +225,75 @@ impl<T: Plain> Chunk<'_, '_, T> {
             }
         }
         for (r, i) in self.rows.clone().enumerate() {
-            let (max, sum) = sums[r];
-            let weights = &scores[r * seq_kv..(r + 1) * seq_kv];
-            // SAFETY: as above.
-            let out = unsafe {
-                std::slice::from_raw_parts_mut(out.offset(r as isize * out_step), dims.value_dim)
-            };
+            let (share, lse) = self.beside_sink(lse[r]);
+            let weights = &mut scores[r * seq_kv..(r + 1) * seq_kv];
+            let out = out.wrapping_offset(r as isize * out_step);
+            if seq_kv == 0 {
+                // SAFETY: as above.
+                (0..dims.value_dim).for_each(|d| unsafe { out.add(d).write(T::default()) });
+            }
+            // SAFETY: as above; by now the row is initialised.
+            let out = unsafe { std::slice::from_raw_parts_mut(out, dims.value_dim) };
             // A masked value that is no number leaks through the product.
-            if sum == 0.0 || out.iter().any(|x| !x.to_f64().is_finite()) {
-                self.careful(i, weights, out, sum == 0.0);
+            let nothing = share == 0.0;
+            if nothing || out.iter().any(|x| !x.to_f64().is_finite()) {
+                self.careful(i, weights, out, nothing);
             }
-            if let Some(lse) = &self.outputs.lse {
-                let ln = if sum == 0.0 { f64::NEG_INFINITY } else { max + sum.ln() };
+            if self.problem.terms.sinks.is_some() {
+                out.iter_mut().for_each(|x| *x = T::from_f64(x.to_f64() * share));
+            }
+            if let Some(view) = &self.outputs.lse {
                 // SAFETY: as above; lse has one element for each row.
-                unsafe { lse.row(self.batch, self.head, i).write(T::from_f64(ln)) };
+                unsafe { view.row(self.batch, self.head, i).write(T::from_f64(lse)) };
             }
-            if let Some(view) = &self.outputs.weights {
-                let dst = view.row(self.batch, self.head, i);
-                for (j, &weight) in weights.iter().enumerate() {
-                    let weight = if self.is_visible(i, j) { weight } else { T::default() };
-                    // SAFETY: as above; weights has seq_kv contiguous elements in each row.
-                    unsafe { dst.add(j).write(weight) };
-                }
+            if self.outputs.want_weights([self.batch, self.head, i]) {
+                self.write_weights(i, weights, share);
             }
         }
     }
 
-    fn bias(&self, i: usize) -> Option<&[T]> {
-        self.problem.bias.as_ref().map(|bias| bias.rows(self.batch, self.head).slice(i))
+    /// Writes scores to where they are wanted, those of hidden keys as -inf.
+    fn write_scores(&self, i: usize, scores: &[T], stage: impl Fn(f64) -> f64) {
+        let Some((_, picked)) = &self.outputs.scores else { return };
+        let numbers = scores.iter().enumerate().map(|(j, x)| {
+            T::from_f64(if self.is_visible(i, j) { stage(x.to_f64()) } else { f64::NEG_INFINITY })
+        });
+        // SAFETY: the outputs were checked against the problem, and no other chunk has this row.
+        unsafe { picked.write([self.batch, self.head, i], 0, numbers) };
+    }
+
+    /// Makes of a row's weights what is wanted of them; `share` is the keys' part beside the sink, 0
+    /// of a row that sees nothing. -0.0 stands where a key is hidden.
+    fn write_weights(&self, i: usize, weights: &mut [T], share: f64) {
+        let at = [self.batch, self.head, i];
+        for (j, weight) in weights.iter_mut().enumerate() {
+            let shared = if self.is_visible(i, j) { weight.to_f64() * share } else { -0.0 };
+            *weight = T::from_f64(shared);
+        }
+        // SAFETY: as in `write_scores`; sums are cleared and in the hands of one thread.
+        unsafe {
+            if let Some(picked) = &self.outputs.weights {
+                let zero = T::default();
+                picked.write(at, 0, weights.iter().map(|&weight| T::sum(weight, zero)));
+            }
+            if let Some(top_k) = &self.outputs.top_k {
+                let mut held = 0;
+                top_k.offer(at, &mut held, 0, if share == 0.0 { &[] } else { weights });
+                top_k.finish(at, held);
+            }
+            if let Some(sums) = &self.outputs.column_sums {
+                sums.add((self.batch, self.head), self.problem.dims(), 0, weights);
+            }
+        }
+    }
+
+    /// The dense bias of key `j`, 0 without one.
+    fn bias(&self, i: usize, j: usize) -> f64 {
+        let mut bias = [T::default()];
+        if let Some(dense) = &self.problem.bias {
+            dense.widen(self.batch, self.head, i, j, &mut bias);
+        }
+        bias[0].to_f64()
     }
 
     fn boolean(&self, i: usize) -> Option<&[bool]> {
@@ -240,18 +303,39 @@ impl<T: Plain> Chunk<'_, '_, T> {
     fn is_visible(&self, i: usize, j: usize) -> bool {
         self.problem.visible_keys(self.batch, i).contains(&j)
             && self.boolean(i).is_none_or(|mask| mask[j])
-            && self.bias(i).is_none_or(|bias| bias[j].to_f64() != f64::NEG_INFINITY)
+            && self.bias(i, j) != f64::NEG_INFINITY
     }
 
-    /// Adds the bias and hides what is masked.
+    /// Softcap and biases.
+    fn add_terms(&self, i: usize, scores: &mut [T]) {
+        let Problem { terms, bias, .. } = self.problem;
+        if bias.is_none() && !terms.change_scores() {
+            return;
+        }
+        let head = (self.head, self.problem.dims().q_heads);
+        for (j, x) in scores.iter_mut().enumerate() {
+            let distance = j as i128 - self.problem.position(i);
+            let bias = self.bias(i, j) + terms.bias(head, distance);
+            let masked = bias == f64::NEG_INFINITY;
+            *x = T::from_f64(if masked { bias } else { terms.capped(x.to_f64()) + bias });
+        }
+    }
+
+    /// The keys' share in the weights beside the head's sink, 0 where there is nothing, and the
+    /// log-sum-exp of both.
+    fn beside_sink(&self, lse: f64) -> (f64, f64) {
+        let sink = self.problem.terms.sink(self.head);
+        let top = if sink > lse { sink } else { lse };
+        if top == f64::NEG_INFINITY {
+            return (0.0, top);
+        }
+        let sum = (lse - top).exp() + (sink - top).exp();
+        ((lse - top).exp() / sum, top + sum.ln())
+    }
+
+    /// Hides what is masked.
     fn mask(&self, i: usize, scores: &mut [T]) {
         let hidden = T::from_f64(f64::NEG_INFINITY);
-        if let Some(bias) = self.bias(i) {
-            for (x, &bias) in scores.iter_mut().zip(bias) {
-                let masked = bias.to_f64() == f64::NEG_INFINITY;
-                *x = if masked { hidden } else { T::sum(*x, bias) };
-            }
-        }
         if let Some(mask) = self.boolean(i) {
             for (x, &attend) in scores.iter_mut().zip(mask) {
                 *x = if attend { *x } else { hidden };

@@ -34,6 +34,7 @@ use headwise::oracle::reference::{self, Answer, Dense};
 use headwise::{Attention, Element, Tensor};
 
 use super::case::Inputs;
+use super::terms::Own;
 
 /// The arithmetic of a computation.
 #[derive(Debug, Clone, Copy)]
@@ -124,34 +125,72 @@ fn doubles<T: Element>(data: &[T]) -> Vec<f64> {
     data.iter().map(|x| x.to_f64()).collect()
 }
 
+fn tensors<T: Element>(inputs: &Inputs<T>) -> [Vec<f64>; 3] {
+    [&inputs.query, &inputs.key, &inputs.value].map(|tensor| doubles(&tensor.dense()))
+}
+
+fn dense<'a, T: Element>(inputs: &Inputs<T>, [query, key, value]: [&'a [f64]; 3]) -> Dense<'a> {
+    let d = inputs.dims();
+    Dense {
+        batch: d.batch,
+        q_heads: d.q_heads(),
+        kv_heads: d.kv_heads,
+        seq_q: d.seq_q,
+        seq_kv: d.seq_kv,
+        head_dim: d.head_dim,
+        value_dim: d.value_dim,
+        query,
+        key,
+        value,
+        scale: inputs.scale_factor(),
+    }
+}
+
 impl Expected {
     pub fn of<T: Element>(inputs: &Inputs<T>) -> Self {
+        let [query, key, value] = tensors(inputs);
+        Self::with(inputs, &dense(inputs, [&query, &key, &value]), None)
+    }
+
+    /// With a term of the caller's that lets errors of its scores grow by no more than 1, and adds
+    /// no more than `Own::magnitude`.
+    pub fn of_own<T: Element>(inputs: &Inputs<T>, own: &Own) -> Self {
+        let [query, key, value] = tensors(inputs);
+        Self::with(inputs, &dense(inputs, [&query, &key, &value]), Some(own))
+    }
+
+    fn with<T: Element>(inputs: &Inputs<T>, problem: &Dense<'_>, own: Option<&Own>) -> Self {
         let d = inputs.dims();
-        let query = doubles(&inputs.query.dense());
-        let key = doubles(&inputs.key.dense());
-        let value = doubles(&inputs.value.dense());
-        let problem = Dense {
-            batch: d.batch,
-            q_heads: d.q_heads(),
-            kv_heads: d.kv_heads,
-            seq_q: d.seq_q,
-            seq_kv: d.seq_kv,
-            head_dim: d.head_dim,
-            value_dim: d.value_dim,
-            query: &query,
-            key: &key,
-            value: &value,
-            scale: inputs.scale_factor(),
+        let terms = &inputs.terms;
+        let slopes = terms.slopes(d.q_heads());
+        let slopes: Option<Vec<f64>> =
+            slopes.map(|slopes| slopes.iter().map(|&x| x.into()).collect());
+        let sinks: Option<Vec<f64>> =
+            terms.sinks.as_ref().map(|sinks| sinks.iter().map(|&x| x.into()).collect());
+        let relative = |h, distance| terms.relative_at(h, distance);
+        let user = |score, b, h, i, j| {
+            own.map_or(score, |own| {
+                let position = i as i128 + inputs.diagonal();
+                own.wide(score, [b, h, i, j], position)
+            })
         };
-        let answer = reference::attention(
-            problem,
+        let answer = reference::attention_with(
+            *problem,
             |b, h, i, j| inputs.sees([b, h, i, j]),
-            |b, h, i, j| inputs.bias_at([b, h, i, j]),
+            &reference::Terms {
+                softcap: terms.softcap.map(f64::from),
+                bias: &|b, h, i, j| inputs.bias_at([b, h, i, j]),
+                slopes: slopes.as_deref(),
+                relative: terms.relative.is_some().then_some(&relative),
+                offset: inputs.diagonal(),
+                user: Some(&user),
+                sinks: sinks.as_deref(),
+            },
         );
         let rows = inputs.rows().into_iter().enumerate();
         let rows = rows.map(|(at, row)| {
             let weights = &answer.weights[at * d.seq_kv..][..d.seq_kv];
-            facts(inputs, &problem, row, (at, weights))
+            facts(inputs, own, problem, row, (at, weights))
         });
         let rows = rows.collect();
         Self { answer, rows, head_dim: d.head_dim }
@@ -216,6 +255,7 @@ impl Expected {
 
 fn facts<T: Element>(
     inputs: &Inputs<T>,
+    own: Option<&Own>,
     p: &Dense<'_>,
     [b, h, i]: [usize; 3],
     (at, weights): (usize, &[f64]),
@@ -224,18 +264,36 @@ fn facts<T: Element>(
     let q = &p.query[at * p.head_dim..][..p.head_dim];
     let mut columns = vec![(0.0, 0.0); p.value_dim];
     let mut scores = vec![];
-    for j in (0..p.seq_kv).filter(|&j| inputs.is_visible([b, h, i, j])) {
+    let position = i as i128 + inputs.diagonal();
+    let hides = |j: usize| own.is_some_and(|own| own.hides([b, h, i, j], position));
+    for j in (0..p.seq_kv).filter(|&j| inputs.is_visible([b, h, i, j]) && !hides(j)) {
         let k = &p.key[(kv * p.seq_kv + j) * p.head_dim..][..p.head_dim];
         let v = &p.value[(kv * p.seq_kv + j) * p.value_dim..][..p.value_dim];
         for (column, v) in columns.iter_mut().zip(v) {
             *column = (column.0 + weights[j] * v.abs(), f64::max(column.1, v.abs()));
         }
         let bias = inputs.bias_at([b, h, i, j]);
+        let distance = j as i128 - position;
+        let others = inputs.terms.biases(h, p.q_heads, distance);
         let terms = q.iter().zip(k).map(|(q, k)| p.scale * q * k);
         let (sum, abs) = terms.fold((0.0, 0.0), |(sum, abs), x| (sum + x, abs + x.abs()));
-        scores.push((sum + bias, abs + bias.abs()));
+        // The relative error of the cap's tanh, 6e-7, is what the score has in nine roundings more.
+        let (sum, abs) = match inputs.terms.softcap.map(f64::from) {
+            Some(cap) => (cap * (sum / cap).tanh(), 2.2 * abs),
+            None => (sum, abs),
+        };
+        let (sum, abs) = (sum + bias + others[0] + others[1], abs + bias.abs());
+        let abs = abs + others[0].abs() + others[1].abs();
+        match own {
+            Some(own) => {
+                let score = own.wide(sum, [b, h, i, j], position);
+                scores.push((score, abs + own.magnitude(distance, h)));
+            }
+            None => scores.push((sum, abs)),
+        }
     }
-    let row_max = scores.iter().fold(f64::NEG_INFINITY, |max, &(score, _)| max.max(score));
+    let sink = inputs.terms.sinks.as_ref().map_or(f64::NEG_INFINITY, |sinks| sinks[h].into());
+    let row_max = scores.iter().fold(sink, |max, &(score, _)| max.max(score));
     // 1e-4 is above (head_dim + 8) u for f32.
     let counts = |&&(score, m): &&(f64, f64)| score + 1e-4 * m >= row_max - 150.0;
     let magnitude = scores.iter().filter(counts).fold(0.0, |max, &(_, m)| f64::max(max, m));

@@ -6,6 +6,7 @@ use safetensors::SafeTensors;
 
 use super::case::Inputs;
 use super::strided::{Layout, Strided};
+use super::terms::Terms;
 
 /// A capture of the fixtures.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +63,7 @@ impl Capture {
             left: None,
             right: None,
             scale: self.scale,
+            terms: Terms::default(),
         }
     }
 }

@@ -4,6 +4,7 @@ use headwise::{Attention, AttentionOptions, Causal, Element, Isa, Scale, Tensor,
 
 use super::Rng;
 use super::strided::{Layout, Strided};
+use super::terms::Terms;
 
 /// What the gaps of padded layouts hold: a value that would be seen in any result.
 pub const GAP: f32 = 7.5e8;
@@ -114,6 +115,7 @@ impl Case {
             left: self.masks.left,
             right: self.masks.right,
             scale: self.scale,
+            terms: Terms::default(),
         }
     }
 
@@ -195,6 +197,7 @@ pub struct Inputs<T> {
     pub left: Option<usize>,
     pub right: Option<usize>,
     pub scale: Scale,
+    pub terms: Terms,
 }
 
 impl<T: Element> Inputs<T> {
@@ -212,7 +215,7 @@ impl<T: Element> Inputs<T> {
     }
 
     pub fn options(&self) -> AttentionOptions<'_, T> {
-        self.masked(AttentionOptions::new().scale(self.scale))
+        self.terms.add_to(self.masked(AttentionOptions::new().scale(self.scale)))
     }
 
     /// `options` with the masks of these inputs.
@@ -256,6 +259,7 @@ impl<T: Element> Inputs<T> {
             left: self.left,
             right: self.right,
             scale: self.scale,
+            terms: self.terms.clone(),
         }
     }
 

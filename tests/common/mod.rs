@@ -8,11 +8,13 @@ pub mod bounds;
 #[cfg(feature = "safetensors")]
 pub mod capture;
 pub mod case;
+pub mod everything;
 pub mod executors;
 pub mod file;
 pub mod layers;
 pub mod strategies;
 pub mod strided;
+pub mod terms;
 
 use headwise::{Attention, Element, Tensor};
 use proptest::strategy::Strategy;

@@ -2,15 +2,19 @@
 //! threads, and [`pass`] takes an item's tiles through the key blocks.
 
 mod ahead;
+mod outputs;
 pub(crate) mod pass;
 pub(crate) mod tile;
 
 use crate::Settings;
 use crate::error::Result;
 use crate::executor::{Crew, for_each_tile};
+use crate::microkernel::terms::{Chosen, Plain, Scoring};
+use crate::outputs::Outputs;
 use crate::plan::{MAX_TILES, Plan};
-use crate::problem::{Outputs, Problem};
+use crate::problem::Problem;
 use crate::simd::{Isa, Kernel, Simd, dispatch};
+use crate::term::{NoTerm, ScoreTerm};
 use crate::workspace::{Line, Workspace};
 use pass::{Item, Job};
 use tile::TileRows;
@@ -22,21 +26,46 @@ pub(crate) fn fused(
     settings: &Settings<'_>,
     workspace: &mut Workspace,
 ) -> Result<Isa> {
+    if problem.has_natural_scores() {
+        fused_with(problem, &NoTerm, outputs, settings, workspace)
+    } else {
+        run(problem, Plain, outputs, settings, workspace)
+    }
+}
+
+/// The same with a term of the caller's.
+pub(crate) fn fused_with<U: ScoreTerm>(
+    problem: &Problem<'_, f32>,
+    term: &U,
+    outputs: &Outputs<'_, f32>,
+    settings: &Settings<'_>,
+    workspace: &mut Workspace,
+) -> Result<Isa> {
+    run(problem, Chosen::new(problem, term), outputs, settings, workspace)
+}
+
+fn run<T: Scoring>(
+    problem: &Problem<'_, f32>,
+    terms: T,
+    outputs: &Outputs<'_, f32>,
+    settings: &Settings<'_>,
+    workspace: &mut Workspace,
+) -> Result<Isa> {
     let isa = settings.isa()?;
-    let plan = Plan::new(problem, settings.threads_for(Plan::work(problem)));
-    let job = Job::new(problem, outputs, plan);
+    let plan = Plan::new(problem, settings.threads_for(Plan::work(problem)), T::TILE);
+    let job = Job::new(problem, terms, outputs, plan);
     let crew = Crew { executor: settings.executor, threads: plan.threads };
     dispatch(isa, Drive { job, crew, scratch: workspace.scratch(plan.lines())? })?;
     Ok(isa)
 }
 
-struct Drive<'a, 'p> {
-    job: Job<'a, 'p>,
+struct Drive<'a, 'p, T> {
+    job: Job<'a, 'p, T>,
     crew: Crew<'a>,
     scratch: &'a mut [f32],
 }
 
-impl Kernel for Drive<'_, '_> {
+impl<T: Scoring> Kernel for Drive<'_, '_, T> {
     type Output = ();
 
     fn run<S: Simd>(self, simd: S) {
@@ -49,12 +78,24 @@ impl Kernel for Drive<'_, '_> {
     }
 }
 
-impl Drive<'_, '_> {
+impl<T: Scoring> Drive<'_, '_, T> {
     /// Items of up to `TILES` tiles.
     fn items<S: Simd, const TILES: usize>(self, simd: S) {
         let plan = &self.job.plan;
         let part = plan.lines_per_thread() * Line::FLOATS;
         let local = || [const { TileRows::EMPTY }; TILES];
+        if let Some(sums) = &self.job.outputs.column_sums {
+            let dims = self.job.problem.dims();
+            let heads = plan.heads();
+            for_each_tile(self.crew, heads, (self.scratch, part), local, |(local, part), head| {
+                // SAFETY: the outputs were checked, and no other thread has this head.
+                unsafe { sums.clear(head / dims.kv_heads, head % dims.kv_heads, dims) };
+                for nth in 0..plan.items_per_head() {
+                    Item::run(&self.job, simd, plan.nth_item(head, nth), None, (local, part));
+                }
+            });
+            return;
+        }
         for_each_tile(self.crew, plan.items(), (self.scratch, part), local, |mine, index| {
             let next = index + self.crew.threads;
             let next = (next < plan.items()).then(|| plan.item(next));

@@ -9,6 +9,7 @@
 //!       acc += prob * value                            microkernel::values
 //!   merge the split into the earlier ones
 //! out = acc / row_sum, lse = row_ref + ln row_sum
+//! what else was asked for, by a second pass                 attention::outputs
 //! ```
 //!
 //! **Reference maximum.** A row needs no exact running maximum, only a reference near enough that
@@ -25,49 +26,56 @@
 
 use super::ahead::Ahead;
 use super::tile::{Softmax, Tile, TileRows};
-use crate::microkernel::finish::{Combine, Normalize};
-use crate::microkernel::pack::{Pack, Unpack};
+use crate::microkernel::finish::{Combine, Normalize, OutRow};
+use crate::microkernel::pack::Pack;
 use crate::microkernel::scores::Scores;
-use crate::microkernel::sweep::{Dense, Redo, Sweep, Units};
+use crate::microkernel::sweep::{Redo, Staged, Sweep, Units};
+use crate::microkernel::terms::Scoring;
 use crate::microkernel::values::{Finish, OutRows, Values};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, Block, Lanes, Seen};
+use crate::outputs::{Outputs, Stage};
 use crate::plan::{self, Layout, Plan, SPLIT_KV};
-use crate::problem::{Outputs, Problem};
+use crate::problem::{Bias, Problem};
 use crate::simd::Simd;
+use crate::term::{ROW_FACTS, Row};
 use crate::view::Rows;
 use std::ops::Range;
 
 /// Everything about a call that its items share.
-pub(crate) struct Job<'a, 'p> {
+pub(crate) struct Job<'a, 'p, T> {
     pub(crate) problem: &'a Problem<'p, f32>,
     pub(crate) plan: Plan,
-    outputs: &'a Outputs<'p, f32>,
+    pub(super) outputs: &'a Outputs<'p, f32>,
+    /// Whether some output needs it: see `attention::outputs`.
+    second_pass: bool,
     units: Units,
     /// From a reference, in those units, to a power of e.
     to_ln: f64,
-    /// Scores are powers of e; the bias that they need may be 0.
-    natural: bool,
-    /// Scores have a dense term: no block goes straight to probabilities.
-    masked: bool,
+    /// Where scores change.
+    terms: T,
+    /// Scores have a dense term, mask or bias.
+    dense: bool,
 }
 
-impl<'a, 'p> Job<'a, 'p> {
+impl<'a, 'p, T: Scoring> Job<'a, 'p, T> {
     pub(crate) fn new(
         problem: &'a Problem<'p, f32>,
+        terms: T,
         outputs: &'a Outputs<'p, f32>,
         plan: Plan,
     ) -> Self {
         use std::f64::consts::{LN_2, LOG2_E};
-        let natural = problem.has_natural_scores();
-        let (to_log2, to_ln) = if natural { (LOG2_E, 1.0) } else { (1.0, LN_2) };
+        // Terms give powers of e: log2(e) in their factors could overflow beside a bias of f32::MIN.
+        let (to_log2, to_ln) = if T::PLAIN { (1.0, LN_2) } else { (LOG2_E, 1.0) };
         Self {
             problem,
             plan,
             outputs,
+            second_pass: outputs.want_second_pass(),
             units: Units { factor: (problem.scale / to_ln) as f32, to_log2: to_log2 as f32 },
             to_ln,
-            natural,
-            masked: problem.has_dense_term(),
+            terms,
+            dense: problem.has_dense_term(),
         }
     }
 }
@@ -75,7 +83,7 @@ impl<'a, 'p> Job<'a, 'p> {
 /// How much care a pass takes; each level is entered when the one before left something not
 /// finite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Care {
+pub(super) enum Care {
     /// Masked values are multiplied by -0.0.
     Fast,
     /// Masked values are selected away; the same bits for finite values.
@@ -97,18 +105,18 @@ impl Care {
 }
 
 /// A tile's visit to a key block.
-struct Visit<'a> {
+pub(super) struct Visit<'a> {
     /// The block's first key.
-    first: usize,
+    pub(super) first: usize,
     /// The keys that some row sees, counted from the first.
-    keys: Range<usize>,
+    pub(super) keys: Range<usize>,
     /// Which of them each row sees; `None`: all.
     seen: Option<&'a Seen>,
 }
 
 impl<'a> Visit<'a> {
     /// The visit of `tile` to the block at `first`, of which `seen` is what `Tile::seen` says.
-    fn new(tile: &Tile<'_>, first: usize, seen: Option<&'a Seen>) -> Self {
+    pub(super) fn new(tile: &Tile<'_>, first: usize, seen: Option<&'a Seen>) -> Self {
         Self { first, keys: tile.keys_of_block(first), seen }
     }
 
@@ -118,24 +126,33 @@ impl<'a> Visit<'a> {
     }
 }
 
+/// The most numbers that a row may carry along.
+const MAX_NUMBERS: usize = 64;
+
+/// ln(e^a + e^b), NaN if either is.
+fn ln_add_exp(a: f64, b: f64) -> f64 {
+    let (low, high) = if a < b { (a, b) } else { (b, a) };
+    if low == f64::NEG_INFINITY { high } else { high + (low - high).exp().ln_1p() }
+}
+
 /// One item in the hands of one thread.
-pub(crate) struct Item<'a, 'p, S> {
-    simd: S,
-    job: &'a Job<'a, 'p>,
-    batch: usize,
+pub(crate) struct Item<'a, 'p, S, T> {
+    pub(super) simd: S,
+    pub(super) job: &'a Job<'a, 'p, T>,
+    pub(super) batch: usize,
     kv_head: usize,
     keys: Rows<'p, f32>,
     values: Rows<'p, f32>,
-    prob: &'a mut [f32],
-    bias: &'a mut [f32],
+    pub(super) prob: &'a mut [f32],
+    dense: &'a mut [f32],
     ahead: Ahead<'p>,
 }
 
-impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
+impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     /// Computes the item's rows and writes them to the outputs.
     /// `next` is the item that the thread will probably run after it.
     pub(crate) fn run<const TILES: usize>(
-        job: &'a Job<'a, 'p>,
+        job: &'a Job<'a, 'p, T>,
         simd: S,
         item: plan::Item,
         next: Option<plan::Item>,
@@ -143,7 +160,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     ) {
         let layout = &job.plan.layout;
         let (prob, scratch) = scratch.split_at_mut(Layout::PROB);
-        let (bias, scratch) = scratch.split_at_mut(layout.bias);
+        let (dense, scratch) = scratch.split_at_mut(layout.dense);
         let mut this = Self {
             simd,
             job,
@@ -152,7 +169,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             keys: job.problem.key.rows(item.batch, item.kv_head),
             values: job.problem.value.rows(item.batch, item.kv_head),
             prob,
-            bias,
+            dense,
             ahead: Ahead::new((job.problem, &job.plan), (item.batch, item.kv_head), next),
         };
         let mut tiles = local.each_mut().map(Tile::new);
@@ -162,7 +179,8 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             let start = item.rows.start + t * BLOCK_Q;
             let rows = start..(start + BLOCK_Q).min(item.rows.end);
             let lanes = rows.len().next_multiple_of(S::LANES);
-            tile.begin(job, item.batch, rows, lanes, part);
+            tile.begin((job.problem, layout), item.batch, rows, lanes, part);
+            this.note_rows(tile);
         }
         this.compute(tiles);
     }
@@ -173,8 +191,8 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         }
         let finite = self.pass(tiles, Care::Fast) || self.pass(tiles, Care::Select);
         // Before references are raised, which may be for another row's sake.
-        if self.job.outputs.weights.is_some() {
-            tiles.iter_mut().for_each(|tile| self.weights(tile));
+        if self.job.second_pass {
+            tiles.iter_mut().for_each(|tile| self.second_pass(tile));
         }
         if !finite {
             self.pass(tiles, Care::Headroom);
@@ -195,8 +213,31 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     }
 
     /// The query head and the query of a flattened row.
-    fn row(&self, row: usize) -> (usize, usize) {
+    pub(super) fn row(&self, row: usize) -> (usize, usize) {
         self.job.plan.query_row(self.kv_head, row)
+    }
+
+    /// What the terms want to know of a tile's rows; the lanes beyond repeat the last row.
+    fn note_rows(&self, tile: &mut Tile<'_>) {
+        if T::PLAIN {
+            return;
+        }
+        const { assert!(T::NUMBERS <= MAX_NUMBERS, "a term of too many numbers a row") };
+        let mut numbers = [0.0; MAX_NUMBERS];
+        let numbers = &mut numbers[..T::NUMBERS];
+        for lane in 0..tile.of.lanes {
+            let row = (tile.of.rows.start + lane).min(tile.of.rows.end - 1);
+            let (head, query) = self.row(row);
+            let position = self.job.problem.position(query);
+            numbers.fill(0.0);
+            // Where positions do not fit a term does not ask for them.
+            let position = i64::try_from(position).unwrap_or(0);
+            self.job.terms.row(Row { batch: self.batch, head, query, position }, numbers);
+            let facts: [f32; ROW_FACTS] = [head as f32, query as f32, position as f32];
+            for (n, &x) in facts.iter().chain(numbers.iter()).enumerate() {
+                tile.term_rows[n * BLOCK_Q + lane] = x;
+            }
+        }
     }
 
     fn pack_queries(&self, tile: &mut Tile<'_>) {
@@ -283,7 +324,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         if !sums.iter().fold(true, |all, &sum| all & (sum > 0.0) & (sum < f32::INFINITY)) {
             return None;
         }
-        let factor = tile.of.split.row_sum.map(|sum| 1.0 / sum);
+        let factor = self.factors(tile, &tile.of.split);
         let rows = tile.of.rows.clone().map(|row| {
             let (head, i) = self.row(row);
             self.job.outputs.out.row(self.batch, head, i)
@@ -296,22 +337,34 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     }
 
     /// The probabilities of a visit, and their sums. Rows without a reference take one.
-    fn prob(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, care: Care) -> Lanes {
+    pub(super) fn prob(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, care: Care) -> Lanes {
         let mut sums = Lanes::splat(0.0);
-        if self.job.masked {
-            self.pack_bias(tile, visit.first, visit.keys.end);
-            self.scores::<true>(tile, visit, care, (&mut sums, None));
+        if self.job.dense {
+            self.pack_dense(tile, visit.first, visit.keys.end);
+        }
+        if T::IN_MEMORY || (T::PLAIN && self.job.dense) {
+            self.scores::<true>(tile, visit, care, (&mut sums, None, None));
         } else {
-            self.scores::<false>(tile, visit, care, (&mut sums, None));
+            self.scores::<false>(tile, visit, care, (&mut sums, None, None));
         }
         sums
+    }
+
+    /// The scores of a visit as they are at `stage`, in natural units, -inf where they are hidden.
+    pub(super) fn scores_at(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, stage: Stage) {
+        if self.job.dense {
+            self.pack_dense(tile, visit.first, visit.keys.end);
+        }
+        let staged = Staged { stage, scale: self.job.problem.scale as f32 };
+        let mut no_sums = Lanes::splat(0.0);
+        self.scores::<true>(tile, visit, Care::Fast, (&mut no_sums, None, Some(staged)));
     }
 
     /// The probabilities again, with higher references in `rows`, whose earlier sums shrink.
     fn redo(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, rows: &Lanes, care: Care) -> Lanes {
         let (mut sums, mut rescale) = (Lanes::splat(0.0), Lanes::splat(1.0));
         let redo = Redo { rows, rescale: &mut rescale };
-        self.scores::<true>(tile, visit, care, (&mut sums, Some(redo)));
+        self.scores::<true>(tile, visit, care, (&mut sums, Some(redo), None));
         for (sum, factor) in tile.of.split.row_sum.0.iter_mut().zip(&rescale.0) {
             *sum *= factor;
         }
@@ -330,18 +383,18 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         tile: &mut Tile<'_>,
         visit: &Visit<'_>,
         care: Care,
-        (block_sum, redo): (&mut Lanes, Option<Redo<'_>>),
+        (block_sum, redo, staged): (&mut Lanes, Option<Redo<'_>>, Option<Staged>),
     ) {
-        self.simd.vectorize(Scores::<SWEPT> {
+        self.simd.vectorize(Scores::<T, SWEPT> {
             q_t: tile.q_t,
             keys: visit.block(self.keys),
             sweep: Sweep {
                 prob: self.prob,
-                dense: match (self.job.natural, self.job.masked) {
-                    (true, _) => Dense::Bias(self.bias),
-                    (false, true) => Dense::Mask(self.bias),
-                    (false, false) => Dense::None,
-                },
+                dense: self.job.dense.then_some(&*self.dense),
+                terms: &self.job.terms,
+                rows: tile.term_rows,
+                place: (self.batch, visit.first),
+                len: tile.of.rows.len(),
                 lanes: tile.of.lanes,
                 seen: visit.seen,
                 units: self.job.units,
@@ -349,6 +402,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
                 row_ref: &mut tile.of.split.row_ref,
                 block_sum,
                 redo,
+                staged,
             },
             fetch: &mut self.ahead.fetch,
         });
@@ -374,26 +428,57 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         })
     }
 
-    /// The dense term of a block, transposed to the tile's orientation: the bias, or 0 without one,
-    /// and -inf where the boolean mask is false.
-    fn pack_bias(&mut self, tile: &Tile<'_>, first: usize, end: usize) {
+    /// The dense term of a block, transposed to the tile's orientation: the biases, or 0 without
+    /// any, and -inf where the boolean mask is false.
+    fn pack_dense(&mut self, tile: &Tile<'_>, first: usize, end: usize) {
         let problem = self.job.problem;
-        let mut dense = [[0.0_f32; BLOCK_KV]; BLOCK_Q];
-        for (dense, row) in dense.iter_mut().zip(tile.of.rows.clone()) {
+        let relative = problem.terms.relative_bias;
+        let mut rows: [&[f32]; BLOCK_Q] = [&[]; BLOCK_Q];
+        match (&problem.bias, relative, &problem.boolean) {
+            // Read where they lie.
+            (Some(Bias::Native(bias)), None, None) => {
+                for (slice, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
+                    let (head, i) = self.row(row);
+                    *slice = &bias.rows(self.batch, head).slice(i)[first..first + end];
+                }
+            }
+            (None, Some(bias), None) => {
+                for (slice, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
+                    let (head, i) = self.row(row);
+                    *slice = bias.row(head, first as i128 - problem.position(i));
+                }
+            }
+            _ => return self.pack_sums(tile, first, end),
+        }
+        let rows = &rows[..tile.len()];
+        self.simd.vectorize(Pack { rows, width: end, lanes: tile.of.lanes, dst: self.dense });
+    }
+
+    /// The same where a row must be put together first.
+    #[inline(never)]
+    fn pack_sums(&mut self, tile: &Tile<'_>, first: usize, end: usize) {
+        let problem = self.job.problem;
+        let mut sums = [[0.0_f32; BLOCK_KV]; BLOCK_Q];
+        for (sums, row) in sums.iter_mut().zip(tile.of.rows.clone()) {
             let (head, i) = self.row(row);
-            let dense = &mut dense[..end];
+            let sums = &mut sums[..end];
             if let Some(bias) = &problem.bias {
-                dense.copy_from_slice(&bias.rows(self.batch, head).slice(i)[first..first + end]);
+                bias.widen(self.batch, head, i, first, sums);
+            }
+            if let Some(bias) = problem.terms.relative_bias {
+                let row = bias.row(head, first as i128 - problem.position(i));
+                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
             }
             if let Some(mask) = &problem.boolean {
                 let mask = &mask.rows(self.batch, head).slice(i)[first..first + end];
-                for (x, &attend) in dense.iter_mut().zip(mask) {
+                for (x, &attend) in sums.iter_mut().zip(mask) {
                     *x = if attend { *x } else { f32::NEG_INFINITY };
                 }
             }
         }
-        let rows = dense.each_ref().map(|row| row.as_slice());
-        self.simd.vectorize(Pack { rows: &rows, width: end, lanes: tile.of.lanes, dst: self.bias });
+        let rows = sums.each_ref().map(|row| row.as_slice());
+        let rows = &rows[..tile.len()];
+        self.simd.vectorize(Pack { rows, width: end, lanes: tile.of.lanes, dst: self.dense });
     }
 
     /// `total = merge(total, split)`, row by row; an empty side changes no bit of the other.
@@ -425,29 +510,27 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     /// scores are not.
     fn write_out(&self, tile: &Tile<'_>, care: Care) -> bool {
         let (acc, state) = self.totals(tile);
+        let factors = self.factors(tile, state);
         let value_dim = self.job.problem.dims().value_dim;
         let mut all_finite = true;
         for (r, row) in tile.of.rows.clone().enumerate() {
             let (head, i) = self.row(row);
             let row_sum = state.row_sum.0[r];
+            let out = self.job.outputs.out.row(self.batch, head, i);
             // SAFETY: the outputs were checked against the problem: the row exists and has
-            // value_dim contiguous floats, and no other item has a row of this number. It may be
-            // uninitialised: the first pass writes it whole and reads nothing; only the pass with
-            // headroom, which comes after, reads.
-            let out = unsafe {
-                let out = self.job.outputs.out.row(self.batch, head, i);
-                std::slice::from_raw_parts_mut(out, value_dim)
-            };
+            // value_dim contiguous floats, and no other item has a row of this number.
+            let mut out = unsafe { OutRow::new(out, value_dim) };
             if row_sum == 0.0 {
                 out.fill(0.0);
             } else if !row_sum.is_finite() {
                 out.fill(f32::NAN);
             } else {
                 let src = &acc[r * self.job.plan.layout.acc_width..][..value_dim];
-                let factor = 1.0 / row_sum;
+                let factor = factors.0[r];
                 if care == Care::Headroom {
                     // What was finite without headroom stays.
-                    for (out, x) in out.iter_mut().zip(src) {
+                    // SAFETY: the passes before this one wrote the row.
+                    for (out, x) in unsafe { out.written() }.iter_mut().zip(src) {
                         if !out.is_finite() {
                             *out = x * factor;
                         }
@@ -470,57 +553,35 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             let ln = f64::from(row_ref) * self.job.to_ln + f64::from(row_sum).ln();
             let ln = if row_sum == 0.0 { f64::NEG_INFINITY } else { ln };
             let ln = if row_sum.is_finite() { ln } else { f64::NAN };
+            let ln = ln_add_exp(ln, self.job.problem.terms.sink(head));
             // SAFETY: the outputs were checked against the problem: lse has one element for each
             // row, and no other item has a row of this number.
             unsafe { lse.row(self.batch, head, i).write(ln as f32) };
         }
     }
 
+    /// What each row's sums are multiplied by at the end: 1 / row_sum, or less where a sink takes a
+    /// part. Of no account in rows without a positive sum.
+    pub(super) fn factors(&self, tile: &Tile<'_>, state: &Softmax) -> Lanes {
+        let mut factors = state.row_sum.map(|sum| 1.0 / sum);
+        if let Some(sinks) = self.job.problem.terms.sinks {
+            for (r, row) in tile.of.rows.clone().enumerate() {
+                let (sum, sink) =
+                    (f64::from(state.row_sum.0[r]), f64::from(sinks[self.row(row).0]));
+                let row_ref = f64::from(state.row_ref.0[r]) * self.job.to_ln;
+                // 1 / (sum + e^(sink - row_ref)), where the power may be infinite.
+                factors.0[r] = (1.0 / (sum + (sink - row_ref).exp())) as f32;
+            }
+        }
+        factors
+    }
+
     /// The sums over all splits.
-    fn totals<'t>(&self, tile: &'t Tile<'_>) -> (&'t [f32], &'t Softmax) {
+    pub(super) fn totals<'t>(&self, tile: &'t Tile<'_>) -> (&'t [f32], &'t Softmax) {
         if self.job.plan.layout.merged > 0 {
             (&*tile.total_acc, &tile.of.total)
         } else {
             (&*tile.acc, &tile.of.split)
-        }
-    }
-
-    /// The second pass, for the weights: the scores again, block by block, now with the final
-    /// reference and sum.
-    fn weights(&mut self, tile: &mut Tile<'_>) {
-        let Some(weights) = &self.job.outputs.weights else { return };
-        let seq_kv = self.job.problem.dims().seq_kv;
-        let (_, state) = self.totals(tile);
-        let factor = state.row_sum.map(|sum| if sum == 0.0 { 0.0 } else { 1.0 / sum });
-        let row_ref = state.row_ref.map(|x| if x == f32::NEG_INFINITY { 0.0 } else { x });
-        tile.of.split.row_ref = row_ref;
-        let mut rows: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
-        for (slice, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
-            let (head, i) = self.row(row);
-            // SAFETY: the outputs were checked against the problem: the row exists and has
-            // seq_kv contiguous floats, and no other item has a row of this number.
-            *slice =
-                unsafe { std::slice::from_raw_parts_mut(weights.row(self.batch, head, i), seq_kv) };
-            slice[..tile.of.any.start].fill(0.0);
-            slice[tile.of.any.end..].fill(0.0);
-        }
-        let first_block = tile.of.any.start / BLOCK_KV * BLOCK_KV;
-        for first in (first_block..tile.of.any.end).step_by(BLOCK_KV) {
-            let seen = tile.seen(first);
-            let visit = Visit::new(tile, first, seen.as_ref());
-            let keys = visit.keys.clone();
-            self.prob(tile, &visit, Care::Fast);
-            let at = first + keys.start..first + keys.end;
-            let mut parts: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
-            for (part, row) in parts.iter_mut().zip(rows.iter_mut()).take(tile.len()) {
-                *part = &mut row[at.clone()];
-            }
-            self.simd.vectorize(Unpack {
-                prob: self.prob,
-                start: keys.start,
-                factor: &factor,
-                rows: &mut parts[..tile.len()],
-            });
         }
     }
 }

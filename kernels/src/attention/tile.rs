@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::pass::Job;
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, GROUP, Lanes, Seen};
+use crate::plan::Layout;
 use crate::problem::Problem;
 
 /// The running softmax state of a tile's rows: the rows' sums are
@@ -97,6 +97,8 @@ pub(crate) struct Tile<'a> {
     pub(crate) of: &'a mut TileRows,
     /// `[head_dim][BLOCK_Q]`: the queries.
     pub(crate) q_t: &'a mut [f32],
+    /// `[..][BLOCK_Q]`: what the rows carry along for score terms; empty without any.
+    pub(crate) term_rows: &'a mut [f32],
     /// `[BLOCK_Q][acc_width]`: the weighted values of the current split.
     pub(crate) acc: &'a mut [f32],
     /// Those of the splits before it; empty where there is but one.
@@ -110,22 +112,32 @@ pub(crate) struct Tile<'a> {
 impl<'a> Tile<'a> {
     /// A tile of no rows, to [`Tile::begin`].
     pub(crate) fn new(of: &'a mut TileRows) -> Self {
-        Self { of, q_t: &mut [], acc: &mut [], total_acc: &mut [], fresh: true, written: None }
+        Self {
+            of,
+            q_t: &mut [],
+            term_rows: &mut [],
+            acc: &mut [],
+            total_acc: &mut [],
+            fresh: true,
+            written: None,
+        }
     }
 
     /// Takes up `rows`, with `lanes` lanes and its sums in `scratch`.
     pub(crate) fn begin(
         &mut self,
-        job: &Job<'_, '_>,
+        (problem, layout): (&Problem<'_, f32>, &Layout),
         batch: usize,
         rows: Range<usize>,
         lanes: usize,
         scratch: &'a mut [f32],
     ) {
-        let (q_t, scratch) = scratch.split_at_mut(job.plan.layout.q_t);
-        let (acc, total_acc) = scratch.split_at_mut(job.plan.layout.acc);
+        let (q_t, scratch) = scratch.split_at_mut(layout.q_t);
+        let (term_rows, scratch) = scratch.split_at_mut(layout.term_rows);
+        let (acc, total_acc) = scratch.split_at_mut(layout.acc);
         (self.q_t, self.acc, self.total_acc) = (q_t, acc, total_acc);
-        self.of.begin(job.problem, batch, rows, lanes);
+        self.term_rows = term_rows;
+        self.of.begin(problem, batch, rows, lanes);
     }
 
     /// Forgets all sums.

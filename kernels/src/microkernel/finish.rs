@@ -32,11 +32,40 @@ impl Kernel for Combine<'_> {
     }
 }
 
+/// A row of the output: it may be uninitialised until it is written.
+pub(crate) struct OutRow {
+    ptr: *mut f32,
+    len: usize,
+}
+
+impl OutRow {
+    /// # Safety
+    /// `len` floats must be writable at `ptr` as long as this is used, and be nobody else's.
+    pub(crate) unsafe fn new(ptr: *mut f32, len: usize) -> Self {
+        Self { ptr, len }
+    }
+
+    /// Writes `x` everywhere.
+    pub(crate) fn fill(self, x: f32) {
+        // SAFETY: the promise to `new`.
+        (0..self.len).for_each(|i| unsafe { self.ptr.add(i).write(x) });
+    }
+
+    /// The row, to be read and written.
+    ///
+    /// # Safety
+    /// All of it must have been written.
+    pub(crate) unsafe fn written(&mut self) -> &mut [f32] {
+        // SAFETY: the caller's promise, and that to `new`.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr, self.len) }
+    }
+}
+
 /// `dst = factor * src`; says whether everything written is finite. A zero is written as +0.
 pub(crate) struct Normalize<'a> {
     pub(crate) src: &'a [f32],
     pub(crate) factor: f32,
-    pub(crate) dst: &'a mut [f32],
+    pub(crate) dst: OutRow,
 }
 
 impl Kernel for Normalize<'_> {
@@ -44,7 +73,8 @@ impl Kernel for Normalize<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> bool {
-        assert!(self.src.len() >= self.dst.len());
+        let OutRow { ptr: dst, len } = self.dst;
+        assert!(self.src.len() >= len);
         let factor = s.splat(self.factor);
         let zero = s.splat(0.0);
         // x - x is 0, or NaN where x is not finite.
@@ -55,20 +85,20 @@ impl Kernel for Normalize<'_> {
             out
         };
         let mut i = 0;
-        while i + S::LANES <= self.dst.len() {
-            // SAFETY: i + LANES lies within both slices.
+        while i + S::LANES <= len {
+            // SAFETY: i + LANES lies within src and the row.
             unsafe {
                 let out = normalize(s.load(self.src.as_ptr().add(i)));
-                s.store(self.dst.as_mut_ptr().add(i), out);
+                s.store(dst.add(i), out);
             }
             i += S::LANES;
         }
-        if i < self.dst.len() {
-            let count = self.dst.len() - i;
-            // SAFETY: i + count is the end of dst, and src is no shorter.
+        if i < len {
+            let count = len - i;
+            // SAFETY: i + count is the end of the row, and src is no shorter.
             unsafe {
                 let out = normalize(s.load_first(self.src.as_ptr().add(i), count));
-                s.store_first(self.dst.as_mut_ptr().add(i), count, out);
+                s.store_first(dst.add(i), count, out);
             }
         }
         !s.any(s.ne(finite, zero))

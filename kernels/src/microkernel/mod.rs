@@ -18,6 +18,7 @@ pub(crate) mod pack;
 pub(crate) mod row_softmax;
 pub(crate) mod scores;
 pub(crate) mod sweep;
+pub(crate) mod terms;
 pub(crate) mod values;
 
 use crate::simd::{Isa, MAX_LANES, Simd};

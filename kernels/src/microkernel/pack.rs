@@ -1,7 +1,9 @@
 //! Transposing into and out of a tile: rows of floats to `[column][BLOCK_Q]` and back, a square
 //! of vectors at a time in registers.
 
-use super::{BLOCK_Q, Lanes};
+use std::ops::Range;
+
+use super::{BLOCK_KV, BLOCK_Q, Lanes};
 use crate::simd::{Kernel, MAX_LANES, Simd};
 
 /// Writes `rows` to `dst`, transposed: `dst[c][r] = rows[r][c]`. Lanes without
@@ -67,55 +69,50 @@ impl Kernel for Pack<'_> {
     }
 }
 
-/// Writes probabilities to rows of weights: `rows[r][c] = factor[r] * prob[start + c][r]`, 0 where
-/// the probability is masked.
-pub(crate) struct Unpack<'a, 'b> {
+/// Writes a block's numbers to rows: `rows[r][c] = factor[r] * prob[keys.start + c][r]`, but -0.0,
+/// which says that a key is hidden, stays as it is.
+pub(crate) struct Unpack<'a> {
     /// `[BLOCK_KV][BLOCK_Q]`.
     pub(crate) prob: &'a [f32],
-    /// The first key to take.
-    pub(crate) start: usize,
+    /// The keys to take, counted from the block's first.
+    pub(crate) keys: Range<usize>,
     pub(crate) factor: &'a Lanes,
-    /// One row of as many floats as there are keys to take, for each of up to `BLOCK_Q` lanes.
-    pub(crate) rows: &'a mut [&'b mut [f32]],
+    /// One for each of up to `BLOCK_Q` lanes.
+    pub(crate) rows: &'a mut [[f32; BLOCK_KV]],
 }
 
-impl Kernel for Unpack<'_, '_> {
+impl Kernel for Unpack<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let width = self.rows.first().map_or(0, |row| row.len());
-        assert!(self.rows.iter().all(|row| row.len() == width) && self.rows.len() <= BLOCK_Q);
-        assert!(self.prob.len() >= (self.start + width) * BLOCK_Q);
-        let mut lane = 0;
-        while lane < self.rows.len() {
-            let mut column = 0;
-            while column < width {
+        let width = self.keys.len();
+        assert!(self.keys.end <= BLOCK_KV && self.rows.len() <= BLOCK_Q);
+        assert!(self.prob.len() >= BLOCK_KV * BLOCK_Q);
+        for lane in (0..self.rows.len()).step_by(S::LANES) {
+            for column in (0..width).step_by(S::LANES) {
                 let count = (width - column).min(S::LANES);
                 let zero = s.splat(0.0);
                 let mut square = [zero; MAX_LANES];
                 for (c, v) in square.iter_mut().enumerate().take(count) {
-                    // SAFETY: start + column + c < start + width rows of BLOCK_Q floats, and
-                    // lane + LANES <= BLOCK_Q.
+                    // SAFETY: the key lies below BLOCK_KV, and lane + LANES <= BLOCK_Q.
                     *v = unsafe {
-                        let at = (self.start + column + c) * BLOCK_Q + lane;
-                        s.load(self.prob.as_ptr().add(at))
+                        let key = self.keys.start + column + c;
+                        s.load(self.prob.as_ptr().add(key * BLOCK_Q + lane))
                     };
                 }
                 s.transpose(&mut square);
                 for (r, v) in square.iter().enumerate().take(S::LANES) {
                     if let Some(row) = self.rows.get_mut(lane + r) {
-                        let weight = s.mul(*v, s.splat(self.factor.0[lane + r]));
-                        // Masked is -0.0; a NaN may be negative too.
-                        let masked = s.and(s.is_negative(*v), s.ge(*v, zero));
-                        let weight = s.select(masked, zero, weight);
-                        // SAFETY: the row has `width` floats.
-                        unsafe { s.store_first(row.as_mut_ptr().add(column), count, weight) };
+                        let number = s.mul(*v, s.splat(self.factor.0[lane + r]));
+                        // A NaN may be negative too.
+                        let is_hidden = s.and(s.is_negative(*v), s.ge(*v, zero));
+                        let number = s.select(is_hidden, *v, number);
+                        // SAFETY: column + count <= width <= BLOCK_KV.
+                        unsafe { s.store_first(row.as_mut_ptr().add(column), count, number) };
                     }
                 }
-                column += S::LANES;
             }
-            lane += S::LANES;
         }
     }
 }

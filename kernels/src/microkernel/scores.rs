@@ -6,13 +6,13 @@
 //!     acc = 0
 //!     for d in 0..head_dim
 //!       acc[d % 2][k][v] += splat(key[k][d]) * q_t[d][v]
-//!     prob = exp2((acc[0] + acc[1]) * factor - row_ref)
+//!     prob = exp2((acc[0] + acc[1]) * factor - row_ref)          or with terms: terms.rs
 //!     block_sum += prob of two keys
 //! ```
 //!
 //! Groups in which some row has no reference yet, or does not see every key, go by way of memory:
 //! the dot products are stored, and the sweep takes references and makes probabilities of them. So
-//! do whole blocks that have a dense mask or bias (`SWEPT`). A vector of rows that sees nothing of a
+//! do whole blocks that have a mask but no terms, or a term that works in memory (`SWEPT`). A vector of rows that sees nothing of a
 //! group is not computed.
 //!
 //! Each score is the sum of two chains of multiply-adds, over the even elements and the odd: half the
@@ -25,21 +25,22 @@
 
 use super::fetch::Fetch;
 use super::sweep::Sweep;
+use super::terms::Scoring;
 use super::{BLOCK_KV, BLOCK_Q, Block, GROUP, Span, together, unroll};
 use crate::simd::{Isa, Kernel, Simd, opaque};
 
 /// A block of keys against a tile of queries.
-pub(crate) struct Scores<'a, const SWEPT: bool> {
+pub(crate) struct Scores<'a, T, const SWEPT: bool> {
     /// `[head_dim][BLOCK_Q]`.
     pub(crate) q_t: &'a [f32],
     pub(crate) keys: Block<'a>,
     /// The rows, their references and sums, and where probabilities go.
-    pub(crate) sweep: Sweep<'a>,
+    pub(crate) sweep: Sweep<'a, T>,
     /// What to ask for between micro-tiles, a step for each group of keys.
     pub(crate) fetch: &'a mut Fetch,
 }
 
-impl<const SWEPT: bool> Kernel for Scores<'_, SWEPT> {
+impl<T: Scoring, const SWEPT: bool> Kernel for Scores<'_, T, SWEPT> {
     type Output = ();
 
     #[inline(always)]
@@ -53,13 +54,19 @@ impl<const SWEPT: bool> Kernel for Scores<'_, SWEPT> {
             Isa::Portable => self.strips::<S, 2, 2, 4>(s),
         }
         if SWEPT {
+            let keys = self.keys.start..self.keys.end;
             // SAFETY: checked above.
-            unsafe { self.sweep.block(s, self.keys.start..self.keys.end) };
+            unsafe {
+                if T::IN_MEMORY && self.sweep.wants_terms() {
+                    self.sweep.score_block(s, keys.clone());
+                }
+                self.sweep.block(s, keys);
+            }
         }
     }
 }
 
-impl<const SWEPT: bool> Scores<'_, SWEPT> {
+impl<T: Scoring, const SWEPT: bool> Scores<'_, T, SWEPT> {
     /// Wide strips where they fit, single vectors, `HIGH` keys at a time, behind them.
     #[inline(always)]
     fn strips<S: Simd, const KEYS: usize, const VECS: usize, const HIGH: usize>(&mut self, s: S) {
@@ -267,28 +274,26 @@ impl<const SWEPT: bool> Scores<'_, SWEPT> {
             }
             let sum_ptr = self.sweep.block_sum.0.as_mut_ptr().add(lane);
             let mut sum = s.load(sum_ptr);
-            let factor = s.splat(self.sweep.units.factor);
             let row_ref = s.load(self.sweep.row_ref.0.as_ptr().add(lane));
             let shift = s.sub(s.splat(0.0), row_ref);
             // Four at a time, where there are four: enough to hide each other's latency.
-            let mut k = 0;
-            while k < KEYS {
-                if KEYS.is_multiple_of(4) {
-                    let four = [dots[k], dots[k + 1], dots[k + 2 % KEYS], dots[k + 3 % KEYS]];
-                    let p = s.exp2(four.map(|dot| s.mul_add(dot, factor, shift)));
+            unroll!(k in 0..KEYS {
+                let prob = prob.add(k * BLOCK_Q);
+                if KEYS.is_multiple_of(4) && k.is_multiple_of(4) {
+                    let four = core::array::from_fn(|i| dots[(k + i) % KEYS]);
+                    let p: [_; 4] = self.sweep.probabilities(s, (lane, key + k), four, shift);
                     sum = s.add(s.add(sum, s.add(p[0], p[1])), s.add(p[2], p[3]));
                     for (i, p) in p.into_iter().enumerate() {
-                        s.store(prob.add((k + i) * BLOCK_Q), p);
+                        s.store(prob.add(i * BLOCK_Q), p);
                     }
-                    k += 4;
-                } else {
-                    let p = s.exp2([dots[k], dots[k + 1]].map(|dot| s.mul_add(dot, factor, shift)));
+                } else if !KEYS.is_multiple_of(4) && k.is_multiple_of(2) {
+                    let two = core::array::from_fn(|i| dots[(k + i) % KEYS]);
+                    let p: [_; 2] = self.sweep.probabilities(s, (lane, key + k), two, shift);
                     sum = s.add(sum, s.add(p[0], p[1]));
-                    s.store(prob.add(k * BLOCK_Q), p[0]);
-                    s.store(prob.add((k + 1) * BLOCK_Q), p[1]);
-                    k += 2;
+                    s.store(prob, p[0]);
+                    s.store(prob.add(BLOCK_Q), p[1]);
                 }
-            }
+            });
             s.store(sum_ptr, sum);
         }
     }

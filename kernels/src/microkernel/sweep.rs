@@ -1,48 +1,42 @@
 //! The sweep: from dot products in memory to probabilities, with everything that the score
 //! micro-kernel leaves out. It serves the groups of keys in which a row takes its reference, and the
-//! blocks that have a dense mask or a bias or in which a row outgrows its reference.
+//! blocks in which a row outgrows its reference, or that have a mask without a term.
 //!
 //! ```text
 //! for each vector of queries
 //!   if the block is done again
 //!     row_ref = max of row_ref and the block's visible scores    in the rows that want it
 //!   for each group of 8 keys
-//!     score = dot * factor                             a power of two, or
-//!             dot * factor + bias                      of e where there is a bias
+//!     score = dot * factor                             a power of two; or, with terms,
+//!             terms(dot)                               of e: microkernel/terms.rs
 //!     if some row has no reference yet
 //!       row_ref = max over the group's visible keys of score
 //!     for each key, in order
-//!       prob = visible ? 2^(score - row_ref) : -0.0    e^ where there is a bias
+//!       prob = visible ? 2^(score - row_ref) : -0.0    e^ with terms
 //!       block_sum += prob of two keys
 //! ```
 //!
-//! Without a bias a visible key's probability has the bits that the score micro-kernel would have
-//! given it.
+//! A visible key's probability has the bits that the score micro-kernel would have given it:
+//! [`Sweep::probabilities`] is what both make of dot products.
 //!
 //! A probability's sign bit says that its key is masked: -0.0 adds nothing to a sum, and the
-//! careful value kernel can tell it from a visible probability that underflowed to 0.
+//! careful value kernel can tell it from a visible probability that underflowed to 0. A term masks
+//! a key by a score of -inf.
 
 use std::ops::Range;
 
+use super::terms::Scoring;
 use super::{BLOCK_KV, BLOCK_Q, GROUP, Lanes, Seen};
+use crate::outputs::Stage;
 use crate::simd::Simd;
-
-/// What lies dense beside the scores of a block.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Dense<'a> {
-    None,
-    /// -inf where a key is masked, shaped as `prob`.
-    Mask(&'a [f32]),
-    /// The additive term; -inf masks.
-    Bias(&'a [f32]),
-}
+use crate::term::{At, ScoreBlock};
 
 /// How scores of a call become powers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Units {
-    /// On the dot product: to a power of two, or of e where powers of two could overflow.
+    /// On the dot product, without terms: to a power of two.
     pub(crate) factor: f32,
-    /// From such a power to a power of two: 1 or log2(e).
+    /// From a score to a power of two: 1, or with terms log2(e).
     pub(crate) to_log2: f32,
 }
 
@@ -54,11 +48,27 @@ pub(crate) struct Redo<'a> {
     pub(crate) rescale: &'a mut Lanes,
 }
 
+/// Scores that are wanted themselves.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Staged {
+    pub(crate) stage: Stage,
+    /// On the dot product.
+    pub(crate) scale: f32,
+}
+
 /// A tile's rows against a block of keys.
-pub(crate) struct Sweep<'a> {
+pub(crate) struct Sweep<'a, T> {
     /// `[BLOCK_KV][BLOCK_Q]`: dot products, then probabilities.
     pub(crate) prob: &'a mut [f32],
-    pub(crate) dense: Dense<'a>,
+    /// Shaped as `prob`: -inf masks; with terms also what is added to a score.
+    pub(crate) dense: Option<&'a [f32]>,
+    pub(crate) terms: &'a T,
+    /// What the rows carry along for the terms.
+    pub(crate) rows: &'a [f32],
+    /// The batch entry and the block's first key.
+    pub(crate) place: (usize, usize),
+    /// Lanes that are rows.
+    pub(crate) len: usize,
     /// Lanes in use, a multiple of the vector's.
     pub(crate) lanes: usize,
     /// The keys that each row sees; `None`: all that are to be made.
@@ -71,81 +81,155 @@ pub(crate) struct Sweep<'a> {
     /// Each row's sum over the block, added to.
     pub(crate) block_sum: &'a mut Lanes,
     pub(crate) redo: Option<Redo<'a>>,
+    /// Instead of probabilities and their sums: scores, in natural units, -inf where hidden.
+    pub(crate) staged: Option<Staged>,
 }
 
-/// What may hide keys of a vector's rows: nothing, ranges, ranges and a mask, ranges and a bias.
+/// What may hide keys of a vector's rows, but for their scores: nothing, ranges, ranges and a mask.
 const OPEN: u8 = 0;
 const RANGES: u8 = 1;
 const MASK: u8 = 2;
-const BIAS: u8 = 3;
 
-/// The scores of one vector of queries.
+/// The keys that one vector of queries sees.
 #[derive(Clone, Copy)]
 struct Column<S: Simd, const HIDES: u8> {
     s: S,
-    prob: *mut f32,
-    dense: *const f32,
+    lane: usize,
     seen_start: S::Vector,
     seen_end: S::Vector,
-    factor: S::Vector,
 }
 
 impl<S: Simd, const HIDES: u8> Column<S, HIDES> {
-    /// A key's dot product, bias and visibility.
-    ///
-    /// # Safety
-    /// The key must lie below `BLOCK_KV`.
+    /// Which rows' ranges hold a key.
     #[inline(always)]
-    unsafe fn at(&self, key: usize) -> (S::Vector, S::Vector, S::Mask) {
-        let s = self.s;
-        // SAFETY: the maker's pointers are good for BLOCK_KV rows.
-        let dot = unsafe { s.load(self.prob.add(key * BLOCK_Q)) };
-        let index = s.splat(key as f32);
-        let mut visible = s.and(s.ge(index, self.seen_start), s.lt(index, self.seen_end));
-        let mut bias = s.splat(0.0);
-        if HIDES >= MASK {
-            // SAFETY: as above.
-            bias = unsafe { s.load(self.dense.add(key * BLOCK_Q)) };
-            // A NaN is visible.
-            visible = s.and(visible, s.ne(bias, s.splat(f32::NEG_INFINITY)));
-        }
-        (dot, bias, visible)
-    }
-
-    /// The largest visible score, -inf of none; a NaN is passed over, since the probability will
-    /// be NaN anyway.
-    ///
-    /// # Safety
-    /// The keys must lie below `BLOCK_KV`.
-    #[inline(always)]
-    unsafe fn max(&self, keys: Range<usize>) -> S::Vector {
-        let s = self.s;
-        let hidden = s.splat(f32::NEG_INFINITY);
-        let mut max = hidden;
-        for key in keys {
-            // SAFETY: the caller's promise.
-            let (dot, bias, visible) = unsafe { self.at(key) };
-            let x = if HIDES == BIAS {
-                s.mul_add(dot, self.factor, bias)
-            } else {
-                s.mul(dot, self.factor)
-            };
-            let x = if HIDES == OPEN { x } else { s.select(visible, x, hidden) };
-            max = s.max(x, max);
-        }
-        max
+    fn sees(&self, key: usize) -> S::Mask {
+        let index = self.s.splat(key as f32);
+        self.s.and(self.s.ge(index, self.seen_start), self.s.lt(index, self.seen_end))
     }
 }
 
-impl Sweep<'_> {
+impl<T: Scoring> Sweep<'_, T> {
+    /// From the dot products of `N` keys, from `key` on, with the rows of the vector at `lane`, to
+    /// scores as their terms leave them, and whether term and mask let them be. `Plain` scores are
+    /// the dot products.
+    ///
+    /// # Safety
+    /// The sweep must have been checked; the lanes must lie in the tile, the keys in the block.
+    #[inline(always)]
+    unsafe fn scores<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        (lane, key): (usize, usize),
+        dots: [S::Vector; N],
+    ) -> [(S::Vector, S::Mask); N] {
+        let hidden = s.splat(f32::NEG_INFINITY);
+        let dense = match self.dense {
+            Some(dense) => dense.as_ptr().wrapping_add(key * BLOCK_Q + lane),
+            None => std::ptr::null(),
+        };
+        // SAFETY: the caller's promise; `check` knows the length.
+        unsafe {
+            let mut scores = dots;
+            if !T::PLAIN && !T::IN_MEMORY {
+                scores = self.terms.scores(s, dots, dense, self.at(s, lane, key));
+            }
+            core::array::from_fn(|k| {
+                // A NaN is visible.
+                let mut visible = s.ne(scores[k], hidden);
+                if !dense.is_null() {
+                    let open = s.ne(s.load(dense.add(k * BLOCK_Q)), hidden);
+                    visible = if T::PLAIN { open } else { s.and(visible, open) };
+                }
+                (scores[k], visible)
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn at<S: Simd>(&self, s: S, lane: usize, key: usize) -> At<'_, S> {
+        At::new(s, (self.rows, T::NUMBERS), lane, self.place.0, self.place.1 + key)
+    }
+
+    /// The power of two that a score, or a plain dot product, is the exponent of.
+    #[inline(always)]
+    fn exponent<S: Simd>(&self, s: S, score: S::Vector, shift: S::Vector) -> S::Vector {
+        if T::PLAIN {
+            s.mul_add(score, s.splat(self.units.factor), shift)
+        } else {
+            s.mul(s.add(score, shift), s.splat(self.units.to_log2))
+        }
+    }
+
+    /// From dot products to probabilities: the keys and rows are those of [`Sweep::scores`], `shift`
+    /// is minus the rows' references.
+    ///
+    /// # Safety
+    /// As [`Sweep::scores`].
+    #[inline(always)]
+    pub(crate) unsafe fn probabilities<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        place: (usize, usize),
+        dots: [S::Vector; N],
+        shift: S::Vector,
+    ) -> [S::Vector; N] {
+        if T::PLAIN {
+            return s.exp2(dots.map(|dot| self.exponent(s, dot, shift)));
+        }
+        // SAFETY: the caller's promise.
+        let scores = unsafe { self.scores(s, place, dots) };
+        let mut prob = s.exp2(scores.map(|(score, _)| self.exponent(s, score, shift)));
+        for k in 0..N {
+            prob[k] = s.select(scores[k].1, prob[k], s.splat(-0.0));
+        }
+        prob
+    }
+
     /// Checks what the loops rely on.
     #[inline(always)]
     pub(crate) fn check<S: Simd>(&self) {
         assert!(self.lanes.is_multiple_of(S::LANES) && self.lanes <= BLOCK_Q);
         assert!(self.prob.len() >= BLOCK_KV * BLOCK_Q);
-        if let Dense::Mask(dense) | Dense::Bias(dense) = self.dense {
-            assert!(dense.len() >= BLOCK_KV * BLOCK_Q);
+        assert!(self.dense.is_none_or(|dense| dense.len() >= BLOCK_KV * BLOCK_Q));
+        assert!(self.rows.len() >= T::TILE && self.len <= self.lanes);
+    }
+
+    /// Whether the scores are wanted behind all terms.
+    pub(crate) fn wants_terms(&self) -> bool {
+        self.staged.is_none_or(|staged| staged.stage == Stage::Final)
+    }
+
+    /// Puts the scores of `keys` in the place of their dot products and has the caller's term change
+    /// them there.
+    ///
+    /// # Safety
+    /// As [`Sweep::block`].
+    #[inline(always)]
+    pub(crate) unsafe fn score_block<S: Simd>(&mut self, s: S, keys: Range<usize>) {
+        for key in keys.clone() {
+            for lane in (0..self.lanes).step_by(S::LANES) {
+                // SAFETY: the caller's promise; the lane lies below BLOCK_Q.
+                unsafe {
+                    let score = self.prob.as_mut_ptr().add(key * BLOCK_Q + lane);
+                    let dense = match self.dense {
+                        Some(dense) => dense.as_ptr().add(key * BLOCK_Q + lane),
+                        None => std::ptr::null(),
+                    };
+                    let at = self.at(s, lane, key);
+                    let [new] = self.terms.scores(s, [s.load(score)], dense, at);
+                    s.store(score, new);
+                }
+            }
         }
+        let mut block = ScoreBlock {
+            scores: &mut self.prob[keys.start * BLOCK_Q..keys.end * BLOCK_Q],
+            rows: self.rows,
+            numbers: (1, T::NUMBERS - 1),
+            batch: self.place.0,
+            first: self.place.1 + keys.start,
+            lanes: (self.len, self.lanes),
+        };
+        self.terms.block(s, &mut block);
     }
 
     /// All rows against `keys` of the block.
@@ -158,16 +242,15 @@ impl Sweep<'_> {
             // SAFETY: the caller's promise; the lane lies below BLOCK_Q.
             unsafe {
                 match (self.dense, self.seen) {
-                    (Dense::None, None) => self.vector::<S, OPEN>(s, lane, &keys),
-                    (Dense::None, Some(_)) => self.vector::<S, RANGES>(s, lane, &keys),
-                    (Dense::Mask(_), _) => self.vector::<S, MASK>(s, lane, &keys),
-                    (Dense::Bias(_), _) => self.vector::<S, BIAS>(s, lane, &keys),
+                    (None, None) => self.vector::<S, OPEN>(s, lane, &keys),
+                    (None, Some(_)) => self.vector::<S, RANGES>(s, lane, &keys),
+                    (Some(_), _) => self.vector::<S, MASK>(s, lane, &keys),
                 }
             }
         }
     }
 
-    /// One vector of rows, without a dense term, against at most a group of keys.
+    /// One vector of rows against at most a group of keys; a plain one without a mask.
     ///
     /// # Safety
     /// As [`Sweep::block`]; the vector at `lane` must exist.
@@ -175,8 +258,13 @@ impl Sweep<'_> {
     pub(crate) unsafe fn few<S: Simd>(&mut self, s: S, lane: usize, keys: Range<usize>) {
         // SAFETY: the caller's promise.
         unsafe {
-            let column = self.column::<S, RANGES>(s, lane);
-            self.group(s, lane, keys, column);
+            if T::PLAIN || self.dense.is_none() {
+                let column = self.column::<S, RANGES>(s, lane);
+                self.group(s, keys, column);
+            } else {
+                let column = self.column::<S, MASK>(s, lane);
+                self.group(s, keys, column);
+            }
         }
     }
 
@@ -187,62 +275,149 @@ impl Sweep<'_> {
         // SAFETY: the caller's promise; groups lie in the block.
         unsafe {
             let column = self.column::<S, HIDES>(s, lane);
-            if let Some(redo) = &mut self.redo {
-                let row_ref_ptr = self.row_ref.0.as_mut_ptr().add(lane);
-                let row_ref = s.load(row_ref_ptr);
-                let max = column.max(keys.clone());
-                let wanted = s.is_negative(s.load(redo.rows.0.as_ptr().add(lane)));
-                let found = s.and(wanted, s.lt(s.splat(f32::NEG_INFINITY), max));
-                let new = s.max(s.add(max, s.splat(self.headroom)), row_ref);
-                let drop = s.mul(s.sub(row_ref, new), s.splat(self.units.to_log2));
-                let [rescale] = s.exp2([drop]);
-                let rescale = s.select(found, rescale, s.splat(1.0));
-                s.store(row_ref_ptr, s.select(found, new, row_ref));
-                s.store(redo.rescale.0.as_mut_ptr().add(lane), rescale);
+            if let Some(staged) = self.staged {
+                return self.stage(s, keys.clone(), column, staged);
+            }
+            if self.redo.is_some() {
+                let max = self.max(s, column, keys.clone());
+                self.raise(s, lane, max);
             }
             let mut start = keys.start;
             while start < keys.end {
                 let end = (start / GROUP * GROUP + GROUP).min(keys.end);
-                self.group(s, lane, start..end, column);
+                self.group(s, start..end, column);
                 start = end;
             }
+        }
+    }
+
+    /// Puts scores in the place of the dot products. Before the caller's term nothing is known of the
+    /// keys that it hides.
+    ///
+    /// # Safety
+    /// As [`Sweep::few`].
+    #[inline(always)]
+    unsafe fn stage<S: Simd, const HIDES: u8>(
+        &mut self,
+        s: S,
+        keys: Range<usize>,
+        column: Column<S, HIDES>,
+        Staged { stage, scale }: Staged,
+    ) {
+        let (scale, hidden) = (s.splat(scale), s.splat(f32::NEG_INFINITY));
+        for key in keys {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let at = self.prob.as_mut_ptr().add(key * BLOCK_Q + column.lane);
+                let dot = s.load(at);
+                let (score, visible) = if stage == Stage::Final {
+                    let (score, visible) = self.score(s, column, key);
+                    (if T::PLAIN { s.mul(dot, scale) } else { score }, visible)
+                } else {
+                    let mut visible = column.sees(key);
+                    if let Some(dense) = self.dense {
+                        let dense = s.load(dense.as_ptr().add(key * BLOCK_Q + column.lane));
+                        visible = s.and(visible, s.ne(dense, hidden));
+                    }
+                    let capped = stage == Stage::Capped && !T::PLAIN;
+                    let [score] =
+                        if capped { self.terms.capped(s, [dot]) } else { [s.mul(dot, scale)] };
+                    (score, visible)
+                };
+                s.store(at, s.select(visible, score, hidden));
+            }
+        }
+    }
+
+    /// Raises the references of the rows that want it to their block's maximum.
+    ///
+    /// # Safety
+    /// As [`Sweep::few`].
+    #[inline(always)]
+    unsafe fn raise<S: Simd>(&mut self, s: S, lane: usize, max: S::Vector) {
+        let Some(redo) = &mut self.redo else { return };
+        // SAFETY: the caller's promise.
+        unsafe {
+            let row_ref_ptr = self.row_ref.0.as_mut_ptr().add(lane);
+            let row_ref = s.load(row_ref_ptr);
+            let wanted = s.is_negative(s.load(redo.rows.0.as_ptr().add(lane)));
+            let found = s.and(wanted, s.lt(s.splat(f32::NEG_INFINITY), max));
+            let new = s.max(s.add(max, s.splat(self.headroom)), row_ref);
+            let drop = s.mul(s.sub(row_ref, new), s.splat(self.units.to_log2));
+            let [rescale] = s.exp2([drop]);
+            let rescale = s.select(found, rescale, s.splat(1.0));
+            s.store(row_ref_ptr, s.select(found, new, row_ref));
+            s.store(redo.rescale.0.as_mut_ptr().add(lane), rescale);
         }
     }
 
     /// # Safety
     /// As [`Sweep::few`].
     #[inline(always)]
-    unsafe fn column<S: Simd, const HIDES: u8>(&mut self, s: S, lane: usize) -> Column<S, HIDES> {
-        let (start, end) = match self.seen {
+    unsafe fn column<S: Simd, const HIDES: u8>(&self, s: S, lane: usize) -> Column<S, HIDES> {
+        let (seen_start, seen_end) = match self.seen {
             Some(seen) => seen.bounds(s, lane),
             None => (s.splat(0.0), s.splat(BLOCK_KV as f32)),
         };
-        Column {
-            s,
-            // SAFETY: the caller's promise.
-            prob: unsafe { self.prob.as_mut_ptr().add(lane) },
-            dense: match self.dense {
-                Dense::None => std::ptr::null(),
-                Dense::Mask(dense) | Dense::Bias(dense) => dense.as_ptr().wrapping_add(lane),
-            },
-            seen_start: start,
-            seen_end: end,
-            factor: s.splat(self.units.factor),
+        Column { s, lane, seen_start, seen_end }
+    }
+
+    /// A key's score, or plain dot product, and where it is visible.
+    ///
+    /// # Safety
+    /// As [`Sweep::few`].
+    #[inline(always)]
+    unsafe fn score<S: Simd, const HIDES: u8>(
+        &self,
+        s: S,
+        column: Column<S, HIDES>,
+        key: usize,
+    ) -> (S::Vector, S::Mask) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let dot = s.load(self.prob.as_ptr().add(key * BLOCK_Q + column.lane));
+            let sees = column.sees(key);
+            let [(score, visible)] = self.scores(s, (column.lane, key), [dot]);
+            if T::PLAIN && HIDES < MASK { (score, sees) } else { (score, s.and(sees, visible)) }
         }
     }
 
+    /// The largest visible score, -inf of none; a NaN is passed over, since the probability will
+    /// be NaN anyway.
+    ///
     /// # Safety
-    /// As [`Sweep::few`]; the column must be that of the lane.
+    /// As [`Sweep::few`].
+    #[inline(always)]
+    unsafe fn max<S: Simd, const HIDES: u8>(
+        &self,
+        s: S,
+        column: Column<S, HIDES>,
+        keys: Range<usize>,
+    ) -> S::Vector {
+        let hidden = s.splat(f32::NEG_INFINITY);
+        let factor = s.splat(self.units.factor);
+        let mut max = hidden;
+        for key in keys {
+            // SAFETY: the caller's promise.
+            let (score, visible) = unsafe { self.score(s, column, key) };
+            let x = if T::PLAIN { s.mul(score, factor) } else { score };
+            let x = if T::PLAIN && HIDES == OPEN { x } else { s.select(visible, x, hidden) };
+            max = s.max(x, max);
+        }
+        max
+    }
+
+    /// # Safety
+    /// As [`Sweep::few`].
     #[inline(always)]
     unsafe fn group<S: Simd, const HIDES: u8>(
         &mut self,
         s: S,
-        lane: usize,
         keys: Range<usize>,
         column: Column<S, HIDES>,
     ) {
         let hidden = s.splat(f32::NEG_INFINITY);
-        let to_log2 = s.splat(self.units.to_log2);
+        let lane = column.lane;
         // SAFETY: the caller's promise.
         unsafe {
             let row_ref_ptr = self.row_ref.0.as_mut_ptr().add(lane);
@@ -250,7 +425,7 @@ impl Sweep<'_> {
             let mut row_ref = s.load(row_ref_ptr);
             let known = s.ne(row_ref, hidden);
             if s.any(s.lt(row_ref, s.splat(f32::MIN))) {
-                let max = column.max(keys.clone());
+                let max = self.max(s, column, keys.clone());
                 let new = s.add(max, s.splat(self.headroom));
                 row_ref = s.select(known, row_ref, new);
                 s.store(row_ref_ptr, row_ref);
@@ -261,21 +436,16 @@ impl Sweep<'_> {
             let mut block_sum = s.load(block_sum_ptr);
             let mut pair = s.splat(-0.0);
             for key in keys.clone() {
-                let (dot, bias, visible) = column.at(key);
-                let power = if HIDES == BIAS {
-                    let score = s.mul_add(dot, column.factor, bias);
-                    s.mul(s.add(score, shift), to_log2)
-                } else {
-                    s.mul_add(dot, column.factor, shift)
-                };
-                let [p] = s.exp2([power]);
-                let p = if HIDES == OPEN { p } else { s.select(visible, p, s.splat(-0.0)) };
+                let (score, visible) = self.score(s, column, key);
+                let [p] = s.exp2([self.exponent(s, score, shift)]);
+                let p =
+                    if T::PLAIN && HIDES == OPEN { p } else { s.select(visible, p, s.splat(-0.0)) };
                 pair = s.add(pair, p);
                 if key % 2 == 1 || key + 1 == keys.end {
                     block_sum = s.add(block_sum, pair);
                     pair = s.splat(-0.0);
                 }
-                s.store(column.prob.add(key * BLOCK_Q), p);
+                s.store(self.prob.as_mut_ptr().add(key * BLOCK_Q + lane), p);
             }
             s.store(block_sum_ptr, block_sum);
         }

@@ -2,6 +2,7 @@
 
 use core::arch::x86_64::*;
 
+use super::sealed::Sealed;
 use super::{Isa, Kernel, MAX_LANES, Simd, polynomial};
 
 /// Proof that AVX2 and FMA are present.
@@ -26,6 +27,8 @@ impl Avx2 {
     }
 }
 
+impl Sealed for Avx2 {}
+
 // SAFETY: the field is private and `detect` the only maker; 8 lanes in a __m256.
 unsafe impl Simd for Avx2 {
     const ISA: Isa = Isa::Avx2;
@@ -48,6 +51,7 @@ unsafe impl Simd for Avx2 {
         sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
         mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
         mul_add(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
+        div(a: __m256, b: __m256) -> __m256 = _mm256_div_ps(a, b);
         max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
         min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
         lt(a: __m256, b: __m256) -> __m256 = _mm256_cmp_ps::<_CMP_LT_OQ>(a, b);
@@ -134,6 +138,15 @@ unsafe impl Simd for Avx2 {
             };
         }
         power
+    }
+
+    #[inline(always)]
+    fn pow2(self, n: __m256) -> __m256 {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let n = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
+        }
     }
 
     #[inline(always)]

@@ -2,6 +2,7 @@
 
 use core::arch::x86_64::*;
 
+use super::sealed::Sealed;
 use super::{Isa, Kernel, MAX_LANES, Simd, polynomial};
 
 /// Proof that AVX-512 F, BW, DQ and VL are present.
@@ -25,6 +26,8 @@ fn first(count: usize) -> __mmask16 {
     ((1_u32 << count) - 1) as __mmask16
 }
 
+impl Sealed for Avx512 {}
+
 // SAFETY: the field is private and `detect` the only maker; 16 lanes in a __m512.
 unsafe impl Simd for Avx512 {
     const ISA: Isa = Isa::Avx512;
@@ -47,6 +50,7 @@ unsafe impl Simd for Avx512 {
         sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
         mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
         mul_add(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+        div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
         max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
         min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
         lt(a: __m512, b: __m512) -> __mmask16 = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b);
@@ -129,6 +133,22 @@ unsafe impl Simd for Avx512 {
             power[i] = unsafe { _mm512_scalef_ps(power[i], x[i]) };
         }
         power
+    }
+
+    #[inline(always)]
+    fn pow2(self, n: __m512) -> __m512 {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe { _mm512_scalef_ps(_mm512_set1_ps(1.0), n) }
+    }
+
+    /// An approximation and one step of Newton's: a division would take longer.
+    #[inline(always)]
+    fn recip(self, x: __m512) -> __m512 {
+        // SAFETY: the token proves that the instruction set is present.
+        let r = unsafe { _mm512_rcp14_ps(x) };
+        // SAFETY: as above.
+        let error = unsafe { _mm512_fnmadd_ps(x, r, _mm512_set1_ps(1.0)) };
+        self.mul_add(r, error, r)
     }
 
     #[inline(always)]

@@ -124,7 +124,7 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> Result<K::Output> {
         Isa::Avx2 => Avx2::detect().map(|token| kernel.run(token)),
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => Neon::detect().map(|token| kernel.run(token)),
-        Isa::Portable => Some(kernel.run(Portable)),
+        Isa::Portable => Portable::detect().map(|token| kernel.run(token)),
         _ => None,
     }
     .ok_or_else(|| isa.unavailable())

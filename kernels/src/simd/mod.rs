@@ -31,10 +31,12 @@ mod detect;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+mod tanh;
 
 pub(crate) use cache::l1_ways;
 pub use detect::Isa;
 pub(crate) use detect::dispatch;
+pub(crate) use tanh::{EXPONENT as TANH_EXPONENT, of_exponent as tanh_of_exponent};
 
 /// Asks for the cache line of `ptr`, wherever that points; where the target has no such hint,
 /// nothing.
@@ -84,21 +86,32 @@ pub(crate) fn opaque(ptr: *const f32) -> *const f32 {
 }
 
 /// The widest vector of any instruction set, in `f32` lanes.
-pub(crate) const MAX_LANES: usize = 16;
+pub const MAX_LANES: usize = 16;
 
 /// A computation to run with an instruction set switched on.
-pub(crate) trait Kernel {
+pub trait Kernel {
+    /// What it gives.
     type Output;
     /// Must be `#[inline(always)]`, as must all that it calls in a loop.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// Vectors of `f32` in one instruction set.
+mod sealed {
+    /// Implemented by tokens alone.
+    pub trait Sealed {}
+}
+
+/// Vectors of `f32` in one instruction set: what kernels and [score terms](crate::ScoreTerm) are
+/// generic over. A value of it proves that the processor has the instructions, so that the
+/// operations are safe; only the library makes one, and it hands it to the code that it calls.
+///
+/// Functions that take it should be `#[inline(always)]`, since instruction sets are switched on
+/// above them: a call that is not inlined still computes the same, slowly.
 ///
 /// # Safety
 /// A value of the implementing type must exist only where its instruction set does, and `LANES`
 /// must be the number of `f32` in `Vector`, at most [`MAX_LANES`].
-pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
+pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     /// Which instruction set this is.
     const ISA: Isa;
     /// `f32` lanes in a vector.
@@ -109,13 +122,19 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     type Mask: Copy;
 
     /// Runs `kernel` compiled for this instruction set.
+    #[doc(hidden)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
 
+    /// `x` in every lane.
     fn splat(self, x: f32) -> Self::Vector;
 
+    /// Loads a vector.
+    ///
     /// # Safety
     /// `LANES` floats must be readable at `ptr`, of any alignment.
     unsafe fn load(self, ptr: *const f32) -> Self::Vector;
+    /// Stores a vector.
+    ///
     /// # Safety
     /// `LANES` floats must be writable at `ptr`, of any alignment.
     unsafe fn store(self, ptr: *mut f32, v: Self::Vector);
@@ -134,19 +153,43 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     ///
     /// # Safety
     /// Two floats must be readable at `ptr`, of any alignment.
+    #[doc(hidden)]
     unsafe fn splat_pair(self, ptr: *const f32) -> Self::Vector;
     /// The first `count <= LANES / 2` floats, each in two lanes side by side; the others are zero.
     ///
     /// # Safety
     /// `count` floats must be readable at `ptr`.
+    #[doc(hidden)]
     unsafe fn load_twice(self, ptr: *const f32, count: usize) -> Self::Vector;
     /// The even lanes and the odd, each in the lower half of a vector; the upper may hold anything.
+    #[doc(hidden)]
     fn unzip(self, v: Self::Vector) -> [Self::Vector; 2];
 
+    /// The first `LANES` numbers as a vector.
+    #[inline(always)]
+    fn from_array(self, lanes: [f32; MAX_LANES]) -> Self::Vector {
+        // SAFETY: MAX_LANES floats are at least LANES.
+        unsafe { self.load(lanes.as_ptr()) }
+    }
+
+    /// The lanes of a vector, and 0 behind them.
+    #[inline(always)]
+    fn to_array(self, v: Self::Vector) -> [f32; MAX_LANES] {
+        let mut lanes = [0.0; MAX_LANES];
+        // SAFETY: MAX_LANES floats are at least LANES.
+        unsafe { self.store(lanes.as_mut_ptr(), v) };
+        lanes
+    }
+
+    /// `a + b`.
     fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `a - b`.
     fn sub(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `a * b`.
     fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// `a * b + c`, rounded once.
+    /// `a / b`.
+    fn div(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `a * b + c`, rounded once (the portable body may round twice).
     fn mul_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
     /// `a > b ? a : b` in each lane: `b` where either is NaN.
     fn max(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
@@ -161,6 +204,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     fn ne(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
     /// Whether each lane's sign bit is set.
     fn is_negative(self, a: Self::Vector) -> Self::Mask;
+    /// Whether both hold, in each lane.
     fn and(self, a: Self::Mask, b: Self::Mask) -> Self::Mask;
     /// Whether `mask` holds in some lane.
     fn any(self, mask: Self::Mask) -> bool;
@@ -175,7 +219,26 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// vectors one after the other would fill the processor's queue with what cannot start yet.
     fn exp2<const N: usize>(self, x: [Self::Vector; N]) -> [Self::Vector; N];
 
+    /// The hyperbolic tangent of each lane: relative error below 6e-7 (absolute, of subnormal
+    /// results, 2^-148), +-1 for +-inf, NaN for NaN. Of several vectors at once, as `exp2`.
+    #[inline(always)]
+    fn tanh<const N: usize>(self, x: [Self::Vector; N]) -> [Self::Vector; N] {
+        tanh::of_exponent(self, x.map(|x| self.mul(x, self.splat(tanh::EXPONENT))))
+    }
+
+    /// 2^n for whole numbers from -126 to 127.
+    #[doc(hidden)]
+    fn pow2(self, n: Self::Vector) -> Self::Vector;
+
+    /// 1 / x for 2^-40 <= x <= 2^40, to within two units in the last place.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn recip(self, x: Self::Vector) -> Self::Vector {
+        self.div(self.splat(1.0), x)
+    }
+
     /// Transposes the square matrix of `LANES` rows in `rows`.
+    #[doc(hidden)]
     fn transpose(self, rows: &mut [Self::Vector; MAX_LANES]);
 }
 
@@ -342,6 +405,66 @@ mod tests {
         (0..=u32::MAX / PART).into_par_iter().for_each(|part| {
             let x: Vec<f32> = (0..PART).map(|n| f32::from_bits(part * PART + n)).collect();
             assert_exp2(&x);
+        });
+    }
+
+    struct Tanh<'a>(&'a mut [f32]);
+
+    impl Kernel for Tanh<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for part in self.0.chunks_mut(S::LANES) {
+                // SAFETY: the part has this many floats.
+                unsafe {
+                    let x = s.load_first(part.as_ptr(), part.len());
+                    let [y] = s.tanh([x]);
+                    s.store_first(part.as_mut_ptr(), part.len(), y);
+                }
+            }
+        }
+    }
+
+    /// Says the largest relative error, of normal results.
+    fn assert_tanh(x: &[f32]) -> f64 {
+        let expected: Vec<f64> = x.iter().map(|&x| f64::from(x).tanh()).collect();
+        let mut worst = 0.0;
+        for isa in Isa::available() {
+            let mut y = x.to_vec();
+            on(isa, Tanh(&mut y));
+            for ((&x, &expected), &y) in x.iter().zip(&expected).zip(&y) {
+                if x.is_nan() {
+                    assert!(y.is_nan(), "tanh of {x:?} on {isa}");
+                    continue;
+                }
+                let error = (f64::from(y) - expected).abs();
+                let tiny = expected.abs() < 2.0_f64.powi(-120);
+                let bound = if tiny { 2.0_f64.powi(-140) } else { 6e-7 * expected.abs() };
+                assert!(error <= bound, "tanh {x:?} = {y:?} for {expected:?} on {isa}");
+                if !tiny {
+                    worst = f64::max(worst, error / expected.abs());
+                }
+            }
+        }
+        worst
+    }
+
+    #[test]
+    fn tanh_keeps_its_promise() {
+        let coarse = (-1_000_000..1_000_000).map(|i| i as f32 * 1.3e-5);
+        let all = (0..1 << 16).map(|i| f32::from_bits(0x3779 + (i << 16)));
+        let last = [f32::MIN, f32::MAX, f32::NEG_INFINITY, f32::INFINITY, f32::NAN, -f32::NAN];
+        let x: Vec<f32> = coarse.chain(all).chain(last).collect();
+        println!("largest relative error {:e}", assert_tanh(&x));
+    }
+
+    #[test]
+    #[ignore = "about a minute: cargo test --release -p headwise-kernels --lib -- --ignored"]
+    fn tanh_keeps_its_promise_for_every_float() {
+        const PART: u32 = 1 << 16;
+        (0..=u32::MAX / PART).into_par_iter().for_each(|part| {
+            let x: Vec<f32> = (0..PART).map(|n| f32::from_bits(part * PART + n)).collect();
+            assert_tanh(&x);
         });
     }
 

@@ -3,6 +3,7 @@
 use core::arch::aarch64::*;
 use std::arch::is_aarch64_feature_detected;
 
+use super::sealed::Sealed;
 use super::{Isa, Kernel, MAX_LANES, Simd, polynomial};
 
 /// Proof that NEON is present.
@@ -14,6 +15,8 @@ impl Neon {
         is_aarch64_feature_detected!("neon").then_some(Self(()))
     }
 }
+
+impl Sealed for Neon {}
 
 // SAFETY: the field is private and `detect` the only maker; 4 lanes in a float32x4_t.
 unsafe impl Simd for Neon {
@@ -36,6 +39,7 @@ unsafe impl Simd for Neon {
         add(a: float32x4_t, b: float32x4_t) -> float32x4_t = vaddq_f32(a, b);
         sub(a: float32x4_t, b: float32x4_t) -> float32x4_t = vsubq_f32(a, b);
         mul(a: float32x4_t, b: float32x4_t) -> float32x4_t = vmulq_f32(a, b);
+        div(a: float32x4_t, b: float32x4_t) -> float32x4_t = vdivq_f32(a, b);
         mul_add(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t = vfmaq_f32(c, a, b);
         // `fmax` would give NaN where either is.
         max(a: float32x4_t, b: float32x4_t) -> float32x4_t = vbslq_f32(vcgtq_f32(a, b), a, b);
@@ -134,6 +138,15 @@ unsafe impl Simd for Neon {
                 power[i] = vreinterpretq_f32_s32(bits);
             }
             power
+        }
+    }
+
+    #[inline(always)]
+    fn pow2(self, n: float32x4_t) -> float32x4_t {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let n = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
+            vreinterpretq_f32_s32(vshlq_n_s32::<23>(n))
         }
     }
 

@@ -42,8 +42,9 @@ const ISAS: &[Isa] = &[
 /// What the names of the kernels that have such tiles start with. The careful values, which select,
 /// have smaller ones.
 const KERNELS: &[&str] = &[
-    "microkernel::scores::Scores<false",
-    "microkernel::scores::Scores<true",
+    "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Plain, false",
+    "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Plain, true",
+    "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Chosen<headwise_kernels::term::NoTerm>, false",
     "microkernel::values::Values<false",
     "gemm::Stripe",
 ];
