@@ -160,10 +160,10 @@ impl Kept {
     /// The vector must exist.
     #[inline(always)]
     unsafe fn total<S: Simd>(self, s: S, (r, column): (usize, usize), sum: S::Vector) -> S::Vector {
-        // SAFETY: the caller's promise.
         let before = if self.fresh {
             s.splat(0.0)
         } else {
+            // SAFETY: the caller's promise.
             unsafe { s.load(self.at.add(r * self.width + column)) }
         };
         s.add(before, sum)
