@@ -167,7 +167,7 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
 
     /// The first `LANES` numbers as a vector.
     #[inline(always)]
-    fn from_array(self, lanes: [f32; MAX_LANES]) -> Self::Vector {
+    fn vector(self, lanes: [f32; MAX_LANES]) -> Self::Vector {
         // SAFETY: MAX_LANES floats are at least LANES.
         unsafe { self.load(lanes.as_ptr()) }
     }

@@ -44,7 +44,7 @@ impl<F: Fn(f32, Position) -> f32 + Sync> ScoreTerm for Scalar<F> {
             let row = row(at.batch(), facts.map(|fact| fact[lane]));
             scores[lane] = (self.0)(scores[lane], Position { row, key: at.key_index() });
         }
-        s.from_array(scores)
+        s.vector(scores)
     }
 }
 
