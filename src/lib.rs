@@ -34,7 +34,8 @@
 //! | | `f32` | `f64` |
 //! |---|---|---|
 //! | [`attention`], [`dot_product_attention`] | fused | unfused |
-//! | causal, window, key lengths, boolean and additive masks | yes | yes |
+//! | causal, window, prefix, padding, documents, trees, block patterns, boolean and additive masks | yes | yes |
+//! | ragged batches | yes | yes |
 //! | grouped and multi-query heads, `value_dim` apart from `head_dim` | yes | yes |
 //! | log-sum-exp and weights on request | yes | yes |
 //! | [`softmax_into`], [`softmax_in_place`] | yes | |
@@ -60,9 +61,10 @@ pub use attention::{
 #[cfg(feature = "rayon")]
 pub use headwise_kernels::Rayon;
 pub use headwise_kernels::{
-    Algorithm, Causal, Element, Error, Executor, Isa, Outputs, PackedLinear, Product, Result,
-    Scale, Serial, Settings, Shape, Strides, View, ViewMut, Window, Workspace, linear, linear_all,
-    linear_workspace_bytes, softmax_in_place, softmax_into, softmax_workspace_bytes,
+    Algorithm, BlockPattern, Causal, Documents, Element, Error, Executor, Isa, Offsets, Outputs,
+    PackedLinear, Pairs, Product, Result, Scale, Serial, Settings, Shape, Strides, Tree, View,
+    ViewMut, Window, Workspace, linear, linear_all, linear_workspace_bytes, softmax_in_place,
+    softmax_into, softmax_workspace_bytes,
 };
 pub use tensor::Tensor;
 

@@ -28,6 +28,7 @@ mod element;
 mod error;
 mod executor;
 mod gemm;
+mod mask;
 mod microkernel;
 mod plan;
 pub mod probe;
@@ -40,13 +41,15 @@ mod unfused;
 mod view;
 mod workspace;
 
+pub use attention::pairs::{Pairs, computed_pairs};
 pub use element::Element;
 pub use error::{Error, Result};
 #[cfg(feature = "rayon")]
 pub use executor::Rayon;
 pub use executor::{Executor, Serial};
 pub use gemm::{PackedLinear, Product, linear, linear_all, linear_workspace_bytes};
-pub use problem::{Causal, Dims, Masking, Outputs, Problem, Scale, Window};
+pub use mask::{BlockPattern, Causal, Documents, Masking, Offsets, Tree, Window};
+pub use problem::{Dims, Outputs, Problem, Scale};
 pub use settings::{Algorithm, Settings, attention, workspace_bytes};
 pub use simd::Isa;
 pub use softmax::{softmax_in_place, softmax_into, softmax_workspace_bytes};

@@ -6,7 +6,8 @@ use std::ops::Range;
 
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::view::{Shape, Strides, View, ViewMut};
+use crate::mask::{Mask, Masking, Sequence, stretched};
+use crate::view::{Rows, Shape, Strides, View, ViewMut};
 
 /// The factor on every score `q . k`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,71 +31,18 @@ impl Scale {
     }
 }
 
-/// Where the causal diagonal lies: query `i` sees key `j` if `j <= i + offset`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Causal {
-    /// The last query sees the last key: `offset = seq_kv - seq_q`. What a cache needs.
-    BottomRight,
-    /// The first query sees the first key alone: `offset = 0`.
-    TopLeft,
-    /// Any offset: the position of query 0 among the keys.
-    Offset(i64),
-}
-
-/// How far from its own position `i + offset` a query sees, its own position not counted; `None`
-/// is without limit. `left: Some(2)` sees 3 keys: two before and its own.
-///
-/// The offset is that of the causal mask, or `seq_kv - seq_q` without one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Window {
-    /// Keys visible before the query's own position.
-    pub left: Option<usize>,
-    /// Keys visible after it.
-    pub right: Option<usize>,
-}
-
-/// Which keys each query sees, and what is added to its scores. All parts combine: a key is
-/// visible where every part lets it be.
-#[derive(Debug, Clone, Copy)]
-#[non_exhaustive]
-pub struct Masking<'a, T> {
-    /// The causal diagonal.
-    pub causal: Option<Causal>,
-    /// The sliding window.
-    pub window: Window,
-    /// Per batch entry, the number of leading keys that exist. The diagonal does not move by it.
-    pub key_lengths: Option<&'a [usize]>,
-    /// `true` = attend. `[batch, q_heads, seq_q, seq_kv]`, each of the first three may be 1.
-    pub boolean: Option<View<'a, bool>>,
-    /// Added to the scaled scores; exactly -inf masks. Shaped as `boolean`.
-    pub bias: Option<View<'a, T>>,
-}
-
-impl<T> Default for Masking<'_, T> {
-    fn default() -> Self {
-        Self {
-            causal: None,
-            window: Window::default(),
-            key_lengths: None,
-            boolean: None,
-            bias: None,
-        }
-    }
-}
-
 /// The extents of an attention problem, in elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dims {
-    /// Independent sequences.
+    /// Batch entries: independent sequences, or one that holds those of a ragged batch.
     pub batch: usize,
     /// Query heads.
     pub q_heads: usize,
     /// Key/value heads; divides `q_heads`.
     pub kv_heads: usize,
-    /// Queries in a sequence.
+    /// Queries in a batch entry.
     pub seq_q: usize,
-    /// Keys in a sequence.
+    /// Keys in a sequence; of a ragged batch, in the longest.
     pub seq_kv: usize,
     /// Length of a query and of a key.
     pub head_dim: usize,
@@ -121,15 +69,10 @@ pub struct Problem<'a, T: Element> {
     pub(crate) query: View<'a, T>,
     pub(crate) key: View<'a, T>,
     pub(crate) value: View<'a, T>,
-    pub(crate) boolean: Option<View<'a, bool>>,
     pub(crate) bias: Option<View<'a, T>>,
+    pub(crate) mask: Mask<'a>,
     pub(crate) scale: f64,
     dims: Dims,
-    /// Query `i` stands at key position `i + offset`.
-    offset: i128,
-    causal: bool,
-    window: Window,
-    key_lengths: Option<&'a [usize]>,
 }
 
 pub(crate) fn shape_error<T>(argument: &'static str, got: Shape, expected: String) -> Result<T> {
@@ -160,32 +103,12 @@ pub(crate) fn check_unit_inner_stride(
     Ok(())
 }
 
-/// A mask whose axes of extent 1 repeat, stretched to the whole problem with strides of zero.
-fn broadcast<'a, E>(argument: &'static str, mask: View<'a, E>, dims: &Dims) -> Result<View<'a, E>> {
-    let whole = [dims.batch, dims.q_heads, dims.seq_q, dims.seq_kv];
-    let (shape, mut strides) = (mask.shape(), mask.strides());
-    let fits = (0..3).all(|axis| shape[axis] == 1 || shape[axis] == whole[axis]);
-    if !fits || shape[3] != whole[3] {
-        return shape_error(
-            argument,
-            shape,
-            format!("{whole:?}, where each of the first three may be 1"),
-        );
-    }
-    check_unit_inner_stride(argument, shape, strides)?;
-    for axis in 0..3 {
-        if shape[axis] == 1 {
-            strides[axis] = 0;
-        }
-    }
-    Ok(mask.with_layout(whole, strides))
-}
-
 impl<'a, T: Element> Problem<'a, T> {
     /// Checks that the parts fit each other.
     ///
     /// `query` is `[batch, q_heads, seq_q, head_dim]`, `key` `[batch, kv_heads, seq_kv,
-    /// head_dim]`, `value` `[batch, kv_heads, seq_kv, value_dim]`.
+    /// head_dim]`, `value` `[batch, kv_heads, seq_kv, value_dim]`; of a ragged batch, `batch` is 1
+    /// and the sequences lie one behind the other.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Stride`] or [`Error::Value`] with the argument that does not
@@ -206,35 +129,16 @@ impl<'a, T: Element> Problem<'a, T> {
         {
             return value_error("scale", x, "a finite number".into());
         }
-        if let Some(lengths) = masking.key_lengths {
-            if lengths.len() != dims.batch {
-                return value_error(
-                    "key_lengths",
-                    format_args!("{} lengths", lengths.len()),
-                    format!("one for each of the {} batch entries", dims.batch),
-                );
-            }
-            if let Some(length) = lengths.iter().find(|&&n| n > dims.seq_kv) {
-                return value_error("key_lengths", length, format!("at most {}", dims.seq_kv));
-            }
-        }
-        let aligned_ends = dims.seq_kv as i128 - dims.seq_q as i128;
+        let (mask, dims) = Mask::new(masking, (query.shape(), key.shape()), dims)?;
+        let whole = [dims.batch, dims.q_heads, dims.seq_q, dims.seq_kv];
         Ok(Self {
             query,
             key,
             value,
-            boolean: masking.boolean.map(|m| broadcast("mask", m, &dims)).transpose()?,
-            bias: masking.bias.map(|m| broadcast("bias", m, &dims)).transpose()?,
+            bias: masking.bias.map(|bias| stretched("bias", bias, whole)).transpose()?,
+            mask,
             scale: scale.factor(dims.head_dim),
             dims,
-            offset: match masking.causal {
-                Some(Causal::TopLeft) => 0,
-                Some(Causal::Offset(offset)) => offset.into(),
-                Some(Causal::BottomRight) | None => aligned_ends,
-            },
-            causal: masking.causal.is_some(),
-            window: masking.window,
-            key_lengths: masking.key_lengths,
         })
     }
 
@@ -243,23 +147,30 @@ impl<'a, T: Element> Problem<'a, T> {
         &self.dims
     }
 
-    /// The keys that the structural masks (causal, window, key lengths) leave to query `i` of
-    /// batch entry `b`: none where there is no such entry or query. Boolean and additive masks may
-    /// hide more.
-    pub fn visible_keys(&self, b: usize, i: usize) -> Range<usize> {
-        if b >= self.dims.batch || i >= self.dims.seq_q {
+    /// How many sequences there are: batch entries, or the parts of a ragged batch.
+    pub fn sequences(&self) -> usize {
+        self.mask.sequences()
+    }
+
+    /// From the first key that query `i` of sequence `s` may see to behind the last, counted from the
+    /// sequence's own first; none where there is no such sequence or query. A tree, documents in any
+    /// order, block patterns, boolean and additive masks may hide some of them.
+    pub fn visible_keys(&self, s: usize, i: usize) -> Range<usize> {
+        if s >= self.sequences() {
             return 0..0;
         }
-        let keys = self.key_lengths.map_or(self.dims.seq_kv, |lengths| lengths[b]);
-        let position = i as i128 + self.offset;
-        let clamp = |x: i128| x.clamp(0, keys as i128) as usize;
-        let start = self.window.left.map_or(0, |left| clamp(position - left as i128));
-        let ahead = match (self.causal, self.window.right) {
-            (true, _) => Some(0),
-            (false, right) => right,
-        };
-        let end = ahead.map_or(keys, |right| clamp(position + right as i128 + 1));
-        start.min(end)..end
+        let sequence = self.mask.sequence(s);
+        if i >= sequence.seq_q { 0..0 } else { self.mask.range(&sequence, i) }
+    }
+
+    /// The keys of one head of a sequence.
+    pub(crate) fn keys(&self, sequence: &Sequence, kv_head: usize) -> Rows<'a, T> {
+        self.key.rows(sequence.batch, kv_head).part(sequence.key, sequence.seq_kv)
+    }
+
+    /// Its values.
+    pub(crate) fn values(&self, sequence: &Sequence, kv_head: usize) -> Rows<'a, T> {
+        self.value.rows(sequence.batch, kv_head).part(sequence.key, sequence.seq_kv)
     }
 
     /// Whether `f32` scores are powers of e, not of 2: log2(e) folded into the scale would overflow
@@ -269,14 +180,10 @@ impl<'a, T: Element> Problem<'a, T> {
         self.bias.is_some() || !log2_scale.is_finite()
     }
 
-    /// Whether scores have a dense term beside them: a mask, or what stands for a bias.
+    /// Whether scores have a dense term beside them, in some block: a mask, or what stands for a
+    /// bias.
     pub(crate) fn has_dense_term(&self) -> bool {
-        self.boolean.is_some() || self.has_natural_scores()
-    }
-
-    /// Whether every query sees every key by structure, so that tiles need no ranges.
-    pub(crate) fn has_uniform_ranges(&self) -> bool {
-        !self.causal && self.window == Window::default()
+        self.mask.has_bits() || self.has_natural_scores()
     }
 }
 
@@ -385,6 +292,7 @@ impl<'a, T: Element> Outputs<'a, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mask::{Causal, Window};
     use proptest::prelude::*;
     use proptest::sample::select;
 
@@ -395,17 +303,21 @@ mod tests {
         i: usize,
         j: usize,
     ) -> bool {
+        let length = masking.key_lengths.map_or(seq_kv, |lengths| lengths[0]);
         let offset = match masking.causal {
             Some(Causal::TopLeft) => 0,
             Some(Causal::Offset(offset)) => i128::from(offset),
+            Some(Causal::AtLength) => length as i128 - seq_q as i128,
             Some(Causal::BottomRight) | None => seq_kv as i128 - seq_q as i128,
         };
         let ahead = j as i128 - (i as i128 + offset);
         let window = masking.window;
-        (masking.causal.is_none() || ahead <= 0)
+        let prefix = masking.prefix.map_or(0, |prefix| prefix[0]);
+        (masking.causal.is_none() || ahead <= 0 || j < prefix)
             && window.left.is_none_or(|left| ahead >= -(left as i128))
             && window.right.is_none_or(|right| ahead <= right as i128)
-            && masking.key_lengths.is_none_or(|lengths| j < lengths[0])
+            && j < length
+            && masking.key_starts.is_none_or(|starts| j >= starts[0])
     }
 
     fn causal() -> impl Strategy<Value = Option<Causal>> {
@@ -413,6 +325,7 @@ mod tests {
             Just(None),
             Just(Some(Causal::BottomRight)),
             Just(Some(Causal::TopLeft)),
+            Just(Some(Causal::AtLength)),
             (-30..30_i64).prop_map(|offset| Some(Causal::Offset(offset))),
             select(vec![i64::MIN, i64::MAX]).prop_map(|offset| Some(Causal::Offset(offset))),
         ]
@@ -436,15 +349,19 @@ mod tests {
             right in reach(),
             seq_q in 1..20_usize,
             seq_kv in 0..20_usize,
-            length in prop::option::of(0..20_usize),
+            numbers in prop::array::uniform3(prop::option::of(0..20_usize)),
         ) {
             let data = [0.0_f32; 20];
             let view = |seq| View::bhsd(&data, [1, 1, seq, 1]).unwrap_or_else(|e| panic!("{e}"));
-            let lengths = length.map(|n| [n.min(seq_kv)]);
+            let numbers = numbers.map(|n| n.map(|n| [n.min(seq_kv)]));
+            let [key_lengths, key_starts, prefix] =
+                numbers.each_ref().map(|n| n.as_ref().map(|n| &n[..]));
             let masking = Masking {
                 causal,
                 window: Window { left, right },
-                key_lengths: lengths.as_ref().map(|lengths| &lengths[..]),
+                key_lengths,
+                key_starts,
+                prefix,
                 ..Masking::default()
             };
             let (q, k) = (view(seq_q), view(seq_kv));

@@ -140,7 +140,7 @@ pub fn workspace_bytes<T: Element>(problem: &Problem<'_, T>, settings: &Settings
         return 0;
     }
     let lines = |threads| match T::path(settings.algorithm) {
-        Path::Fused => Plan::new(problem, threads).lines(),
+        Path::Fused => Plan::new(problem, threads).lines_with_table(),
         Path::Unfused => unfused::lines(problem, threads),
     };
     let lines = match settings.threads_for(Plan::work(problem)) {

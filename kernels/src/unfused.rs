@@ -8,6 +8,9 @@ use crate::Settings;
 use crate::element::Element;
 use crate::error::Result;
 use crate::executor::{Crew, for_each_tile};
+use crate::mask::Sequence;
+use crate::mask::rows::RowBits;
+use crate::microkernel::BLOCK_KV;
 use crate::microkernel::row_softmax::RowSoftmax;
 use crate::plan::Plan;
 use crate::problem::{Outputs, Problem};
@@ -123,7 +126,7 @@ impl<T: Plain> Kernel for Drive<'_, '_, T> {
         let dims = self.problem.dims();
         let part = lines_per_thread(self.problem) * size_of::<Line>() / size_of::<T>();
         let chunks = dims.seq_q.div_ceil(ROWS);
-        let tiles = dims.batch * dims.q_heads * chunks;
+        let tiles = self.problem.sequences() * dims.q_heads * chunks;
         for_each_tile(
             self.crew,
             tiles,
@@ -131,12 +134,16 @@ impl<T: Plain> Kernel for Drive<'_, '_, T> {
             || (),
             |(_, scratch), tile| {
                 let (head, chunk) = (tile / chunks, tile % chunks);
-                let rows = chunk * ROWS..((chunk + 1) * ROWS).min(dims.seq_q);
-                let scores = &mut scratch[..rows.len() * dims.seq_kv];
+                let sequence = self.problem.mask.sequence(head / dims.q_heads);
+                let rows = chunk * ROWS..((chunk + 1) * ROWS).min(sequence.seq_q);
+                if rows.is_empty() {
+                    return;
+                }
+                let scores = &mut scratch[..rows.len() * sequence.seq_kv];
                 let chunk = Chunk {
                     problem: self.problem,
                     outputs: self.outputs,
-                    batch: head / dims.q_heads,
+                    sequence,
                     head: head % dims.q_heads,
                     rows,
                 };
@@ -150,7 +157,7 @@ impl<T: Plain> Kernel for Drive<'_, '_, T> {
 struct Chunk<'a, 'p, T: Element> {
     problem: &'a Problem<'p, T>,
     outputs: &'a Outputs<'p, T>,
-    batch: usize,
+    sequence: Sequence,
     head: usize,
     rows: std::ops::Range<usize>,
 }
@@ -160,10 +167,11 @@ impl<T: Plain> Chunk<'_, '_, T> {
         let problem = self.problem;
         let dims = problem.dims();
         let kv_head = self.head / dims.group_size();
-        let (seq_kv, rows) = (dims.seq_kv, self.rows.len());
-        let query = problem.query.row(self.batch, self.head, self.rows.start);
-        let keys = problem.key.rows(self.batch, kv_head);
-        let values = problem.value.rows(self.batch, kv_head);
+        let (seq_kv, rows) = (self.sequence.seq_kv, self.rows.len());
+        let (batch, first) = (self.sequence.batch, self.sequence.query + self.rows.start);
+        let query = problem.query.row(batch, self.head, first);
+        let keys = problem.keys(&self.sequence, kv_head);
+        let values = problem.values(&self.sequence, kv_head);
         if seq_kv > 0 {
             let (q_step, k_step) = (problem.query.strides()[2], problem.key.strides()[2]);
             // SAFETY: the views vouch for these rows of head_dim contiguous elements, and scores
@@ -186,7 +194,7 @@ impl<T: Plain> Chunk<'_, '_, T> {
             let (max, sum) = T::softmax(simd, row);
             sums[r] = (max.to_f64(), sum.to_f64());
         }
-        let out = self.outputs.out.row(self.batch, self.head, self.rows.start);
+        let out = self.outputs.out.row(batch, self.head, first);
         let out_step = self.outputs.out.strides()[2];
         if seq_kv > 0 {
             // SAFETY: as above; the outputs were checked against the problem, and no other chunk
@@ -216,64 +224,86 @@ impl<T: Plain> Chunk<'_, '_, T> {
             if let Some(lse) = &self.outputs.lse {
                 let ln = if sum == 0.0 { f64::NEG_INFINITY } else { max + sum.ln() };
                 // SAFETY: as above; lse has one element for each row.
-                unsafe { lse.row(self.batch, self.head, i).write(T::from_f64(ln)) };
+                unsafe { lse.row(batch, self.head, first + r).write(T::from_f64(ln)) };
             }
             if let Some(view) = &self.outputs.weights {
-                let dst = view.row(self.batch, self.head, i);
+                let dst = view.row(batch, self.head, first + r);
+                let mut seen = Visible::new(self, i);
                 for (j, &weight) in weights.iter().enumerate() {
-                    let weight = if self.is_visible(i, j) { weight } else { T::default() };
-                    // SAFETY: as above; weights has seq_kv contiguous elements in each row.
+                    let weight = if seen.sees(j) { weight } else { T::default() };
+                    // SAFETY: as above; weights has dims.seq_kv contiguous elements in each row.
                     unsafe { dst.add(j).write(weight) };
+                }
+                for j in seq_kv..dims.seq_kv {
+                    // SAFETY: as above.
+                    unsafe { dst.add(j).write(T::default()) };
                 }
             }
         }
     }
 
     fn bias(&self, i: usize) -> Option<&[T]> {
-        self.problem.bias.as_ref().map(|bias| bias.rows(self.batch, self.head).slice(i))
-    }
-
-    fn boolean(&self, i: usize) -> Option<&[bool]> {
-        self.problem.boolean.as_ref().map(|mask| mask.rows(self.batch, self.head).slice(i))
-    }
-
-    fn is_visible(&self, i: usize, j: usize) -> bool {
-        self.problem.visible_keys(self.batch, i).contains(&j)
-            && self.boolean(i).is_none_or(|mask| mask[j])
-            && self.bias(i).is_none_or(|bias| bias[j].to_f64() != f64::NEG_INFINITY)
+        let row = self.sequence.query + i;
+        self.problem.bias.as_ref().map(|bias| bias.rows(self.sequence.batch, self.head).slice(row))
     }
 
     /// Adds the bias and hides what is masked.
     fn mask(&self, i: usize, scores: &mut [T]) {
-        let hidden = T::from_f64(f64::NEG_INFINITY);
-        if let Some(bias) = self.bias(i) {
-            for (x, &bias) in scores.iter_mut().zip(bias) {
-                let masked = bias.to_f64() == f64::NEG_INFINITY;
-                *x = if masked { hidden } else { T::sum(*x, bias) };
-            }
+        let bias = self.bias(i);
+        let mut seen = Visible::new(self, i);
+        for (j, x) in scores.iter_mut().enumerate() {
+            *x = match bias {
+                _ if !seen.sees(j) => T::from_f64(f64::NEG_INFINITY),
+                Some(bias) => T::sum(*x, bias[j]),
+                None => *x,
+            };
         }
-        if let Some(mask) = self.boolean(i) {
-            for (x, &attend) in scores.iter_mut().zip(mask) {
-                *x = if attend { *x } else { hidden };
-            }
-        }
-        let keys = self.problem.visible_keys(self.batch, i);
-        scores[keys.end..].fill(hidden);
-        scores[..keys.start].fill(hidden);
     }
 
     /// The row's output from its weights, masked values left out.
     fn careful(&self, i: usize, weights: &[T], out: &mut [T], nothing: bool) {
-        let values =
-            self.problem.value.rows(self.batch, self.head / self.problem.dims().group_size());
+        let kv_head = self.head / self.problem.dims().group_size();
+        let values = self.problem.values(&self.sequence, kv_head);
         for (d, out) in out.iter_mut().enumerate() {
+            let mut seen = Visible::new(self, i);
             let mut sum = 0.0;
             for (j, weight) in weights.iter().enumerate() {
-                if !nothing && self.is_visible(i, j) {
+                if !nothing && seen.sees(j) {
                     sum += weight.to_f64() * values.slice(j)[d].to_f64();
                 }
             }
             *out = T::from_f64(sum);
         }
+    }
+}
+
+/// Which keys a row sees, asked in ascending order.
+struct Visible<'a, 'p, T: Element> {
+    chunk: &'a Chunk<'a, 'p, T>,
+    i: usize,
+    range: std::ops::Range<usize>,
+    bias: Option<&'a [T]>,
+    /// The block that was asked for last, and its bits.
+    block: usize,
+    bits: u128,
+}
+
+impl<'a, 'p, T: Plain> Visible<'a, 'p, T> {
+    fn new(chunk: &'a Chunk<'a, 'p, T>, i: usize) -> Self {
+        let range = chunk.problem.mask.range(&chunk.sequence, i);
+        Self { chunk, i, range, bias: chunk.bias(i), block: usize::MAX, bits: 0 }
+    }
+
+    fn sees(&mut self, j: usize) -> bool {
+        let (block, key) = (j / BLOCK_KV * BLOCK_KV, j % BLOCK_KV);
+        if self.block != block {
+            let Chunk { problem, sequence, head, .. } = self.chunk;
+            let keys = block..(block + BLOCK_KV).min(sequence.seq_kv);
+            self.block = block;
+            self.bits = RowBits::new(&problem.mask, sequence, keys).get(*head, self.i);
+        }
+        self.range.contains(&j)
+            && self.bits >> key & 1 == 1
+            && self.bias.is_none_or(|bias| bias[j].to_f64() != f64::NEG_INFINITY)
     }
 }

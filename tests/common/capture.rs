@@ -6,6 +6,7 @@ use safetensors::SafeTensors;
 
 use super::case::Inputs;
 use super::strided::{Layout, Strided};
+use super::structure::Structure;
 
 /// A capture of the fixtures.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +59,7 @@ impl Capture {
             boolean: None,
             bias: None,
             lengths: None,
+            structure: Structure::default(),
             causal: self.causal.then_some(Causal::BottomRight),
             left: None,
             right: None,

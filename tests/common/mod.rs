@@ -13,6 +13,7 @@ pub mod file;
 pub mod layers;
 pub mod strategies;
 pub mod strided;
+pub mod structure;
 
 use headwise::{Attention, Element, Tensor};
 use proptest::strategy::Strategy;

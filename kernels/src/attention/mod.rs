@@ -2,13 +2,14 @@
 //! threads, and [`pass`] takes an item's tiles through the key blocks.
 
 mod ahead;
+pub(crate) mod pairs;
 pub(crate) mod pass;
 pub(crate) mod tile;
 
 use crate::Settings;
 use crate::error::Result;
 use crate::executor::{Crew, for_each_tile};
-use crate::plan::{MAX_TILES, Plan};
+use crate::plan::{Entry, MAX_TILES, Plan};
 use crate::problem::{Outputs, Problem};
 use crate::simd::{Isa, Kernel, Simd, dispatch};
 use crate::workspace::{Line, Workspace};
@@ -26,13 +27,16 @@ pub(crate) fn fused(
     let plan = Plan::new(problem, settings.threads_for(Plan::work(problem)));
     let job = Job::new(problem, outputs, plan);
     let crew = Crew { executor: settings.executor, threads: plan.threads };
-    dispatch(isa, Drive { job, crew, scratch: workspace.scratch(plan.lines())? })?;
+    let (scratch, table) = workspace.scratch_and_table(plan.lines(), plan.entries())?;
+    plan.tabulate(problem, table);
+    dispatch(isa, Drive { job, crew, table, scratch })?;
     Ok(isa)
 }
 
 struct Drive<'a, 'p> {
     job: Job<'a, 'p>,
     crew: Crew<'a>,
+    table: &'a [Entry],
     scratch: &'a mut [f32],
 }
 
@@ -57,8 +61,9 @@ impl Drive<'_, '_> {
         let local = || [const { TileRows::EMPTY }; TILES];
         for_each_tile(self.crew, plan.items(), (self.scratch, part), local, |mine, index| {
             let next = index + self.crew.threads;
-            let next = (next < plan.items()).then(|| plan.item(next));
-            Item::run(&self.job, simd, plan.item(index), next, mine);
+            let item = |index| plan.item(self.job.problem, self.table, index);
+            let next = (next < plan.items()).then(|| item(next));
+            Item::run(&self.job, simd, item(index), next, mine);
         });
     }
 }

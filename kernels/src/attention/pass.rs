@@ -24,18 +24,19 @@
 //! what is not finite even then comes from the inputs.
 
 use super::ahead::Ahead;
-use super::tile::{Softmax, Tile, TileRows};
+use super::tile::{Softmax, Tile, TileRows, Visit};
+use crate::mask::Sequence;
 use crate::microkernel::finish::{Combine, Normalize};
+use crate::microkernel::hidden::Hidden;
 use crate::microkernel::pack::{Pack, Unpack};
 use crate::microkernel::scores::Scores;
 use crate::microkernel::sweep::{Dense, Redo, Sweep, Units};
 use crate::microkernel::values::{Finish, OutRows, Values};
-use crate::microkernel::{BLOCK_KV, BLOCK_Q, Block, Lanes, Seen};
+use crate::microkernel::{BLOCK_KV, BLOCK_Q, Lanes};
 use crate::plan::{self, Layout, Plan, SPLIT_KV};
 use crate::problem::{Outputs, Problem};
 use crate::simd::Simd;
 use crate::view::Rows;
-use std::ops::Range;
 
 /// Everything about a call that its items share.
 pub(crate) struct Job<'a, 'p> {
@@ -47,8 +48,8 @@ pub(crate) struct Job<'a, 'p> {
     to_ln: f64,
     /// Scores are powers of e; the bias that they need may be 0.
     natural: bool,
-    /// Scores have a dense term: no block goes straight to probabilities.
-    masked: bool,
+    /// Some blocks have a dense term, or bits that may become one.
+    dense: bool,
 }
 
 impl<'a, 'p> Job<'a, 'p> {
@@ -67,7 +68,7 @@ impl<'a, 'p> Job<'a, 'p> {
             units: Units { factor: (problem.scale / to_ln) as f32, to_log2: to_log2 as f32 },
             to_ln,
             natural,
-            masked: problem.has_dense_term(),
+            dense: problem.has_dense_term(),
         }
     }
 }
@@ -96,32 +97,12 @@ impl Care {
     }
 }
 
-/// A tile's visit to a key block.
-struct Visit<'a> {
-    /// The block's first key.
-    first: usize,
-    /// The keys that some row sees, counted from the first.
-    keys: Range<usize>,
-    /// Which of them each row sees; `None`: all.
-    seen: Option<&'a Seen>,
-}
-
-impl<'a> Visit<'a> {
-    /// The visit of `tile` to the block at `first`, of which `seen` is what `Tile::seen` says.
-    fn new(tile: &Tile<'_>, first: usize, seen: Option<&'a Seen>) -> Self {
-        Self { first, keys: tile.keys_of_block(first), seen }
-    }
-
-    /// The block's keys, or values.
-    fn block<'r>(&self, rows: Rows<'r, f32>) -> Block<'r> {
-        Block { rows, first: self.first, start: self.keys.start, end: self.keys.end }
-    }
-}
-
 /// One item in the hands of one thread.
 pub(crate) struct Item<'a, 'p, S> {
     simd: S,
     job: &'a Job<'a, 'p>,
+    sequence: Sequence,
+    /// The batch entry in the tensors: see [`Item::row`].
     batch: usize,
     kv_head: usize,
     keys: Rows<'p, f32>,
@@ -144,16 +125,20 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         let layout = &job.plan.layout;
         let (prob, scratch) = scratch.split_at_mut(Layout::PROB);
         let (bias, scratch) = scratch.split_at_mut(layout.bias);
+        let (sequence, kv_head) = (job.problem.mask.sequence(item.sequence), item.kv_head);
+        let keys = job.problem.keys(&sequence, kv_head);
+        let values = job.problem.values(&sequence, kv_head);
         let mut this = Self {
             simd,
             job,
-            batch: item.batch,
-            kv_head: item.kv_head,
-            keys: job.problem.key.rows(item.batch, item.kv_head),
-            values: job.problem.value.rows(item.batch, item.kv_head),
+            batch: sequence.batch,
+            sequence,
+            kv_head,
+            keys,
+            values,
             prob,
             bias,
-            ahead: Ahead::new((job.problem, &job.plan), (item.batch, item.kv_head), next),
+            ahead: Ahead::new((job.problem, &job.plan), &item, [keys, values], next),
         };
         let mut tiles = local.each_mut().map(Tile::new);
         let tiles = &mut tiles[..item.rows.len().div_ceil(BLOCK_Q)];
@@ -162,7 +147,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             let start = item.rows.start + t * BLOCK_Q;
             let rows = start..(start + BLOCK_Q).min(item.rows.end);
             let lanes = rows.len().next_multiple_of(S::LANES);
-            tile.begin(job, item.batch, rows, lanes, part);
+            tile.begin((job, &sequence), rows, lanes, part);
         }
         this.compute(tiles);
     }
@@ -194,9 +179,10 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         finite
     }
 
-    /// The query head and the query of a flattened row.
+    /// The query head of a flattened row, and its query as the tensors count it, to go with `batch`.
     fn row(&self, row: usize) -> (usize, usize) {
-        self.job.plan.query_row(self.kv_head, row)
+        let (head, i) = self.job.plan.query_row(self.kv_head, row);
+        (head, self.sequence.query + i)
     }
 
     fn pack_queries(&self, tile: &mut Tile<'_>) {
@@ -219,31 +205,81 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         tiles.iter_mut().for_each(Tile::reset);
         let start = tiles.iter().map(|tile| tile.of.any.start).min().unwrap_or(0);
         let end = tiles.iter().map(|tile| tile.of.any.end).max().unwrap_or(0);
-        let first_split = start / SPLIT_KV;
         self.ahead.begin(end - start.min(end), tiles.len());
-        for split in first_split..end.div_ceil(SPLIT_KV) {
-            if split > first_split {
-                tiles.iter_mut().for_each(Tile::reset_split);
-            }
-            let keys = (split * SPLIT_KV).max(start / BLOCK_KV * BLOCK_KV)
-                ..((split + 1) * SPLIT_KV).min(end);
-            for first in keys.step_by(BLOCK_KV) {
-                let next = (first + BLOCK_KV).min(end)..(first + 2 * BLOCK_KV).min(end);
-                self.ahead.block(next, tiles.len());
+        let mut block = self.next_block(tiles, start / BLOCK_KV * BLOCK_KV, end);
+        while block < end {
+            let split_end = (block / SPLIT_KV + 1) * SPLIT_KV;
+            while block < split_end.min(end) {
+                let next = self.next_block(tiles, block + BLOCK_KV, end).min(end);
+                self.ahead.block(next..(next + BLOCK_KV).min(end), tiles.len());
                 for tile in tiles.iter_mut() {
-                    self.block(tile, first, care);
+                    self.block(tile, block, care);
                 }
+                block = next;
             }
             if self.job.plan.layout.merged > 0 {
-                tiles.iter_mut().for_each(|tile| self.merge_split(tile));
+                for tile in tiles.iter_mut() {
+                    self.merge_split(tile);
+                    tile.reset_split();
+                }
             }
         }
     }
 
+    /// The first block from `from` on, of those before `end`, of which some row may see something.
+    fn next_block(&self, tiles: &[Tile<'_>], from: usize, end: usize) -> usize {
+        let mask = &self.job.problem.mask;
+        if !mask.has_gaps() {
+            return from;
+        }
+        let sees = |tile: &Tile<'_>, first: usize| {
+            let visit = tile.of.visit(first);
+            let keys = first + visit.keys.start..first + visit.keys.end;
+            !keys.is_empty()
+                && (!mask.needs_bits(&self.sequence, &keys)
+                    || self.bits(tile, &visit).iter().any(|&row| row != 0))
+        };
+        let mut blocks = (from..end).step_by(BLOCK_KV);
+        blocks.find(|&first| tiles.iter().any(|tile| sees(tile, first))).unwrap_or(end)
+    }
+
+    /// What the tile sees of the block at `first`; makes the block's dense term if it has one.
+    fn visit(&mut self, tile: &Tile<'_>, first: usize) -> Visit {
+        let mut visit = tile.of.visit(first);
+        if self.job.dense && !visit.keys.is_empty() {
+            self.look_closer(tile, &mut visit);
+        }
+        visit
+    }
+
+    #[inline(never)]
+    fn look_closer(&mut self, tile: &Tile<'_>, visit: &mut Visit) {
+        let keys = visit.first + visit.keys.start..visit.first + visit.keys.end;
+        let mut rows = None;
+        if self.job.problem.mask.needs_bits(&self.sequence, &keys) {
+            let bits = self.bits(tile, visit);
+            visit.restrict(&bits, tile.of.lanes);
+            rows = visit.holes.then_some(bits);
+        }
+        match &rows {
+            _ if visit.keys.is_empty() => {}
+            rows if self.job.natural => self.pack_bias(tile, visit, rows.as_ref()),
+            Some(rows) => {
+                self.simd.vectorize(Hidden { rows, keys: visit.keys.clone(), dst: self.bias })
+            }
+            None => {}
+        }
+    }
+
+    /// What the rows of a tile see of a block, where ranges do not say it all.
+    fn bits(&self, tile: &Tile<'_>, visit: &Visit) -> [u128; BLOCK_Q] {
+        let (problem, plan) = (self.job.problem, &self.job.plan);
+        tile.of.bits((problem, plan), (&self.sequence, self.kv_head), visit)
+    }
+
     /// One key block through one tile.
     fn block(&mut self, tile: &mut Tile<'_>, first: usize, care: Care) {
-        let seen = tile.seen(first);
-        let visit = Visit::new(tile, first, seen.as_ref());
+        let visit = self.visit(tile, first);
         if visit.keys.is_empty() {
             return;
         }
@@ -274,7 +310,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
 
     /// The values of a tile's last block, straight to the output; says whether it is finite.
     /// `None`: nothing was done, since there is more to come or a row's sum is no positive number.
-    fn last_values(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>) -> Option<bool> {
+    fn last_values(&mut self, tile: &mut Tile<'_>, visit: &Visit) -> Option<bool> {
         let is_last = visit.first + BLOCK_KV >= tile.of.any.end;
         if !is_last || self.job.plan.layout.merged > 0 {
             return None;
@@ -296,10 +332,9 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     }
 
     /// The probabilities of a visit, and their sums. Rows without a reference take one.
-    fn prob(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, care: Care) -> Lanes {
+    fn prob(&mut self, tile: &mut Tile<'_>, visit: &Visit, care: Care) -> Lanes {
         let mut sums = Lanes::splat(0.0);
-        if self.job.masked {
-            self.pack_bias(tile, visit.first, visit.keys.end);
+        if self.job.natural || visit.holes {
             self.scores::<true>(tile, visit, care, (&mut sums, None));
         } else {
             self.scores::<false>(tile, visit, care, (&mut sums, None));
@@ -308,7 +343,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     }
 
     /// The probabilities again, with higher references in `rows`, whose earlier sums shrink.
-    fn redo(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, rows: &Lanes, care: Care) -> Lanes {
+    fn redo(&mut self, tile: &mut Tile<'_>, visit: &Visit, rows: &Lanes, care: Care) -> Lanes {
         let (mut sums, mut rescale) = (Lanes::splat(0.0), Lanes::splat(1.0));
         let redo = Redo { rows, rescale: &mut rescale };
         self.scores::<true>(tile, visit, care, (&mut sums, Some(redo)));
@@ -328,7 +363,7 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     fn scores<const SWEPT: bool>(
         &mut self,
         tile: &mut Tile<'_>,
-        visit: &Visit<'_>,
+        visit: &Visit,
         care: Care,
         (block_sum, redo): (&mut Lanes, Option<Redo<'_>>),
     ) {
@@ -337,13 +372,13 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
             keys: visit.block(self.keys),
             sweep: Sweep {
                 prob: self.prob,
-                dense: match (self.job.natural, self.job.masked) {
+                dense: match (self.job.natural, visit.holes) {
                     (true, _) => Dense::Bias(self.bias),
                     (false, true) => Dense::Mask(self.bias),
                     (false, false) => Dense::None,
                 },
                 lanes: tile.of.lanes,
-                seen: visit.seen,
+                seen: visit.seen.as_ref(),
                 units: self.job.units,
                 headroom: care.headroom() / self.job.units.to_log2,
                 row_ref: &mut tile.of.split.row_ref,
@@ -359,14 +394,14 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
     fn values<const CAREFUL: bool>(
         &mut self,
         tile: &mut Tile<'_>,
-        visit: &Visit<'_>,
+        visit: &Visit,
         finish: Option<Finish<'_>>,
     ) -> bool {
         self.simd.vectorize(Values::<CAREFUL> {
             prob: self.prob,
             values: visit.block(self.values),
             rows: tile.len(),
-            seen: visit.seen,
+            seen: visit.seen.as_ref(),
             acc: tile.acc,
             fresh: std::mem::replace(&mut tile.fresh, false),
             acc_width: self.job.plan.layout.acc_width,
@@ -374,21 +409,20 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         })
     }
 
-    /// The dense term of a block, transposed to the tile's orientation: the bias, or 0 without one,
-    /// and -inf where the boolean mask is false.
-    fn pack_bias(&mut self, tile: &Tile<'_>, first: usize, end: usize) {
-        let problem = self.job.problem;
+    /// The bias of a visit, or 0 without one, transposed to the tile's orientation, and -inf where
+    /// `bits` hide a key.
+    fn pack_bias(&mut self, tile: &Tile<'_>, visit: &Visit, bits: Option<&[u128; BLOCK_Q]>) {
+        let (first, end) = (visit.first, visit.keys.end);
         let mut dense = [[0.0_f32; BLOCK_KV]; BLOCK_Q];
-        for (dense, row) in dense.iter_mut().zip(tile.of.rows.clone()) {
+        for ((lane, dense), row) in dense.iter_mut().enumerate().zip(tile.of.rows.clone()) {
             let (head, i) = self.row(row);
             let dense = &mut dense[..end];
-            if let Some(bias) = &problem.bias {
+            if let Some(bias) = &self.job.problem.bias {
                 dense.copy_from_slice(&bias.rows(self.batch, head).slice(i)[first..first + end]);
             }
-            if let Some(mask) = &problem.boolean {
-                let mask = &mask.rows(self.batch, head).slice(i)[first..first + end];
-                for (x, &attend) in dense.iter_mut().zip(mask) {
-                    *x = if attend { *x } else { f32::NEG_INFINITY };
+            if let Some(bits) = bits {
+                for (key, x) in dense.iter_mut().enumerate() {
+                    *x = if bits[lane] >> key & 1 == 1 { *x } else { f32::NEG_INFINITY };
                 }
             }
         }
@@ -506,9 +540,17 @@ impl<'a, 'p, S: Simd> Item<'a, 'p, S> {
         }
         let first_block = tile.of.any.start / BLOCK_KV * BLOCK_KV;
         for first in (first_block..tile.of.any.end).step_by(BLOCK_KV) {
-            let seen = tile.seen(first);
-            let visit = Visit::new(tile, first, seen.as_ref());
+            let visit = self.visit(tile, first);
             let keys = visit.keys.clone();
+            let block = first.max(tile.of.any.start)..(first + BLOCK_KV).min(tile.of.any.end);
+            let seen = (first + keys.start).max(block.start)..first + keys.end;
+            for row in &mut rows[..tile.len()] {
+                row[block.start..seen.start.min(block.end)].fill(0.0);
+                row[seen.end.max(block.start)..block.end].fill(0.0);
+            }
+            if keys.is_empty() {
+                continue;
+            }
             self.prob(tile, &visit, Care::Fast);
             let at = first + keys.start..first + keys.end;
             let mut parts: [&mut [f32]; BLOCK_Q] = std::array::from_fn(|_| Default::default());
