@@ -10,6 +10,7 @@ use common::case::{Case, Data, DenseMask, Dims, Inputs, Masks};
 use common::executors::{Boastful, Never, Scoped, TooOften};
 use common::strategies::masked_cases;
 use common::strided::{Layout, Strided};
+use common::structure::{Kinds, Packing};
 use common::{Rng, for_all, poison, result_bits, row_bits};
 use headwise::{
     AttentionOptions, Causal, Executor, Isa, Outputs, Rayon, Scale, Serial, Workspace,
@@ -32,6 +33,13 @@ fn large_cases() -> Vec<Case> {
         bias: dense([true, false, true]),
         ..Masks::default()
     };
+    let packed = Kinds {
+        prefix: true,
+        documents: Some(Packing::Shuffled),
+        blocks: Some((16, 64)),
+        ..Kinds::default()
+    };
+    let drafted = Kinds { starts: true, tree: Some((70, true)), ..Kinds::default() };
     let case = |dims, data, masks| Case { data, masks, ..Case::plain(dims, 21) };
     vec![
         case(grouped, Data::Normal, Masks::default()),
@@ -39,6 +47,8 @@ fn large_cases() -> Vec<Case> {
         case(grouped, Data::Growing, mixed),
         case(long, Data::Wide, causal),
         case(long, Data::Normal, Masks { causal: None, left: None, right: None, ..mixed }),
+        case(grouped, Data::Wide, Masks { kinds: packed, ..causal }),
+        case(long, Data::Normal, Masks { kinds: drafted, ..causal }),
     ]
 }
 

@@ -318,6 +318,17 @@ impl<T: Element> Inputs<T> {
         }
     }
 
+    /// Everything that hides keys as one boolean mask, by the definition.
+    pub fn as_boolean(&self) -> Strided<bool> {
+        let d = self.dims();
+        let mut mask =
+            Strided::filled([d.batch, d.q_heads(), d.seq_q, d.seq_kv], Layout::Bhsd, false);
+        for [b, h, i] in self.rows() {
+            (0..d.seq_kv).for_each(|j| mask.set([b, h, i, j], self.sees([b, h, i, j])));
+        }
+        mask
+    }
+
     /// Every `[batch, query head, query]`.
     pub fn rows(&self) -> Vec<[usize; 3]> {
         let d = self.dims();

@@ -51,6 +51,18 @@ pub struct OwnedTree {
 }
 
 impl OwnedTree {
+    /// Chains and branches at random.
+    pub fn random(nodes: usize, sequences: usize, as_bits: bool, rng: &mut Rng) -> Self {
+        let mut parent = |node: usize| match rng.below(6) {
+            _ if node == 0 => None,
+            0 => None,
+            1 | 2 => Some(node - 1),
+            _ => Some(rng.below(node)),
+        };
+        let parents = (0..sequences * nodes).map(|at| parent(at % nodes)).collect();
+        Self::new(nodes, parents, as_bits)
+    }
+
     pub fn new(nodes: usize, parents: Vec<Option<usize>>, as_bits: bool) -> Self {
         let words = nodes.div_ceil(64);
         let mut bits = vec![0; parents.len() * words];
@@ -113,17 +125,9 @@ impl Structure {
             numbers.into_iter().map(|n| if rng.one_in(4) { n } else { n / 4 }).collect()
         });
         let shortest = (0..d.batch).map(existing).min().unwrap_or(0);
-        let tree = kinds.tree.map(|(nodes, as_bits)| {
-            let nodes = nodes.min(shortest);
-            let parent = |node: usize, rng: &mut Rng| match rng.below(6) {
-                _ if node == 0 => None,
-                0 => None,
-                1 | 2 => Some(node - 1),
-                _ => Some(rng.below(node)),
-            };
-            let parents = (0..d.batch * nodes).map(|at| parent(at % nodes, rng)).collect();
-            OwnedTree::new(nodes, parents, as_bits)
-        });
+        let tree = kinds
+            .tree
+            .map(|(nodes, as_bits)| OwnedTree::random(nodes.min(shortest), d.batch, as_bits, rng));
         Self {
             prefix,
             starts,
@@ -347,7 +351,7 @@ fn documents(packing: Packing, d: Dims, rng: &mut Rng) -> OwnedDocuments {
 }
 
 /// An element of a mask whose axes of extent 1 repeat.
-fn get<T: Copy>(mask: &Strided<T>, index: [usize; 4]) -> T {
+pub fn get<T: Copy>(mask: &Strided<T>, index: [usize; 4]) -> T {
     let one = |axis: usize| axis < 3 && mask.shape[axis] == 1;
     mask.get(std::array::from_fn(|axis| if one(axis) { 0 } else { index[axis] }))
 }
