@@ -1,11 +1,12 @@
 //! The options of a call and the calls themselves: each maps its options to the kernels'
 //! `Problem`.
 
-use headwise_kernels::{Masking, Problem, workspace_bytes, workspace_bytes_with};
+use headwise_kernels::{Masking, Problem, computed_pairs, workspace_bytes, workspace_bytes_with};
 
 use crate::{
-    Algorithm, Alibi, Bias, Causal, Element, Executor, Isa, Outputs, RelativeBias, Result, Scale,
-    ScoreTerm, Settings, Shape, Tensor, Terms, View, Window, Workspace,
+    Algorithm, Alibi, Bias, BlockPattern, Causal, Documents, Element, Executor, Isa, Offsets,
+    Outputs, Pairs, RelativeBias, Result, Scale, ScoreTerm, Settings, Shape, Tensor, Terms, Tree,
+    View, Window, Workspace,
 };
 
 /// What to compute beyond the plain case, and how to run it.
@@ -90,19 +91,165 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
         self
     }
 
-    /// Only the first `lengths[b]` keys of batch entry `b` exist. The causal diagonal stays where
-    /// it is.
+    /// The first `prefix[s]` keys of sequence `s` are visible to all its queries in spite of a causal
+    /// mask (prefix-LM); one number stands for all sequences.
+    ///
+    /// ```
+    /// # use headwise::{AttentionOptions, View, attention};
+    /// # let data = [0.5_f32; 6 * 4];
+    /// # let x = View::bhsd(&data, [1, 1, 6, 4])?;
+    /// // Three keys of prompt, then three that see what is before them.
+    /// let options = AttentionOptions::new().causal().prefix(&[3]).return_weights();
+    /// let weights = attention(x, x, x, &options)?.weights.expect("asked for");
+    /// let seen = |row: usize| weights.data()[6 * row..][..6].iter().filter(|w| **w > 0.0).count();
+    /// assert_eq!([0, 1, 2, 3, 4, 5].map(seen), [3, 3, 3, 4, 5, 6]);
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    #[must_use]
+    pub fn prefix(mut self, prefix: &'a [usize]) -> Self {
+        self.masking.prefix = Some(prefix);
+        self
+    }
+
+    /// Only the first `lengths[b]` keys of batch entry `b`, or of sequence `b` of a ragged batch,
+    /// exist: right padding. The causal diagonal stays where it is unless it is
+    /// [`Causal::AtLength`].
     #[must_use]
     pub fn key_lengths(mut self, lengths: &'a [usize]) -> Self {
         self.masking.key_lengths = Some(lengths);
         self
     }
 
+    /// The first `starts[b]` keys of batch entry `b`, or of sequence `b` of a ragged batch, do not
+    /// exist: left padding. The causal diagonal stays where it is.
+    ///
+    /// ```
+    /// # use headwise::{AttentionOptions, View, attention};
+    /// # let data = [0.5_f32; 2 * 6 * 4];
+    /// # let x = View::bhsd(&data, [2, 1, 6, 4])?;
+    /// // Six tokens, and four behind two of padding.
+    /// let options = AttentionOptions::new().causal().key_starts(&[0, 2]);
+    /// let result = attention(x, x, x, &options)?;
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    #[must_use]
+    pub fn key_starts(mut self, starts: &'a [usize]) -> Self {
+        self.masking.key_starts = Some(starts);
+        self
+    }
+
+    /// Packed documents: a query sees the keys of its own document alone. Under a causal mask, or a
+    /// window, positions count on over the documents.
+    ///
+    /// ```
+    /// # use headwise::{AttentionOptions, Documents, Offsets, View, attention};
+    /// # let data: Vec<f32> = (0..6 * 4).map(|i| (i as f32).sin()).collect();
+    /// # let x = View::bhsd(&data, [1, 1, 6, 4])?;
+    /// // A document of four tokens and one of two, said in two ways.
+    /// let ids = Documents::Ids { query: &[0, 0, 0, 0, 1, 1], key: &[0, 0, 0, 0, 1, 1] };
+    /// let offsets = Documents::Offsets(Offsets { query: &[0, 4, 6], key: &[0, 4, 6] });
+    /// let causal = AttentionOptions::new().causal();
+    /// let a = attention(x, x, x, &causal.documents(ids))?;
+    /// let b = attention(x, x, x, &causal.documents(offsets))?;
+    /// assert_eq!(a.out, b.out);
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    #[must_use]
+    pub fn documents(mut self, documents: Documents<'a>) -> Self {
+        self.masking.documents = Some(documents);
+        self
+    }
+
+    /// A tree over the last keys, as speculative decoding drafts it: a node sees the keys before the
+    /// tree, its ancestors and itself.
+    ///
+    /// ```
+    /// # use headwise::{AttentionOptions, Tree, View, attention};
+    /// # let data = [0.5_f32; 9 * 4];
+    /// # let keys = View::bhsd(&data, [1, 1, 9, 4])?;
+    /// # let queries = View::bhsd(&data, [1, 1, 4, 4])?;
+    /// // A cache of five tokens and four drafted ones: a -> b -> c, and a -> d.
+    /// let parents = [None, Some(0), Some(1), Some(0)];
+    /// let options = AttentionOptions::new().tree(Tree::of_parents(4, &parents)).return_weights();
+    /// let weights = attention(queries, keys, keys, &options)?.weights.expect("asked for");
+    /// assert_eq!(weights.data()[3 * 9 + 5..], [1.0 / 7.0, 0.0, 0.0, 1.0 / 7.0]);
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    #[must_use]
+    pub fn tree(mut self, tree: Tree<'a>) -> Self {
+        self.masking.tree = Some(tree);
+        self
+    }
+
+    /// A block-sparse pattern: which blocks of keys each block of queries sees. Blocks that nobody
+    /// sees are not read.
+    ///
+    /// ```
+    /// # use headwise::{AttentionOptions, BlockPattern, View, attention};
+    /// # let data = [0.5_f32; 256 * 4];
+    /// # let x = View::bhsd(&data, [1, 1, 256, 4])?;
+    /// // Four blocks of 64 queries; each sees the first block of keys and its own.
+    /// let visible: Vec<bool> = (0..4 * 4).map(|n| n % 4 == 0 || n % 4 == n / 4).collect();
+    /// let visible = View::bhsd(&visible, [1, 1, 4, 4])?;
+    /// let blocks = BlockPattern { block_q: 64, block_kv: 64, visible };
+    /// let result = attention(x, x, x, &AttentionOptions::new().causal().blocks(blocks))?;
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    #[must_use]
+    pub fn blocks(mut self, blocks: BlockPattern<'a>) -> Self {
+        self.masking.blocks = Some(blocks);
+        self
+    }
+
     /// A boolean mask, `true` = attend: `[batch, q_heads, seq_q, seq_kv]`, where each of the first
-    /// three may be 1.
+    /// three may be 1. Of a ragged batch the rows are the packed queries, the columns the keys of the
+    /// query's own sequence, as many as the longest has.
     #[must_use]
     pub fn mask(mut self, mask: View<'a, bool>) -> Self {
         self.masking.boolean = Some(mask);
+        self
+    }
+
+    /// A boolean mask in bits, eight keys to a byte and the lowest bit first, as
+    /// `numpy.packbits(mask, axis=-1, bitorder="little")` has it: shaped as [`mask`](Self::mask) with
+    /// a last axis of `seq_kv / 8` bytes, rounded up.
+    ///
+    /// ```
+    /// # use headwise::{AttentionOptions, View, attention};
+    /// # let data = [0.5_f32; 9 * 4];
+    /// # let x = View::bhsd(&data, [1, 1, 9, 4])?;
+    /// let every_other = [0b0101_0101, 0b1];
+    /// let mask = View::bhsd(&every_other, [1, 1, 1, 2])?;
+    /// let result = attention(x, x, x, &AttentionOptions::new().packed_mask(mask))?;
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    #[must_use]
+    pub fn packed_mask(mut self, mask: View<'a, u8>) -> Self {
+        self.masking.packed = Some(mask);
+        self
+    }
+
+    /// A ragged batch: the tensors have one batch entry, in which sequences of different lengths lie
+    /// one behind the other. Each list has the first query, or key, of every sequence and the length of
+    /// the tensor (`cu_seqlens`). A query sees the keys of its own sequence, whose positions count from
+    /// 0 for every other mask; its bits are those of a call with that sequence alone.
+    ///
+    /// Weights are `[1, q_heads, total queries, keys of the longest sequence]`.
+    ///
+    /// ```
+    /// # use headwise::{AttentionOptions, View, attention};
+    /// let data: Vec<f32> = (0..7 * 4).map(|i| (i as f32).sin()).collect();
+    /// let packed = View::bhsd(&data, [1, 1, 7, 4])?;
+    /// let options = AttentionOptions::new().causal();
+    /// let all = attention(packed, packed, packed, &options.ragged(&[0, 2, 7], &[0, 2, 7]))?;
+    /// let second = View::bhsd(&data[2 * 4..], [1, 1, 5, 4])?;
+    /// let alone = attention(second, second, second, &options)?;
+    /// assert_eq!(all.out.data()[2 * 4..], *alone.out.data());
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    #[must_use]
+    pub fn ragged(mut self, query: &'a [usize], key: &'a [usize]) -> Self {
+        self.masking.ragged = Some(Offsets { query, key });
         self
     }
 
@@ -198,6 +345,38 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
     ) -> Result<usize> {
         let problem = self.problem(query, key, value, Scale::One)?;
         Ok(workspace_bytes(&problem, &self.settings))
+    }
+
+    /// How many pairs of a query and a key are visible, and how many the fused kernel computes.
+    ///
+    /// ```
+    /// # use headwise::{AttentionOptions, View};
+    /// # let data = [0.5_f32; 4096 * 4];
+    /// # let x = View::bhsd(&data, [1, 1, 4096, 4])?;
+    /// let full = AttentionOptions::new().causal();
+    /// let window = full.window(Some(511), None);
+    /// let pairs = |options: &AttentionOptions| options.computed_pairs(x, x, x);
+    /// assert!(pairs(&full)?.scores > 3 * pairs(&window)?.scores);
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Where the tensors do not fit each other.
+    pub fn computed_pairs(
+        &self,
+        query: View<'_, T>,
+        key: View<'_, T>,
+        value: View<'_, T>,
+    ) -> Result<Pairs> {
+        computed_pairs(&self.problem(query, key, value, Scale::One)?, &self.settings)
+    }
+
+    /// The width of the weights over `seq_kv` keys.
+    pub(crate) fn weights_width(&self, seq_kv: usize) -> usize {
+        let lengths = |ragged: Offsets<'a>| {
+            ragged.key.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).max()
+        };
+        self.masking.ragged.map_or(seq_kv, |ragged| lengths(ragged).unwrap_or(0))
     }
 
     pub(crate) fn problem<'p>(

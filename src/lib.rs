@@ -34,7 +34,8 @@
 //! | | `f32` | `f64` |
 //! |---|---|---|
 //! | [`attention`], [`dot_product_attention`] | fused | unfused |
-//! | causal, window, key lengths, boolean and additive masks | yes | yes |
+//! | causal, window, prefix, padding, documents, trees, block patterns, boolean and additive masks | yes | yes |
+//! | ragged batches | yes | yes |
 //! | grouped and multi-query heads, `value_dim` apart from `head_dim` | yes | yes |
 //! | log-sum-exp, weights, scores, sums by key, largest keys on request: [`Outputs`] | yes | yes |
 //! | [`onnx`]: the operator `Attention`, opsets 23 to 25 (`f16` and `bf16` by way of `f32`) | yes | yes |
@@ -62,11 +63,12 @@ pub use attention::{
 #[cfg(feature = "rayon")]
 pub use headwise_kernels::Rayon;
 pub use headwise_kernels::{
-    Algorithm, Alibi, At, Bias, Causal, Element, Error, Executor, Isa, MAX_LANES, MAX_POSITION,
-    NO_KEY, NoTerm, Outputs, PackedLinear, Pick, Position, Product, RelativeBias, Result, Row,
-    Scalar, Scale, ScoreTerm, ScoreTile, Serial, Settings, Shape, Simd, Stage, Strides, Terms,
-    TileTerm, View, ViewMut, Window, Workspace, alibi_slope, linear, linear_all,
-    linear_workspace_bytes, scalar, softmax_in_place, softmax_into, softmax_workspace_bytes, tiles,
+    Algorithm, Alibi, At, Bias, BlockPattern, Causal, Documents, Element, Error, Executor, Isa,
+    MAX_LANES, MAX_POSITION, NO_KEY, NoTerm, Offsets, Outputs, PackedLinear, Pairs, Pick, Position,
+    Product, RelativeBias, Result, Row, Scalar, Scale, ScoreTerm, ScoreTile, Serial, Settings,
+    Shape, Simd, Stage, Strides, Terms, TileTerm, Tree, View, ViewMut, Window, Workspace,
+    alibi_slope, linear, linear_all, linear_workspace_bytes, scalar, softmax_in_place,
+    softmax_into, softmax_workspace_bytes, tiles,
 };
 pub use tensor::Tensor;
 

@@ -12,6 +12,7 @@ use common::case::{Case, Data, DenseMask, Dims, Inputs, Masks};
 use common::everything::{Everything, Want};
 use common::layers::{Form, Model, Spec};
 use common::strided::{Layout, Strided};
+use common::structure::{Kinds, Packing};
 use headwise::layers::{EncoderCache, LayerWorkspace, Memory as Hidden};
 use headwise::{
     AttentionOptions, Causal, Executor, Isa, Outputs, Pick, Rayon, Result, Serial, Settings, Stage,
@@ -132,6 +133,14 @@ fn cases() -> Vec<Case> {
         ..Masks::default()
     };
     let causal = Masks { causal: Some(Causal::BottomRight), ..Masks::default() };
+    let kinds = Kinds {
+        starts: true,
+        documents: Some(Packing::Scattered),
+        tree: Some((20, false)),
+        blocks: Some((64, 32)),
+        packed: true,
+        ..Kinds::default()
+    };
     let plain = Case::plain(dims, 41);
     let layouts = [Layout::Bshd, Layout::Reversed, Layout::Padded];
     vec![
@@ -139,6 +148,7 @@ fn cases() -> Vec<Case> {
         Case { masks: causal, layouts, ..plain },
         Case { masks: masked, data: Data::Wide, ..plain },
         Case { masks: causal, data: Data::Wide, dims: long, ..plain },
+        Case { masks: Masks { kinds, ..causal }, ..plain },
     ]
 }
 

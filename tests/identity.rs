@@ -10,6 +10,7 @@ use common::case::{Case, Data, DenseMask, Dims, Inputs, Masks};
 use common::executors::{Boastful, Never, Scoped, TooOften};
 use common::strategies::masked_cases;
 use common::strided::{Layout, Strided};
+use common::structure::{Kinds, Packing};
 use common::{Rng, for_all, poison, result_bits, row_bits};
 use headwise::{
     AttentionOptions, Causal, Executor, Isa, Outputs, Rayon, Scale, Serial, Workspace,
@@ -32,6 +33,13 @@ fn large_cases() -> Vec<Case> {
         bias: dense([true, false, true]),
         ..Masks::default()
     };
+    let packed = Kinds {
+        prefix: true,
+        documents: Some(Packing::Shuffled),
+        blocks: Some((16, 64)),
+        ..Kinds::default()
+    };
+    let drafted = Kinds { starts: true, tree: Some((70, true)), ..Kinds::default() };
     let case = |dims, data, masks| Case { data, masks, ..Case::plain(dims, 21) };
     vec![
         case(grouped, Data::Normal, Masks::default()),
@@ -39,6 +47,8 @@ fn large_cases() -> Vec<Case> {
         case(grouped, Data::Growing, mixed),
         case(long, Data::Wide, causal),
         case(long, Data::Normal, Masks { causal: None, left: None, right: None, ..mixed }),
+        case(grouped, Data::Wide, Masks { kinds: packed, ..causal }),
+        case(long, Data::Normal, Masks { kinds: drafted, ..causal }),
     ]
 }
 
@@ -103,6 +113,7 @@ impl Inputs<f32> {
         part.key = self.key.narrow(0, b..b + 1);
         part.value = self.value.narrow(0, b..b + 1);
         part.lengths = self.lengths.as_ref().map(|lengths| vec![lengths[b]]);
+        part.structure = self.structure.batch_entry(b, self.dims());
         part
     }
 
@@ -112,6 +123,7 @@ impl Inputs<f32> {
         part.query = self.query.narrow(1, h..h + 1);
         part.key = self.key.narrow(1, kv_head..kv_head + 1);
         part.value = self.value.narrow(1, kv_head..kv_head + 1);
+        part.structure = self.structure.head(h);
         part
     }
 
@@ -121,6 +133,12 @@ impl Inputs<f32> {
         part.query = self.query.narrow(2, range.clone());
         if self.causal.is_some() {
             part.causal = Some(self.offset(range.start));
+        }
+        let (structure, left_out) = self.structure.queries(range, self.dims());
+        part.structure = structure;
+        if left_out > 0 {
+            let lengths = (0..self.dims().batch).map(|b| self.existing(b) - left_out);
+            part.lengths = Some(lengths.collect());
         }
         part
     }
@@ -141,7 +159,8 @@ impl Inputs<f32> {
             self.boolean.as_ref().map(|mask| lengthened(mask, 3, count, || rng.one_in(2)));
         longer.bias = self.bias.as_ref().map(|bias| lengthened(bias, 3, count, || poison(rng)));
         longer.lengths = Some(self.lengths.clone().unwrap_or_else(|| vec![d.seq_kv; d.batch]));
-        if self.causal.is_some() {
+        longer.structure = self.structure.with_more_keys(count, d, rng);
+        if self.causal.is_some() && self.causal != Some(Causal::AtLength) {
             longer.causal = Some(self.offset(0));
         }
         longer
@@ -189,6 +208,10 @@ fn batch_entries_and_heads_alone() {
 fn splittable(mut case: Case) -> Case {
     if case.masks.causal.is_none() {
         (case.masks.left, case.masks.right) = (None, None);
+    }
+    // This diagonal is not the same in every batch entry.
+    if case.masks.causal == Some(Causal::AtLength) {
+        case.masks.causal = Some(Causal::BottomRight);
     }
     case
 }

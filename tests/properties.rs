@@ -7,7 +7,9 @@ mod common;
 use common::bounds::{Arithmetic, Expected, F32, F64, FUSED, Got};
 use common::case::{Case, Data, DenseMask, Dims, GAP, Inputs, Masks};
 use common::for_all;
+use common::strategies::kinds;
 use common::strided::{Layout, Strided};
+use common::structure::Kinds;
 use headwise::{
     Algorithm, AttentionOptions, Causal, Element, Isa, Outputs, Scale, Workspace, attention_into,
 };
@@ -53,6 +55,7 @@ fn causal() -> impl Strategy<Value = Option<Causal>> {
         3 => Just(None),
         2 => Just(Some(Causal::BottomRight)),
         1 => Just(Some(Causal::TopLeft)),
+        1 => Just(Some(Causal::AtLength)),
         2 => (-70..210_i64).prop_map(|offset| Some(Causal::Offset(offset))),
         1 => select(vec![i64::MIN, i64::MAX, -1 << 40]).prop_map(|x| Some(Causal::Offset(x))),
     ]
@@ -74,14 +77,17 @@ fn dense_mask() -> impl Strategy<Value = Option<DenseMask>> {
 }
 
 fn masks() -> impl Strategy<Value = Masks> {
-    let parts = (causal(), reach(), reach(), any::<bool>(), dense_mask(), dense_mask());
-    parts.prop_map(|(causal, left, right, key_lengths, boolean, bias)| Masks {
+    let dense = (dense_mask(), dense_mask());
+    let kinds = prop_oneof![Just(Kinds::default()), kinds()];
+    let parts = (causal(), reach(), reach(), any::<bool>(), dense, kinds);
+    parts.prop_map(|(causal, left, right, key_lengths, (boolean, bias), kinds)| Masks {
         causal,
         left,
         right,
         key_lengths,
         boolean,
         bias,
+        kinds,
     })
 }
 

@@ -34,7 +34,11 @@ impl Extents {
     pub(crate) fn flops(&self, causal: bool) -> f64 {
         let Self { seq_q, seq_kv, .. } = *self;
         let row = |i: usize| if causal { (i + 1 + seq_kv).saturating_sub(seq_q) } else { seq_kv };
-        let pairs: usize = (0..seq_q).map(row).sum();
+        self.flops_of((0..seq_q).map(row).sum())
+    }
+
+    /// The operations on so many query-key pairs of each head.
+    pub(crate) fn flops_of(&self, pairs: usize) -> f64 {
         let heads = (self.batch * self.q_heads) as f64;
         2.0 * pairs as f64 * heads * (self.head_dim + self.value_dim) as f64
     }

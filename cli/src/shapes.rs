@@ -19,6 +19,8 @@ pub enum Suite {
     /// One shape of head over longer and longer sequences: what a useful operation costs must not
     /// grow with them.
     Growth,
+    /// Masks that skip work: what a useful operation costs, and one that is computed.
+    Masks,
     /// Calls so small that beginning and ending them shows.
     Call,
     /// Softmax of rows, alone.
@@ -31,10 +33,11 @@ pub enum Suite {
 
 impl Suite {
     /// Every suite.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Prefill,
         Self::Decode,
         Self::Growth,
+        Self::Masks,
         Self::Call,
         Self::Softmax,
         Self::Gemm,
@@ -47,6 +50,7 @@ impl Suite {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
             Self::Growth => "growth",
+            Self::Masks => "masks",
             Self::Call => "call",
             Self::Softmax => "softmax",
             Self::Gemm => "gemm",
@@ -69,6 +73,10 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Bottom-right.
     pub causal: bool,
+    /// Keys visible before a query's own position.
+    pub window_left: Option<usize>,
+    /// The length of documents packed one behind the other; the last may be shorter.
+    pub document: Option<usize>,
     /// On the calling thread alone, without a pool.
     pub serial: bool,
     /// How long the threads have been idle when a call begins; none: calls follow each other.
@@ -79,6 +87,31 @@ impl AttentionShape {
     pub(crate) fn extents(&self) -> Extents {
         let query = [self.batch, self.q_heads, self.seq_q, self.head_dim];
         Extents::new(query, [self.batch, self.kv_heads, self.seq_kv, self.head_dim])
+    }
+
+    /// Where documents begin, and the end.
+    pub(crate) fn documents(&self) -> Option<Vec<usize>> {
+        let length = self.document?;
+        Some((0..self.seq_kv).step_by(length).chain([self.seq_kv]).collect())
+    }
+
+    /// How many keys query `i` sees.
+    fn visible(&self, i: usize) -> usize {
+        let position = i + self.seq_kv - self.seq_q;
+        let left = self.window_left.map_or(0, |left| position.saturating_sub(left));
+        let document = self.document.map_or(0..self.seq_kv, |length| {
+            let start = position / length * length;
+            start..(start + length).min(self.seq_kv)
+        });
+        let end = if self.causal { position + 1 } else { self.seq_kv };
+        end.min(document.end).saturating_sub(left.max(document.start))
+    }
+
+    fn flops(&self) -> f64 {
+        if self.window_left.is_none() && self.document.is_none() {
+            return self.extents().flops(self.causal);
+        }
+        self.extents().flops_of((0..self.seq_q).map(|i| self.visible(i)).sum())
     }
 }
 
@@ -182,7 +215,7 @@ impl Shape {
     /// its multiplications; of a layer both.
     pub fn flops(&self) -> Option<f64> {
         match self {
-            Self::Attention(_, shape) => Some(shape.extents().flops(shape.causal)),
+            Self::Attention(_, shape) => Some(shape.flops()),
             Self::Softmax(_) => None,
             Self::Gemm(s) => Some(2.0 * s.m as f64 * s.k as f64 * s.n as f64),
             Self::Layer(shape) => Some(shape.flops()),
@@ -222,6 +255,8 @@ const fn attention(
         seq_kv,
         head_dim,
         causal: false,
+        window_left: None,
+        document: None,
         serial: false,
         pause: Duration::ZERO,
     }
@@ -229,6 +264,14 @@ const fn attention(
 
 const fn causal(shape: AttentionShape) -> AttentionShape {
     AttentionShape { causal: true, ..shape }
+}
+
+const fn windowed(left: usize, shape: AttentionShape) -> AttentionShape {
+    AttentionShape { window_left: Some(left), ..shape }
+}
+
+const fn packed(document: usize, shape: AttentionShape) -> AttentionShape {
+    AttentionShape { document: Some(document), ..shape }
 }
 
 const fn serial(shape: AttentionShape) -> AttentionShape {
@@ -287,6 +330,16 @@ const GROWTH: [AttentionShape; 12] = [
     causal(attention("growth-32k-causal", 1, (2, 2), (32_768, 32_768), 64)),
 ];
 
+/// A long causal sequence, a window over it, and documents packed to its length.
+const MASKS: [AttentionShape; 6] = [
+    causal(attention("causal-8k-d64", 1, (4, 4), (8192, 8192), 64)),
+    windowed(511, causal(attention("window-8k-d64", 1, (4, 4), (8192, 8192), 64))),
+    packed(512, causal(attention("documents-8k-d64", 1, (4, 4), (8192, 8192), 64))),
+    causal(attention("causal-8k-d128", 1, (4, 4), (8192, 8192), 128)),
+    windowed(511, causal(attention("window-8k-d128", 1, (4, 4), (8192, 8192), 128))),
+    packed(512, causal(attention("documents-8k-d128", 1, (4, 4), (8192, 8192), 128))),
+];
+
 const CALL: [AttentionShape; 3] = [
     serial(attention("call-1x1", 1, (1, 1), (1, 1), 64)),
     attention("bert-128-again", 1, (12, 12), (128, 128), 64),
@@ -340,11 +393,12 @@ pub fn all() -> impl Iterator<Item = Shape> {
     let prefill = PREFILL.into_iter().map(attention(Suite::Prefill));
     let decode = DECODE.into_iter().map(attention(Suite::Decode));
     let growth = GROWTH.into_iter().map(attention(Suite::Growth));
+    let masks = MASKS.into_iter().map(attention(Suite::Masks));
     let call = CALL.into_iter().map(attention(Suite::Call));
     let softmax = SOFTMAX.into_iter().map(Shape::Softmax);
     let gemm = GEMM.into_iter().map(Shape::Gemm);
     let layer = LAYER.into_iter().map(Shape::Layer);
-    let attention = prefill.chain(decode).chain(growth).chain(call);
+    let attention = prefill.chain(decode).chain(growth).chain(masks).chain(call);
     attention.chain(softmax).chain(gemm).chain(layer)
 }
 
@@ -398,6 +452,19 @@ mod tests {
             assert_eq!(full.name, format!("growth-{}k", length / 1024));
             assert_eq!(masked.name, format!("{}-causal", full.name));
         }
+    }
+
+    /// Useful work is counted by the definition of the masks.
+    #[test]
+    fn masked_work() {
+        let small = |shape: AttentionShape| AttentionShape { seq_q: 100, seq_kv: 100, ..shape };
+        let pairs = |shape: AttentionShape| shape.flops() / (4.0 * 4.0 * 64.0);
+        assert_eq!(pairs(small(MASKS[0])), 5050.0);
+        let window = AttentionShape { window_left: Some(9), ..small(MASKS[1]) };
+        assert_eq!(pairs(window), f64::from(90 * 10 + 55));
+        let documents = AttentionShape { document: Some(30), ..small(MASKS[2]) };
+        assert_eq!(documents.documents(), Some(vec![0, 30, 60, 90, 100]));
+        assert_eq!(pairs(documents), f64::from(3 * 465 + 55));
     }
 
     #[test]

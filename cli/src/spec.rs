@@ -1,7 +1,7 @@
 //! Mask and scale of a call: from flags, or from a file's metadata.
 
 use clap::Args;
-use headwise::{AttentionOptions, Scale, Shape, Tensor, View};
+use headwise::{AttentionOptions, Documents, Offsets, Scale, Shape, Tensor, View};
 use safetensors::Dtype;
 
 use crate::archive::Archive;
@@ -31,6 +31,18 @@ pub(crate) struct SpecArgs {
     #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
     key_lengths: Option<Vec<usize>>,
 
+    /// The first key that exists, for each batch entry: left padding
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
+    key_starts: Option<Vec<usize>>,
+
+    /// Keys visible in spite of a causal mask, one number or one for each batch entry
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
+    prefix: Option<Vec<usize>>,
+
+    /// Where packed documents begin, the same for queries and keys, and their end: 0,A,B,..,N
+    #[arg(long, value_name = "0,A,..,N", value_delimiter = ',')]
+    documents: Option<Vec<usize>>,
+
     /// A tensor of the file, 2 to 4 axes that broadcast to [batch, heads, queries, keys]: BOOL or
     /// U8, 1 = attend; or floats to add to the scores
     #[arg(long, value_name = "NAME")]
@@ -38,7 +50,8 @@ pub(crate) struct SpecArgs {
 
     /// See every key
     #[arg(long, conflicts_with_all = [
-        "causal", "causal_top_left", "window_left", "window_right", "key_lengths", "mask_tensor",
+        "causal", "causal_top_left", "window_left", "window_right", "key_lengths", "key_starts",
+        "prefix", "documents", "mask_tensor",
     ])]
     no_mask: bool,
 
@@ -55,6 +68,9 @@ pub(crate) struct Spec {
     window_left: Option<usize>,
     window_right: Option<usize>,
     key_lengths: Option<Vec<usize>>,
+    key_starts: Option<Vec<usize>>,
+    prefix: Option<Vec<usize>>,
+    documents: Option<Vec<usize>>,
     mask: Option<Mask>,
 }
 
@@ -83,6 +99,9 @@ impl SpecArgs {
             spec.window_left = self.window_left;
             spec.window_right = self.window_right;
             spec.key_lengths.clone_from(&self.key_lengths);
+            spec.key_starts.clone_from(&self.key_starts);
+            spec.prefix.clone_from(&self.prefix);
+            spec.documents.clone_from(&self.documents);
             if let Some(name) = &self.mask_tensor {
                 spec.mask = Some(Mask::read(name, file)?);
             }
@@ -103,6 +122,9 @@ impl SpecArgs {
             || self.window_left.is_some()
             || self.window_right.is_some()
             || self.key_lengths.is_some()
+            || self.key_starts.is_some()
+            || self.prefix.is_some()
+            || self.documents.is_some()
             || self.mask_tensor.is_some()
             || self.no_mask
     }
@@ -122,6 +144,16 @@ impl Spec {
         };
         if let Some(lengths) = &self.key_lengths {
             options = options.key_lengths(lengths);
+        }
+        if let Some(starts) = &self.key_starts {
+            options = options.key_starts(starts);
+        }
+        if let Some(prefix) = &self.prefix {
+            options = options.prefix(prefix);
+        }
+        if let Some(starts) = &self.documents {
+            let offsets = Offsets { query: starts, key: starts };
+            options = options.documents(Documents::Offsets(offsets));
         }
         Ok(match &self.mask {
             Some(Mask::Boolean(data, shape)) => options.mask(View::bhsd(data, *shape)?),
@@ -155,9 +187,15 @@ impl Spec {
         }
         let windows = [("window-left", self.window_left), ("window-right", self.window_right)];
         parts.extend(windows.iter().filter_map(|(name, n)| n.map(|n| format!("{name} {n}"))));
-        if let Some(lengths) = &self.key_lengths {
-            parts.push(format!("key-lengths {lengths:?}"));
-        }
+        let lists = [
+            ("key-lengths", &self.key_lengths),
+            ("key-starts", &self.key_starts),
+            ("prefix", &self.prefix),
+            ("documents", &self.documents),
+        ];
+        parts.extend(
+            lists.iter().filter_map(|(name, n)| n.as_ref().map(|n| format!("{name} {n:?}"))),
+        );
         match &self.mask {
             Some(Mask::Boolean(..)) => parts.push("boolean".into()),
             Some(Mask::Additive(_)) => parts.push("additive".into()),

@@ -2,8 +2,8 @@
 
 use headwise::layers::{LayerWorkspace, Linear, MultiHeadAttention, Projections};
 use headwise::{
-    Algorithm, AttentionOptions, Executor, Isa, Outputs, PackedLinear, Scale, Settings, Tensor,
-    Workspace, attention_into, linear, softmax_in_place, softmax_into,
+    Algorithm, AttentionOptions, Documents, Executor, Isa, Offsets, Outputs, PackedLinear, Scale,
+    Settings, Tensor, Workspace, attention_into, linear, softmax_in_place, softmax_into,
 };
 
 use crate::Result;
@@ -21,6 +21,15 @@ pub trait Work: Send {
 
     /// The memory whose reading bounds a run from below: the bandwidth is measured on it.
     fn operands(&self) -> Vec<&[f32]>;
+
+    /// The floating-point operations in the micro-tiles of a run by the fused kernels, those on what
+    /// is masked included; `None` where they are not counted.
+    ///
+    /// # Errors
+    /// Where the library refuses the call.
+    fn computed_flops(&self) -> Result<Option<f64>> {
+        Ok(None)
+    }
 }
 
 /// The work of a row of the table.
@@ -36,7 +45,7 @@ pub fn prepare(shape: &Shape, isa: Isa) -> Result<Box<dyn Work>> {
     })
 }
 
-/// The inputs of an attention call. Masks other than the causal one are not timed.
+/// The inputs of an attention call.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem {
     pub(crate) query: Tensor,
@@ -62,6 +71,9 @@ impl Problem {
 /// Attention into outputs that are reused.
 pub(crate) struct AttentionWork {
     problem: Problem,
+    /// Masks beside the causal one.
+    window_left: Option<usize>,
+    documents: Option<Vec<usize>>,
     isa: Isa,
     out: Tensor,
     workspace: Workspace,
@@ -71,7 +83,8 @@ impl AttentionWork {
     pub(crate) fn new(problem: Problem, isa: Isa) -> Result<Self> {
         let [batch, q_heads, seq_q, _] = problem.query.shape();
         let out = Tensor::zeros([batch, q_heads, seq_q, problem.value.shape()[3]])?;
-        Ok(Self { problem, isa, out, workspace: Workspace::new() })
+        let (window_left, documents, workspace) = (None, None, Workspace::new());
+        Ok(Self { problem, window_left, documents, isa, out, workspace })
     }
 
     pub(crate) fn synthetic(s: &AttentionShape, isa: Isa) -> Result<Self> {
@@ -84,7 +97,8 @@ impl AttentionWork {
             scale: Scale::InvSqrtHeadDim,
             causal: s.causal,
         };
-        Self::new(problem, isa)
+        let (window_left, documents) = (s.window_left, s.documents());
+        Ok(Self { window_left, documents, ..Self::new(problem, isa)? })
     }
 
     pub(crate) fn problem(&self) -> &Problem {
@@ -99,8 +113,9 @@ impl AttentionWork {
 
 impl Work for AttentionWork {
     fn run(&mut self, algorithm: Algorithm, executor: &dyn Executor) -> Result<()> {
-        let Self { problem, isa, out, workspace } = self;
-        let options = problem.options().isa(*isa).algorithm(algorithm).executor(executor);
+        let Self { problem, isa, out, workspace, .. } = self;
+        let options = masked(problem, self.window_left, self.documents.as_deref());
+        let options = options.isa(*isa).algorithm(algorithm).executor(executor);
         let (q, k, v) = (problem.query.view(), problem.key.view(), problem.value.view());
         attention_into(q, k, v, &options, Outputs::new(out.view_mut()), workspace)?;
         Ok(())
@@ -108,6 +123,31 @@ impl Work for AttentionWork {
 
     fn operands(&self) -> Vec<&[f32]> {
         vec![self.problem.key.data(), self.problem.value.data()]
+    }
+
+    fn computed_flops(&self) -> Result<Option<f64>> {
+        let Self { problem, window_left, documents, .. } = self;
+        let options = masked(problem, *window_left, documents.as_deref()).isa(self.isa);
+        let (q, k, v) = (problem.query.view(), problem.key.view(), problem.value.view());
+        let pairs = options.computed_pairs(q, k, v)?;
+        let widths = (problem.query.shape()[3] as f64, problem.value.shape()[3] as f64);
+        Ok(Some(2.0 * (pairs.scores as f64 * widths.0 + pairs.values as f64 * widths.1)))
+    }
+}
+
+/// The options of a problem with more masks.
+fn masked<'a>(
+    problem: &Problem,
+    window_left: Option<usize>,
+    documents: Option<&'a [usize]>,
+) -> AttentionOptions<'a> {
+    let options: AttentionOptions<'a> = problem.options().window(window_left, None);
+    match documents {
+        Some(starts) => {
+            let offsets = Offsets { query: starts, key: starts };
+            options.documents(Documents::Offsets(offsets))
+        }
+        None => options,
     }
 }
 

@@ -5,7 +5,7 @@ mod common;
 use common::{command, headwise};
 use headwise::Isa;
 
-const FIELDS: [&str; 24] = [
+const FIELDS: [&str; 25] = [
     "suite",
     "shape",
     "dtype",
@@ -26,6 +26,7 @@ const FIELDS: [&str; 24] = [
     "gflops",
     "peak_gflops",
     "pct_peak",
+    "pct_peak_computed",
     "gbps",
     "read_gbps",
     "pct_read",
@@ -52,6 +53,19 @@ fn every_field_is_there() {
     assert!((number("gflops") * number("median_ms") * 1e6 / flops - 1.0).abs() < 1e-9);
     let share = 100.0 * number("gflops") / number("peak_gflops");
     assert!((number("pct_peak") - share).abs() < 1e-9);
+}
+
+/// What a mask skips is neither useful nor computed.
+#[test]
+fn masks_count_what_is_computed() {
+    let of =
+        |shape: &str| bench(&format!("--json --suite masks --shape {shape}")).objects(0).remove(0);
+    let window = of("window-8k-d64");
+    assert_eq!((&window["window_left"], &window["document"]), (&511.into(), &().into()));
+    assert_eq!(of("documents-8k-d64")["document"], 512);
+    let share = |field: &str| window[field].as_f64().unwrap();
+    let ratio = share("pct_peak_computed") / share("pct_peak");
+    assert!((1.0..1.2).contains(&ratio), "{ratio}");
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod element;
 mod error;
 mod executor;
 mod gemm;
+mod mask;
 mod microkernel;
 mod outputs;
 mod plan;
@@ -42,14 +43,16 @@ mod unfused;
 mod view;
 mod workspace;
 
+pub use attention::pairs::{Pairs, computed_pairs};
 pub use element::Element;
 pub use error::{Error, Result};
 #[cfg(feature = "rayon")]
 pub use executor::Rayon;
 pub use executor::{Executor, Serial};
 pub use gemm::{PackedLinear, Product, linear, linear_all, linear_workspace_bytes};
+pub use mask::{BlockPattern, Causal, Documents, Masking, Offsets, Tree, Window};
 pub use outputs::{NO_KEY, Outputs, Pick, Stage};
-pub use problem::{Bias, Causal, Dims, Masking, Problem, Scale, Window};
+pub use problem::{Bias, Dims, Problem, Scale};
 pub use settings::{
     Algorithm, Settings, attention, attention_with, workspace_bytes, workspace_bytes_with,
 };

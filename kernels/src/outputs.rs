@@ -9,7 +9,7 @@ use std::ops::{Range, RangeFull};
 
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::problem::{Dims, check_unit_inner_stride, shape_error, value_error};
+use crate::problem::{Dims, Problem, check_unit_inner_stride, shape_error, value_error};
 use crate::view::ViewMut;
 
 /// The index of [`Outputs::with_top_k`] where a row sees fewer keys than are asked for.
@@ -239,7 +239,15 @@ impl<'a, T: Element> Outputs<'a, T> {
     }
 
     /// Checks that the outputs fit the problem.
-    pub(crate) fn check(&self, dims: &Dims) -> Result<()> {
+    pub(crate) fn check(&self, problem: &Problem<'_, T>) -> Result<()> {
+        let dims = problem.dims();
+        if self.column_sums.is_some() && problem.mask.is_ragged() {
+            return value_error(
+                "column_sums",
+                "the sums of a ragged batch",
+                "a call for each sequence, since sequences have their own keys".into(),
+            );
+        }
         let rows = |inner| [dims.batch, dims.q_heads, dims.seq_q, inner];
         expect("out", &self.out, rows(dims.value_dim))?;
         if let Some(lse) = &self.lse {

@@ -5,10 +5,15 @@
 //! `BLOCK_Q`, and runs of tiles into items. A thread claims an item and takes each key block
 //! through all of the item's tiles while the block is in its cache. Neither the cut nor the order
 //! of the items reaches a row's bits.
+//!
+//! Where sequences or documents differ in length, a table of all runs is made in the workspace and
+//! sorted by an estimate of their work.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::executor::ITEMS_PER_THREAD;
+use crate::mask::Sequence;
 use crate::microkernel::{BLOCK_KV, BLOCK_Q};
 use crate::problem::Problem;
 use crate::simd::MAX_LANES;
@@ -51,37 +56,88 @@ impl Layout {
     }
 }
 
+/// A run of tiles in a table of all, which is sorted so that the heaviest come first. Its items, one
+/// for each kv head, follow each other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run {
+    /// Pairs of query and key, about.
+    work: u64,
+    sequence: usize,
+    /// The first row.
+    row: usize,
+}
+
+/// An entry of the table as it lies in the workspace: work, sequence, row.
+pub(crate) type Entry = [u64; 3];
+
+impl Run {
+    fn entry(self) -> Entry {
+        [self.work, self.sequence as u64, self.row as u64]
+    }
+
+    fn of([work, sequence, row]: Entry) -> Self {
+        Self { work, sequence: sequence as usize, row: row as usize }
+    }
+}
+
+/// In which order items come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// A head's items follow each other and share its keys.
+    Heads,
+    /// The last rows first over all heads, since they see the most.
+    LastFirst,
+    /// By a table of runs.
+    Table,
+}
+
 /// The cut of one problem.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
     pub(crate) threads: usize,
     pub(crate) layout: Layout,
-    batch: usize,
     kv_heads: usize,
     group_size: usize,
+    order: Order,
+    /// Of all sequences.
+    runs: usize,
+    /// Of a sequence, where all are alike.
     rows: usize,
-    items_per_head: usize,
-    last_first: bool,
+    runs_per_sequence: usize,
 }
 
 /// One item of work.
 #[derive(Debug, Clone)]
 pub(crate) struct Item {
-    pub(crate) batch: usize,
+    pub(crate) sequence: usize,
     pub(crate) kv_head: usize,
     /// Query rows, flattened over the group.
     pub(crate) rows: Range<usize>,
 }
 
+/// The sequences of a problem that are alike, and how many they are.
+fn sequences<'s, T: crate::Element>(
+    problem: &'s Problem<'_, T>,
+) -> impl Iterator<Item = (Sequence, usize)> + 's {
+    let (count, even) = (problem.sequences(), !problem.mask.is_uneven());
+    let (distinct, alike) = if even { (count.min(1), count) } else { (count, 1) };
+    (0..distinct).map(move |s| (problem.mask.sequence(s), alike))
+}
+
 impl Plan {
-    /// The multiply-adds of a problem, masked ones included.
+    /// The multiply-adds of a problem, about, and of what is masked only what its tiles compute.
     pub(crate) fn work<T: crate::Element>(problem: &Problem<'_, T>) -> u128 {
         let dims = problem.dims();
-        // Without keys a value_dim may have any size; it saturates here and in the layout.
+        let pairs: f64 = sequences(problem)
+            .map(|(sequence, alike)| {
+                let queries = 0..sequence.seq_q;
+                let keys = problem.mask.mean_keys(&sequence, queries);
+                alike as f64 * sequence.seq_q as f64 * keys
+            })
+            .sum();
+        // Without keys a value_dim may have any size; conversion saturates, as does the layout.
         let width = dims.head_dim.saturating_add(dims.value_dim);
-        [dims.batch, dims.q_heads, dims.seq_q, dims.seq_kv, width]
-            .iter()
-            .fold(1_u128, |product, &n| product.saturating_mul(n as u128))
+        (pairs * dims.q_heads as f64 * width as f64) as u128
     }
 
     /// The plan for `threads` threads, at least one, of a problem that has rows, with `term_rows`
@@ -92,16 +148,24 @@ impl Plan {
         term_rows: usize,
     ) -> Self {
         let dims = *problem.dims();
-        let rows = dims.seq_q * dims.group_size();
-        let heads = dims.batch * dims.kv_heads;
-        let tiles_per_head = rows.div_ceil(BLOCK_Q);
+        let mask = &problem.mask;
+        let group_size = dims.group_size();
+        let tiles_of = |sequence: &Sequence| (sequence.seq_q * group_size).div_ceil(BLOCK_Q);
+        let (mut most, mut total_tiles) = (Sequence::default(), 0_usize);
+        for (sequence, alike) in sequences(problem) {
+            let tiles = tiles_of(&sequence).saturating_mul(alike).saturating_mul(dims.kv_heads);
+            total_tiles = total_tiles.saturating_add(tiles);
+            most = if sequence.seq_q > most.seq_q { sequence } else { most };
+        }
         // Many tiles an item share each key block while it is in the cache, as long as there are
         // items enough for the threads. Then even items.
-        let total_tiles = tiles_per_head.saturating_mul(heads);
         let affordable =
             if threads == 1 { MAX_TILES } else { total_tiles / (ITEMS_PER_THREAD * threads) };
-        let items_per_head = tiles_per_head.div_ceil(affordable.clamp(1, MAX_TILES));
-        let tiles = tiles_per_head.div_ceil(items_per_head);
+        let most_runs = tiles_of(&most).div_ceil(affordable.clamp(1, MAX_TILES));
+        let tiles = tiles_of(&most).div_ceil(most_runs.max(1)).max(1);
+        let runs = sequences(problem)
+            .map(|(sequence, alike)| tiles_of(&sequence).div_ceil(tiles) * alike)
+            .sum();
 
         let acc_width = dims.value_dim.div_ceil(MAX_LANES).saturating_mul(MAX_LANES);
         let acc = BLOCK_Q.saturating_mul(acc_width);
@@ -117,52 +181,98 @@ impl Plan {
         Self {
             threads,
             layout,
-            batch: dims.batch,
             kv_heads: dims.kv_heads,
-            group_size: dims.group_size(),
-            rows,
-            items_per_head: tiles_per_head.div_ceil(tiles),
-            last_first: !problem.has_uniform_ranges(),
+            group_size,
+            order: match (mask.is_uneven(), mask.has_uniform_ranges()) {
+                (true, _) => Order::Table,
+                (false, true) => Order::Heads,
+                (false, false) => Order::LastFirst,
+            },
+            runs,
+            rows: most.seq_q * group_size,
+            runs_per_sequence: tiles_of(&most).div_ceil(tiles),
         }
     }
 
     /// How many items there are.
     pub(crate) fn items(&self) -> usize {
-        self.items_per_head * self.heads()
+        self.runs * self.kv_heads
     }
 
-    /// The kv heads of all batch entries.
+    /// The kv heads of all sequences.
     pub(crate) fn heads(&self) -> usize {
-        self.batch * self.kv_heads
+        self.items() / self.runs_per_sequence
     }
 
-    /// The items of each of them.
+    /// The items of each of them, unless the batch is ragged.
     pub(crate) fn items_per_head(&self) -> usize {
-        self.items_per_head
+        self.runs_per_sequence
     }
 
-    /// Item `index`. Under a causal mask or a window the last rows come first over all heads,
-    /// since they see the most; otherwise a head's items follow each other and share its keys.
-    pub(crate) fn item(&self, index: usize) -> Item {
-        let (head, nth) = if self.last_first {
-            (index % self.heads(), self.items_per_head - 1 - index / self.heads())
+    /// How many entries the table of runs has.
+    pub(crate) fn entries(&self) -> usize {
+        if self.order == Order::Table { self.runs } else { 0 }
+    }
+
+    /// Rows in a run, at most.
+    fn step(&self) -> usize {
+        self.layout.tiles * BLOCK_Q
+    }
+
+    /// Fills the table, which has [`Plan::entries`].
+    pub(crate) fn tabulate<T: crate::Element>(
+        &self,
+        problem: &Problem<'_, T>,
+        table: &mut [Entry],
+    ) {
+        let sequences = (0..problem.sequences()).map(|s| problem.mask.sequence(s));
+        let runs = sequences.flat_map(|sequence| {
+            let rows = sequence.seq_q * self.group_size;
+            (0..rows).step_by(self.step()).map(move |row| {
+                let end = (row + self.step()).min(rows);
+                let queries = row / self.group_size..end.div_ceil(self.group_size);
+                let keys = problem.mask.mean_keys(&sequence, queries);
+                let work = ((end - row) as f64 * keys) as u64;
+                Run { work, sequence: sequence.index, row }
+            })
+        });
+        table.iter_mut().zip(runs).for_each(|(entry, run)| *entry = run.entry());
+        table
+            .sort_unstable_by_key(|&[work, sequence, row]| (Reverse(work), sequence, Reverse(row)));
+    }
+
+    /// Item `index`, by the filled table.
+    pub(crate) fn item<T: crate::Element>(
+        &self,
+        problem: &Problem<'_, T>,
+        table: &[Entry],
+        index: usize,
+    ) -> Item {
+        if self.order == Order::Table {
+            let (run, kv_head) = (Run::of(table[index / self.kv_heads]), index % self.kv_heads);
+            let rows = problem.mask.sequence(run.sequence).seq_q * self.group_size;
+            let rows = run.row..(run.row + self.step()).min(rows);
+            return Item { sequence: run.sequence, kv_head, rows };
+        }
+        let (head, nth) = if self.order == Order::LastFirst {
+            (index % self.heads(), self.runs_per_sequence - 1 - index / self.heads())
         } else {
-            (index / self.items_per_head, index % self.items_per_head)
+            (index / self.runs_per_sequence, index % self.runs_per_sequence)
         };
         self.nth_item(head, nth)
     }
 
-    /// The `nth` item of a head, in the order of the rows.
+    /// The `nth` item of a head, in the order of the rows. The batch must not be ragged.
     pub(crate) fn nth_item(&self, head: usize, nth: usize) -> Item {
-        let step = self.layout.tiles * BLOCK_Q;
+        let step = self.step();
         Item {
-            batch: head / self.kv_heads,
+            sequence: head / self.kv_heads,
             kv_head: head % self.kv_heads,
             rows: nth * step..((nth + 1) * step).min(self.rows),
         }
     }
 
-    /// The query head and the query of a flattened row.
+    /// The query head and the query, in its sequence, of a flattened row.
     pub(crate) fn query_row(&self, kv_head: usize, row: usize) -> (usize, usize) {
         match self.group_size {
             // Without the divisions.
@@ -180,6 +290,12 @@ impl Plan {
     pub(crate) fn lines(&self) -> usize {
         self.lines_per_thread().saturating_mul(self.threads.min(self.items().max(1)))
     }
+
+    /// Lines of scratch and, behind it, of the table.
+    pub(crate) fn lines_with_table(&self) -> usize {
+        let table = (self.entries() * size_of::<Entry>()).div_ceil(size_of::<Line>());
+        self.lines().saturating_add(table)
+    }
 }
 
 #[cfg(test)]
@@ -188,6 +304,14 @@ mod tests {
     use crate::problem::Dims;
     use crate::{Causal, Masking, Scale, View};
     use proptest::prelude::*;
+
+    /// The plan and its items, in their order.
+    fn items(problem: &Problem<'_, f32>, threads: usize) -> (Plan, Vec<Item>) {
+        let plan = Plan::new(problem, threads, 0);
+        let mut table = vec![[0; 3]; plan.entries()];
+        plan.tabulate(problem, &mut table);
+        (plan, (0..plan.items()).map(|index| plan.item(problem, &table, index)).collect())
+    }
 
     /// Calls `test` with a problem of these extents.
     fn with_problem<R>(dims: Dims, causal: bool, test: impl FnOnce(&Problem<'_, f32>) -> R) -> R {
@@ -231,16 +355,16 @@ mod tests {
 
         #[test]
         fn items_cover_every_row_once(dims in dims(), threads in 1..300_usize, causal: bool) {
-            let plan = with_problem(dims, causal, |problem| Plan::new(problem, threads, 0));
+            let (plan, items) = with_problem(dims, causal, |problem| items(problem, threads));
             prop_assert_eq!(plan.threads, threads);
             let rows = dims.seq_q * dims.group_size();
             let mut covered = vec![0; dims.batch * dims.kv_heads * rows];
-            for item in (0..plan.items()).map(|index| plan.item(index)) {
+            for item in items {
                 prop_assert!(item.rows.len() <= plan.layout.tiles * BLOCK_Q);
                 prop_assert!(plan.layout.tiles <= MAX_TILES);
                 // Tiles begin at whole blocks, whatever the cut.
                 prop_assert!(item.rows.start.is_multiple_of(BLOCK_Q));
-                let head = item.batch * dims.kv_heads + item.kv_head;
+                let head = item.sequence * dims.kv_heads + item.kv_head;
                 item.rows.for_each(|row| covered[head * rows + row] += 1);
             }
             prop_assert!(covered.iter().all(|&n| n == 1));
@@ -273,9 +397,40 @@ mod tests {
             head_dim: 64,
             value_dim: 64,
         };
-        let plan = with_problem(dims, true, |problem| Plan::new(problem, 2, 0));
-        let starts: Vec<_> = (0..plan.items()).map(|index| plan.item(index).rows.start).collect();
+        let (_, items) = with_problem(dims, true, |problem| items(problem, 2));
+        let starts: Vec<_> = items.iter().map(|item| item.rows.start).collect();
         assert!(starts.is_sorted_by(|a, b| a >= b), "{starts:?}");
-        assert_eq!(plan.item(0).rows.end, 500);
+        assert_eq!(items[0].rows.end, 500);
+    }
+
+    /// A ragged batch is covered as well, and the longest sequence's last rows come first.
+    #[test]
+    fn heavy_sequences_come_first() {
+        let data = [0.0; 64];
+        let offsets = [0, 3, 3, 903, 1000];
+        let view = |seq| {
+            View::strided(&data, 0, [1, 2, seq, 8], [0, 0, 0, 1])
+                .unwrap_or_else(|error| panic!("{error}"))
+        };
+        let masking = Masking {
+            causal: Some(Causal::BottomRight),
+            ragged: Some(crate::Offsets { query: &offsets, key: &offsets }),
+            ..Masking::default()
+        };
+        let problem = Problem::new(view(1000), view(1000), view(1000), Scale::One, &masking)
+            .unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((problem.dims().seq_kv, problem.sequences()), (900, 4));
+        let (plan, items) = items(&problem, 2);
+        assert_eq!((items[0].sequence, items[0].rows.end), (2, 900));
+        let mut covered = vec![0; 2 * 1000];
+        for item in &items {
+            assert!(item.rows.len() <= plan.step());
+            let first = item.kv_head * 1000 + offsets[item.sequence];
+            item.rows.clone().for_each(|row| covered[first + row] += 1);
+        }
+        assert!(covered.iter().all(|&n| n == 1));
+        // Twice half of 900 x 900, and little else.
+        let pairs = Plan::work(&problem) as f64 / 16.0;
+        assert!((800_000.0..850_000.0).contains(&pairs), "{pairs}");
     }
 }

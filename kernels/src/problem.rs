@@ -6,8 +6,9 @@ use std::ops::Range;
 
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::mask::{Mask, Masking, Sequence, stretched};
 use crate::term::{MAX_POSITION, Terms};
-use crate::view::{Shape, Strides, View};
+use crate::view::{Rows, Shape, Strides, View};
 
 /// The factor on every score `q . k`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -27,59 +28,6 @@ impl Scale {
             Self::InvSqrtHeadDim => 1.0 / (head_dim as f64).sqrt(),
             Self::One => 1.0,
             Self::Value(x) => x.into(),
-        }
-    }
-}
-
-/// Where the causal diagonal lies: query `i` sees key `j` if `j <= i + offset`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Causal {
-    /// The last query sees the last key: `offset = seq_kv - seq_q`. What a cache needs.
-    BottomRight,
-    /// The first query sees the first key alone: `offset = 0`.
-    TopLeft,
-    /// Any offset: the position of query 0 among the keys.
-    Offset(i64),
-}
-
-/// How far from its own position `i + offset` a query sees, its own position not counted; `None`
-/// is without limit. `left: Some(2)` sees 3 keys: two before and its own.
-///
-/// The offset is that of the causal mask, or `seq_kv - seq_q` without one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Window {
-    /// Keys visible before the query's own position.
-    pub left: Option<usize>,
-    /// Keys visible after it.
-    pub right: Option<usize>,
-}
-
-/// Which keys each query sees, and what is added to its scores. All parts combine: a key is
-/// visible where every part lets it be.
-#[derive(Debug, Clone, Copy)]
-#[non_exhaustive]
-pub struct Masking<'a, T> {
-    /// The causal diagonal.
-    pub causal: Option<Causal>,
-    /// The sliding window.
-    pub window: Window,
-    /// Per batch entry, the number of leading keys that exist. The diagonal does not move by it.
-    pub key_lengths: Option<&'a [usize]>,
-    /// `true` = attend. `[batch, q_heads, seq_q, seq_kv]`, each of the first three may be 1.
-    pub boolean: Option<View<'a, bool>>,
-    /// Added to the scaled and capped scores; exactly -inf masks. Shaped as `boolean`.
-    pub bias: Option<Bias<'a, T>>,
-}
-
-impl<T> Default for Masking<'_, T> {
-    fn default() -> Self {
-        Self {
-            causal: None,
-            window: Window::default(),
-            key_lengths: None,
-            boolean: None,
-            bias: None,
         }
     }
 }
@@ -120,13 +68,13 @@ impl<'a, T: Element> From<View<'a, half::bf16>> for Bias<'a, T> {
 
 impl<'a, T: Element> Bias<'a, T> {
     /// Stretched to the whole problem.
-    fn broadcast(self, dims: &Dims) -> Result<Self> {
+    fn stretched(self, to: Shape) -> Result<Self> {
         Ok(match self {
-            Self::Native(view) => Self::Native(broadcast("bias", view, dims)?),
+            Self::Native(view) => Self::Native(stretched("bias", view, to)?),
             #[cfg(feature = "half")]
-            Self::F16(view) => Self::F16(broadcast("bias", view, dims)?),
+            Self::F16(view) => Self::F16(stretched("bias", view, to)?),
             #[cfg(feature = "half")]
-            Self::Bf16(view) => Self::Bf16(broadcast("bias", view, dims)?),
+            Self::Bf16(view) => Self::Bf16(stretched("bias", view, to)?),
         })
     }
 
@@ -152,15 +100,15 @@ impl<'a, T: Element> Bias<'a, T> {
 /// The extents of an attention problem, in elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dims {
-    /// Independent sequences.
+    /// Batch entries: independent sequences, or one that holds those of a ragged batch.
     pub batch: usize,
     /// Query heads.
     pub q_heads: usize,
     /// Key/value heads; divides `q_heads`.
     pub kv_heads: usize,
-    /// Queries in a sequence.
+    /// Queries in a batch entry.
     pub seq_q: usize,
-    /// Keys in a sequence.
+    /// Keys in a sequence; of a ragged batch, in the longest.
     pub seq_kv: usize,
     /// Length of a query and of a key.
     pub head_dim: usize,
@@ -187,16 +135,11 @@ pub struct Problem<'a, T: Element> {
     pub(crate) query: View<'a, T>,
     pub(crate) key: View<'a, T>,
     pub(crate) value: View<'a, T>,
-    pub(crate) boolean: Option<View<'a, bool>>,
     pub(crate) bias: Option<Bias<'a, T>>,
+    pub(crate) mask: Mask<'a>,
     pub(crate) terms: Terms<'a>,
     pub(crate) scale: f64,
     dims: Dims,
-    /// Query `i` stands at key position `i + offset`.
-    offset: i128,
-    causal: bool,
-    window: Window,
-    key_lengths: Option<&'a [usize]>,
 }
 
 pub(crate) fn shape_error<T>(argument: &'static str, got: Shape, expected: String) -> Result<T> {
@@ -227,32 +170,12 @@ pub(crate) fn check_unit_inner_stride(
     Ok(())
 }
 
-/// A mask whose axes of extent 1 repeat, stretched to the whole problem with strides of zero.
-fn broadcast<'a, E>(argument: &'static str, mask: View<'a, E>, dims: &Dims) -> Result<View<'a, E>> {
-    let whole = [dims.batch, dims.q_heads, dims.seq_q, dims.seq_kv];
-    let (shape, mut strides) = (mask.shape(), mask.strides());
-    let fits = (0..3).all(|axis| shape[axis] == 1 || shape[axis] == whole[axis]);
-    if !fits || shape[3] != whole[3] {
-        return shape_error(
-            argument,
-            shape,
-            format!("{whole:?}, where each of the first three may be 1"),
-        );
-    }
-    check_unit_inner_stride(argument, shape, strides)?;
-    for axis in 0..3 {
-        if shape[axis] == 1 {
-            strides[axis] = 0;
-        }
-    }
-    Ok(mask.with_layout(whole, strides))
-}
-
 impl<'a, T: Element> Problem<'a, T> {
     /// Checks that the parts fit each other.
     ///
     /// `query` is `[batch, q_heads, seq_q, head_dim]`, `key` `[batch, kv_heads, seq_kv,
-    /// head_dim]`, `value` `[batch, kv_heads, seq_kv, value_dim]`.
+    /// head_dim]`, `value` `[batch, kv_heads, seq_kv, value_dim]`; of a ragged batch, `batch` is 1
+    /// and the sequences lie one behind the other.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Stride`] or [`Error::Value`] with the argument that does not
@@ -273,36 +196,17 @@ impl<'a, T: Element> Problem<'a, T> {
         {
             return value_error("scale", x, "a finite number".into());
         }
-        if let Some(lengths) = masking.key_lengths {
-            if lengths.len() != dims.batch {
-                return value_error(
-                    "key_lengths",
-                    format_args!("{} lengths", lengths.len()),
-                    format!("one for each of the {} batch entries", dims.batch),
-                );
-            }
-            if let Some(length) = lengths.iter().find(|&&n| n > dims.seq_kv) {
-                return value_error("key_lengths", length, format!("at most {}", dims.seq_kv));
-            }
-        }
-        let aligned_ends = dims.seq_kv as i128 - dims.seq_q as i128;
+        let (mask, dims) = Mask::new(masking, (query.shape(), key.shape()), dims)?;
+        let whole = [dims.batch, dims.q_heads, dims.seq_q, dims.seq_kv];
         Ok(Self {
             query,
             key,
             value,
-            boolean: masking.boolean.map(|m| broadcast("mask", m, &dims)).transpose()?,
-            bias: masking.bias.map(|m| m.broadcast(&dims)).transpose()?,
+            bias: masking.bias.map(|bias| bias.stretched(whole)).transpose()?,
+            mask,
             terms: Terms::default(),
             scale: scale.factor(dims.head_dim),
             dims,
-            offset: match masking.causal {
-                Some(Causal::TopLeft) => 0,
-                Some(Causal::Offset(offset)) => offset.into(),
-                Some(Causal::BottomRight) | None => aligned_ends,
-            },
-            causal: masking.causal.is_some(),
-            window: masking.window,
-            key_lengths: masking.key_lengths,
         })
     }
 
@@ -323,9 +227,11 @@ impl<'a, T: Element> Problem<'a, T> {
 
     /// Refuses positions that `f32` does not hold exactly.
     pub(crate) fn check_positions(&self, argument: &'static str) -> Result<()> {
-        let ends = [self.position(0), self.position(self.dims.seq_q.max(1) - 1)];
-        let far = ends.iter().map(|end| end.unsigned_abs()).max().unwrap_or(0);
-        let far = far.max(self.dims.seq_kv as u128);
+        let ends = (0..self.sequences()).map(|s| self.mask.sequence(s)).flat_map(|sequence| {
+            let last = sequence.seq_q.max(1) - 1;
+            [0, last].map(|i| self.position(&sequence, i).unsigned_abs())
+        });
+        let far = ends.max().unwrap_or(0).max(self.dims.seq_kv as u128);
         if far > MAX_POSITION as u128 {
             return Err(Error::Overflow {
                 argument,
@@ -336,9 +242,9 @@ impl<'a, T: Element> Problem<'a, T> {
         Ok(())
     }
 
-    /// Where query `i` stands among the keys.
-    pub(crate) fn position(&self, i: usize) -> i128 {
-        i as i128 + self.offset
+    /// Where query `i` of a sequence stands among its keys.
+    pub(crate) fn position(&self, sequence: &Sequence, i: usize) -> i128 {
+        self.mask.position(sequence, i)
     }
 
     /// The extents.
@@ -346,23 +252,30 @@ impl<'a, T: Element> Problem<'a, T> {
         &self.dims
     }
 
-    /// The keys that the structural masks (causal, window, key lengths) leave to query `i` of
-    /// batch entry `b`: none where there is no such entry or query. Boolean and additive masks may
-    /// hide more.
-    pub fn visible_keys(&self, b: usize, i: usize) -> Range<usize> {
-        if b >= self.dims.batch || i >= self.dims.seq_q {
+    /// How many sequences there are: batch entries, or the parts of a ragged batch.
+    pub fn sequences(&self) -> usize {
+        self.mask.sequences()
+    }
+
+    /// From the first key that query `i` of sequence `s` may see to behind the last, counted from the
+    /// sequence's own first; none where there is no such sequence or query. A tree, documents in any
+    /// order, block patterns, boolean and additive masks may hide some of them.
+    pub fn visible_keys(&self, s: usize, i: usize) -> Range<usize> {
+        if s >= self.sequences() {
             return 0..0;
         }
-        let keys = self.key_lengths.map_or(self.dims.seq_kv, |lengths| lengths[b]);
-        let position = i as i128 + self.offset;
-        let clamp = |x: i128| x.clamp(0, keys as i128) as usize;
-        let start = self.window.left.map_or(0, |left| clamp(position - left as i128));
-        let ahead = match (self.causal, self.window.right) {
-            (true, _) => Some(0),
-            (false, right) => right,
-        };
-        let end = ahead.map_or(keys, |right| clamp(position + right as i128 + 1));
-        start.min(end)..end
+        let sequence = self.mask.sequence(s);
+        if i >= sequence.seq_q { 0..0 } else { self.mask.range(&sequence, i) }
+    }
+
+    /// The keys of one head of a sequence.
+    pub(crate) fn keys(&self, sequence: &Sequence, kv_head: usize) -> Rows<'a, T> {
+        self.key.rows(sequence.batch, kv_head).part(sequence.key, sequence.seq_kv)
+    }
+
+    /// Its values.
+    pub(crate) fn values(&self, sequence: &Sequence, kv_head: usize) -> Rows<'a, T> {
+        self.value.rows(sequence.batch, kv_head).part(sequence.key, sequence.seq_kv)
     }
 
     /// Whether `f32` scores are powers of e, as their terms need, and not of 2: with a bias or other
@@ -372,15 +285,15 @@ impl<'a, T: Element> Problem<'a, T> {
         self.bias.is_some() || self.terms.change_scores() || !log2_scale.is_finite()
     }
 
-    /// Whether scores have a dense term beside them: a mask, or a bias that is no function of
-    /// position and head alone.
-    pub(crate) fn has_dense_term(&self) -> bool {
-        self.boolean.is_some() || self.bias.is_some() || self.terms.relative_bias.is_some()
+    /// Whether scores have a dense bias beside them: one that is no function of position and head
+    /// alone.
+    pub(crate) fn has_dense_bias(&self) -> bool {
+        self.bias.is_some() || self.terms.relative_bias.is_some()
     }
 
-    /// Whether every query sees every key by structure, so that tiles need no ranges.
-    pub(crate) fn has_uniform_ranges(&self) -> bool {
-        !self.causal && self.window == Window::default()
+    /// Whether scores have a dense term beside them, in some block: such a bias, or a mask.
+    pub(crate) fn has_dense_term(&self) -> bool {
+        self.mask.has_bits() || self.has_dense_bias()
     }
 }
 
@@ -429,6 +342,7 @@ fn check_dims(q: Shape, k: Shape, v: Shape) -> Result<Dims> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mask::{Causal, Window};
     use proptest::prelude::*;
     use proptest::sample::select;
 
@@ -439,17 +353,21 @@ mod tests {
         i: usize,
         j: usize,
     ) -> bool {
+        let length = masking.key_lengths.map_or(seq_kv, |lengths| lengths[0]);
         let offset = match masking.causal {
             Some(Causal::TopLeft) => 0,
             Some(Causal::Offset(offset)) => i128::from(offset),
+            Some(Causal::AtLength) => length as i128 - seq_q as i128,
             Some(Causal::BottomRight) | None => seq_kv as i128 - seq_q as i128,
         };
         let ahead = j as i128 - (i as i128 + offset);
         let window = masking.window;
-        (masking.causal.is_none() || ahead <= 0)
+        let prefix = masking.prefix.map_or(0, |prefix| prefix[0]);
+        (masking.causal.is_none() || ahead <= 0 || j < prefix)
             && window.left.is_none_or(|left| ahead >= -(left as i128))
             && window.right.is_none_or(|right| ahead <= right as i128)
-            && masking.key_lengths.is_none_or(|lengths| j < lengths[0])
+            && j < length
+            && masking.key_starts.is_none_or(|starts| j >= starts[0])
     }
 
     fn causal() -> impl Strategy<Value = Option<Causal>> {
@@ -457,6 +375,7 @@ mod tests {
             Just(None),
             Just(Some(Causal::BottomRight)),
             Just(Some(Causal::TopLeft)),
+            Just(Some(Causal::AtLength)),
             (-30..30_i64).prop_map(|offset| Some(Causal::Offset(offset))),
             select(vec![i64::MIN, i64::MAX]).prop_map(|offset| Some(Causal::Offset(offset))),
         ]
@@ -480,15 +399,19 @@ mod tests {
             right in reach(),
             seq_q in 1..20_usize,
             seq_kv in 0..20_usize,
-            length in prop::option::of(0..20_usize),
+            numbers in prop::array::uniform3(prop::option::of(0..20_usize)),
         ) {
             let data = [0.0_f32; 20];
             let view = |seq| View::bhsd(&data, [1, 1, seq, 1]).unwrap_or_else(|e| panic!("{e}"));
-            let lengths = length.map(|n| [n.min(seq_kv)]);
+            let numbers = numbers.map(|n| n.map(|n| [n.min(seq_kv)]));
+            let [key_lengths, key_starts, prefix] =
+                numbers.each_ref().map(|n| n.as_ref().map(|n| &n[..]));
             let masking = Masking {
                 causal,
                 window: Window { left, right },
-                key_lengths: lengths.as_ref().map(|lengths| &lengths[..]),
+                key_lengths,
+                key_starts,
+                prefix,
                 ..Masking::default()
             };
             let (q, k) = (view(seq_q), view(seq_kv));

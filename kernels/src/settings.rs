@@ -129,7 +129,7 @@ pub fn attention<T: Element>(
     settings: &Settings<'_>,
     workspace: &mut Workspace,
 ) -> Result<Isa> {
-    outputs.check(problem.dims())?;
+    outputs.check(problem)?;
     if !problem.dims().has_rows() {
         let isa = settings.isa()?;
         outputs.without_rows(problem.dims());
@@ -178,7 +178,7 @@ pub fn attention_with<U: ScoreTerm>(
     settings: &Settings<'_>,
     workspace: &mut Workspace,
 ) -> Result<Isa> {
-    outputs.check(problem.dims())?;
+    outputs.check(problem)?;
     problem.check_positions("term")?;
     if settings.algorithm == Algorithm::Unfused {
         let expected = "Auto: terms of the caller's are fused".into();
@@ -214,7 +214,7 @@ fn bytes<T: Element>(problem: &Problem<'_, T>, settings: &Settings<'_>, terms: u
         return 0;
     }
     let lines = |threads| match T::path(settings.algorithm) {
-        Path::Fused => Plan::new(problem, threads, terms).lines(),
+        Path::Fused => Plan::new(problem, threads, terms).lines_with_table(),
         Path::Unfused => unfused::lines(problem, threads),
     };
     let lines = match settings.threads_for(Plan::work(problem)) {

@@ -8,6 +8,9 @@ use crate::Settings;
 use crate::element::Element;
 use crate::error::Result;
 use crate::executor::{Crew, for_each_tile};
+use crate::mask::Sequence;
+use crate::mask::rows::RowBits;
+use crate::microkernel::BLOCK_KV;
 use crate::microkernel::row_softmax::RowSoftmax;
 use crate::outputs::{Outputs, Stage};
 use crate::plan::Plan;
@@ -124,7 +127,7 @@ impl<T: Plain> Kernel for Drive<'_, '_, T> {
         let dims = self.problem.dims();
         let part = lines_per_thread(self.problem) * size_of::<Line>() / size_of::<T>();
         let chunks = dims.seq_q.div_ceil(ROWS);
-        let tiles = dims.batch * dims.q_heads * chunks;
+        let tiles = self.problem.sequences() * dims.q_heads * chunks;
         // Sums over a kv head's rows are one thread's, or their order would be anybody's.
         let sums = self.outputs.column_sums.as_ref();
         let together = if sums.is_some() { dims.group_size() * chunks } else { 1 };
@@ -140,12 +143,16 @@ impl<T: Plain> Kernel for Drive<'_, '_, T> {
                 }
                 for tile in unit * together..(unit + 1) * together {
                     let (head, chunk) = (tile / chunks, tile % chunks);
-                    let rows = chunk * ROWS..((chunk + 1) * ROWS).min(dims.seq_q);
-                    let scores = &mut scratch[..rows.len() * dims.seq_kv];
+                    let sequence = self.problem.mask.sequence(head / dims.q_heads);
+                    let rows = chunk * ROWS..((chunk + 1) * ROWS).min(sequence.seq_q);
+                    if rows.is_empty() {
+                        continue;
+                    }
+                    let scores = &mut scratch[..rows.len() * sequence.seq_kv];
                     let chunk = Chunk {
                         problem: self.problem,
                         outputs: self.outputs,
-                        batch: head / dims.q_heads,
+                        sequence,
                         head: head % dims.q_heads,
                         rows,
                     };
@@ -160,7 +167,7 @@ impl<T: Plain> Kernel for Drive<'_, '_, T> {
 struct Chunk<'a, 'p, T: Element> {
     problem: &'a Problem<'p, T>,
     outputs: &'a Outputs<'p, T>,
-    batch: usize,
+    sequence: Sequence,
     head: usize,
     rows: std::ops::Range<usize>,
 }
@@ -170,10 +177,11 @@ impl<T: Plain> Chunk<'_, '_, T> {
         let problem = self.problem;
         let dims = problem.dims();
         let kv_head = self.head / dims.group_size();
-        let (seq_kv, rows) = (dims.seq_kv, self.rows.len());
-        let query = problem.query.row(self.batch, self.head, self.rows.start);
-        let keys = problem.key.rows(self.batch, kv_head);
-        let values = problem.value.rows(self.batch, kv_head);
+        let (seq_kv, rows) = (self.sequence.seq_kv, self.rows.len());
+        let (batch, first) = (self.sequence.batch, self.sequence.query + self.rows.start);
+        let query = problem.query.row(batch, self.head, first);
+        let keys = problem.keys(&self.sequence, kv_head);
+        let values = problem.values(&self.sequence, kv_head);
         if seq_kv > 0 {
             let (q_step, k_step) = (problem.query.strides()[2], problem.key.strides()[2]);
             // SAFETY: the views vouch for these rows of head_dim contiguous elements, and scores
@@ -193,7 +201,7 @@ impl<T: Plain> Chunk<'_, '_, T> {
         let mut lse = [0.0; ROWS];
         for (r, i) in self.rows.clone().enumerate() {
             let row = &mut scores[r * seq_kv..(r + 1) * seq_kv];
-            let stage = self.outputs.wanted_scores([self.batch, self.head, i]);
+            let stage = self.outputs.wanted_scores(self.row(i));
             match stage {
                 Some(Stage::Scaled) => self.write_scores(i, row, |x| x),
                 Some(Stage::Capped) => self.write_scores(i, row, |x| problem.terms.capped(x)),
@@ -208,7 +216,7 @@ impl<T: Plain> Chunk<'_, '_, T> {
             let (max, sum) = (max.to_f64(), sum.to_f64());
             lse[r] = if sum == 0.0 { f64::NEG_INFINITY } else { max + sum.ln() };
         }
-        let out = self.outputs.out.row(self.batch, self.head, self.rows.start);
+        let out = self.outputs.out.row(batch, self.head, first);
         let out_step = self.outputs.out.strides()[2];
         if seq_kv > 0 {
             // SAFETY: as above; the outputs were checked against the problem, and no other chunk
@@ -244,37 +252,51 @@ impl<T: Plain> Chunk<'_, '_, T> {
             }
             if let Some(view) = &self.outputs.lse {
                 // SAFETY: as above; lse has one element for each row.
-                unsafe { view.row(self.batch, self.head, i).write(T::from_f64(lse)) };
+                unsafe { view.row(batch, self.head, first + r).write(T::from_f64(lse)) };
             }
-            if self.outputs.want_weights([self.batch, self.head, i]) {
+            if self.outputs.want_weights(self.row(i)) {
                 self.write_weights(i, weights, share);
             }
         }
     }
 
+    /// Batch entry, head and query of a row, as the tensors count them.
+    fn row(&self, i: usize) -> [usize; 3] {
+        [self.sequence.batch, self.head, self.sequence.query + i]
+    }
+
+    /// What stands for the keys that only longer sequences have.
+    fn beyond(&self, x: T) -> impl Iterator<Item = T> {
+        std::iter::repeat_n(x, self.problem.dims().seq_kv - self.sequence.seq_kv)
+    }
+
     /// Writes scores to where they are wanted, those of hidden keys as -inf.
     fn write_scores(&self, i: usize, scores: &[T], stage: impl Fn(f64) -> f64) {
         let Some((_, picked)) = &self.outputs.scores else { return };
+        let mut seen = Visible::new(self, i);
         let numbers = scores.iter().enumerate().map(|(j, x)| {
-            T::from_f64(if self.is_visible(i, j) { stage(x.to_f64()) } else { f64::NEG_INFINITY })
+            T::from_f64(if seen.sees(j) { stage(x.to_f64()) } else { f64::NEG_INFINITY })
         });
+        let numbers = numbers.chain(self.beyond(T::from_f64(f64::NEG_INFINITY)));
         // SAFETY: the outputs were checked against the problem, and no other chunk has this row.
-        unsafe { picked.write([self.batch, self.head, i], 0, numbers) };
+        unsafe { picked.write(self.row(i), 0, numbers) };
     }
 
     /// Makes of a row's weights what is wanted of them; `share` is the keys' part beside the sink, 0
     /// of a row that sees nothing. -0.0 stands where a key is hidden.
     fn write_weights(&self, i: usize, weights: &mut [T], share: f64) {
-        let at = [self.batch, self.head, i];
+        let at = self.row(i);
+        let mut seen = Visible::new(self, i);
         for (j, weight) in weights.iter_mut().enumerate() {
-            let shared = if self.is_visible(i, j) { weight.to_f64() * share } else { -0.0 };
+            let shared = if seen.sees(j) { weight.to_f64() * share } else { -0.0 };
             *weight = T::from_f64(shared);
         }
         // SAFETY: as in `write_scores`; sums are cleared and in the hands of one thread.
         unsafe {
             if let Some(picked) = &self.outputs.weights {
                 let zero = T::default();
-                picked.write(at, 0, weights.iter().map(|&weight| T::sum(weight, zero)));
+                let shown = weights.iter().map(|&weight| T::sum(weight, zero));
+                picked.write(at, 0, shown.chain(self.beyond(zero)));
             }
             if let Some(top_k) = &self.outputs.top_k {
                 let mut held = 0;
@@ -282,7 +304,7 @@ impl<T: Plain> Chunk<'_, '_, T> {
                 top_k.finish(at, held);
             }
             if let Some(sums) = &self.outputs.column_sums {
-                sums.add((self.batch, self.head), self.problem.dims(), 0, weights);
+                sums.add((at[0], self.head), self.problem.dims(), 0, weights);
             }
         }
     }
@@ -291,19 +313,10 @@ impl<T: Plain> Chunk<'_, '_, T> {
     fn bias(&self, i: usize, j: usize) -> f64 {
         let mut bias = [T::default()];
         if let Some(dense) = &self.problem.bias {
-            dense.widen(self.batch, self.head, i, j, &mut bias);
+            let [batch, head, i] = self.row(i);
+            dense.widen(batch, head, i, j, &mut bias);
         }
         bias[0].to_f64()
-    }
-
-    fn boolean(&self, i: usize) -> Option<&[bool]> {
-        self.problem.boolean.as_ref().map(|mask| mask.rows(self.batch, self.head).slice(i))
-    }
-
-    fn is_visible(&self, i: usize, j: usize) -> bool {
-        self.problem.visible_keys(self.batch, i).contains(&j)
-            && self.boolean(i).is_none_or(|mask| mask[j])
-            && self.bias(i, j) != f64::NEG_INFINITY
     }
 
     /// Softcap and biases.
@@ -314,7 +327,7 @@ impl<T: Plain> Chunk<'_, '_, T> {
         }
         let head = (self.head, self.problem.dims().q_heads);
         for (j, x) in scores.iter_mut().enumerate() {
-            let distance = j as i128 - self.problem.position(i);
+            let distance = j as i128 - self.problem.position(&self.sequence, i);
             let bias = self.bias(i, j) + terms.bias(head, distance);
             let masked = bias == f64::NEG_INFINITY;
             *x = T::from_f64(if masked { bias } else { terms.capped(x.to_f64()) + bias });
@@ -336,28 +349,55 @@ impl<T: Plain> Chunk<'_, '_, T> {
     /// Hides what is masked.
     fn mask(&self, i: usize, scores: &mut [T]) {
         let hidden = T::from_f64(f64::NEG_INFINITY);
-        if let Some(mask) = self.boolean(i) {
-            for (x, &attend) in scores.iter_mut().zip(mask) {
-                *x = if attend { *x } else { hidden };
-            }
+        let mut seen = Visible::new(self, i);
+        for (j, x) in scores.iter_mut().enumerate() {
+            *x = if seen.sees(j) { *x } else { hidden };
         }
-        let keys = self.problem.visible_keys(self.batch, i);
-        scores[keys.end..].fill(hidden);
-        scores[..keys.start].fill(hidden);
     }
 
     /// The row's output from its weights, masked values left out.
     fn careful(&self, i: usize, weights: &[T], out: &mut [T], nothing: bool) {
-        let values =
-            self.problem.value.rows(self.batch, self.head / self.problem.dims().group_size());
+        let kv_head = self.head / self.problem.dims().group_size();
+        let values = self.problem.values(&self.sequence, kv_head);
         for (d, out) in out.iter_mut().enumerate() {
+            let mut seen = Visible::new(self, i);
             let mut sum = 0.0;
             for (j, weight) in weights.iter().enumerate() {
-                if !nothing && self.is_visible(i, j) {
+                if !nothing && seen.sees(j) {
                     sum += weight.to_f64() * values.slice(j)[d].to_f64();
                 }
             }
             *out = T::from_f64(sum);
         }
+    }
+}
+
+/// Which keys a row sees, asked in ascending order.
+struct Visible<'a, 'p, T: Element> {
+    chunk: &'a Chunk<'a, 'p, T>,
+    i: usize,
+    range: std::ops::Range<usize>,
+    /// The block that was asked for last, and its bits.
+    block: usize,
+    bits: u128,
+}
+
+impl<'a, 'p, T: Plain> Visible<'a, 'p, T> {
+    fn new(chunk: &'a Chunk<'a, 'p, T>, i: usize) -> Self {
+        let range = chunk.problem.mask.range(&chunk.sequence, i);
+        Self { chunk, i, range, block: usize::MAX, bits: 0 }
+    }
+
+    fn sees(&mut self, j: usize) -> bool {
+        let (block, key) = (j / BLOCK_KV * BLOCK_KV, j % BLOCK_KV);
+        if self.block != block {
+            let Chunk { problem, sequence, head, .. } = self.chunk;
+            let keys = block..(block + BLOCK_KV).min(sequence.seq_kv);
+            self.block = block;
+            self.bits = RowBits::new(&problem.mask, sequence, keys).get(*head, self.i);
+        }
+        self.range.contains(&j)
+            && self.bits >> key & 1 == 1
+            && self.chunk.bias(self.i, j) != f64::NEG_INFINITY
     }
 }

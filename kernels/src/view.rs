@@ -82,6 +82,16 @@ impl<'a, T> Rows<'a, T> {
         Self { ptr, stride, len, width, lifetime: PhantomData }
     }
 
+    /// The `len` rows from `first` on.
+    ///
+    /// # Panics
+    /// Where there are not as many.
+    #[inline(always)]
+    pub(crate) fn part(self, first: usize, len: usize) -> Self {
+        assert!(first <= self.len && len <= self.len - first);
+        Self { ptr: self.row(first), len, ..self }
+    }
+
     /// Elements from one row to the next.
     #[inline(always)]
     pub(crate) fn stride(&self) -> isize {

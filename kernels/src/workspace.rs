@@ -71,6 +71,21 @@ impl Workspace {
         Ok(unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), elements) })
     }
 
+    /// The first `lines` lines as floats and, behind them, `count` entries of a table, all initialised
+    /// with whatever was there.
+    pub(crate) fn scratch_and_table(
+        &mut self,
+        lines: usize,
+        count: usize,
+    ) -> Result<(&mut [f32], &mut [[u64; 3]])> {
+        let table = count.saturating_mul(size_of::<[u64; 3]>()).div_ceil(size_of::<Line>());
+        let floats = self.scratch::<f32>(lines.saturating_add(table))?;
+        let (floats, table) = floats.split_at_mut(lines * Line::FLOATS);
+        // SAFETY: `table` lines follow, on a line's boundary, enough for `count` entries; any bits
+        // are numbers, and the lines are borrowed as long as the entries.
+        Ok((floats, unsafe { std::slice::from_raw_parts_mut(table.as_mut_ptr().cast(), count) }))
+    }
+
     /// Everything held, as floats.
     pub fn as_slice(&self) -> &[f32] {
         let count = self.lines.len() * Line::FLOATS;

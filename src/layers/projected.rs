@@ -168,7 +168,7 @@ impl Projected {
         memory: Memory<'_>,
         options: &AttentionOptions<'_>,
     ) -> Result<Attention> {
-        let seq_kv = self.buffers(query, &memory)?.key.seq;
+        let seq_kv = options.weights_width(self.buffers(query, &memory)?.key.seq);
         let [batch, _, seq_q, _] = query.shape();
         let out = [batch, 1, seq_q, self.outputs()];
         options.allocate(out, [batch, self.heads.query, seq_q, seq_kv], |outputs| {

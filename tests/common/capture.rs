@@ -6,6 +6,7 @@ use safetensors::SafeTensors;
 
 use super::case::Inputs;
 use super::strided::{Layout, Strided};
+use super::structure::Structure;
 use super::terms::Terms;
 
 /// A capture of the fixtures.
@@ -59,6 +60,7 @@ impl Capture {
             boolean: None,
             bias: None,
             lengths: None,
+            structure: Structure::default(),
             causal: self.causal.then_some(Causal::BottomRight),
             left: None,
             right: None,

@@ -4,6 +4,7 @@ use headwise::{Attention, AttentionOptions, Causal, Element, Isa, Scale, Tensor,
 
 use super::Rng;
 use super::strided::{Layout, Strided};
+use super::structure::{Kinds, Structure};
 use super::terms::Terms;
 
 /// What the gaps of padded layouts hold: a value that would be seen in any result.
@@ -65,6 +66,7 @@ pub struct Masks {
     pub key_lengths: bool,
     pub boolean: Option<DenseMask>,
     pub bias: Option<DenseMask>,
+    pub kinds: Kinds,
 }
 
 /// A problem in a few words.
@@ -101,16 +103,18 @@ impl Case {
         let tensor = |dense: &[f32], heads, seq, dim, layout| {
             Strided::new(dense, [d.batch, heads, seq, dim], layout, GAP)
         };
+        let lengths: Option<Vec<usize>> =
+            self.masks.key_lengths.then(|| (0..d.batch).map(|_| rng.below(d.seq_kv + 1)).collect());
+        let existing = |b: usize| lengths.as_ref().map_or(d.seq_kv, |lengths| lengths[b]);
+        let structure = Structure::new(self.masks.kinds, d, existing, &mut rng);
         Inputs {
             query: tensor(&q, d.q_heads(), d.seq_q, d.head_dim, self.layouts[0]),
             key: tensor(&k, d.kv_heads, d.seq_kv, d.head_dim, self.layouts[1]),
             value: tensor(&v, d.kv_heads, d.seq_kv, d.value_dim, self.layouts[2]),
             boolean: self.masks.boolean.map(|mask| self.boolean(mask, &mut rng)),
             bias: self.masks.bias.map(|mask| self.bias(mask, &mut rng)),
-            lengths: self
-                .masks
-                .key_lengths
-                .then(|| (0..d.batch).map(|_| rng.below(d.seq_kv + 1)).collect()),
+            lengths,
+            structure,
             causal: self.masks.causal,
             left: self.masks.left,
             right: self.masks.right,
@@ -193,6 +197,7 @@ pub struct Inputs<T> {
     pub boolean: Option<Strided<bool>>,
     pub bias: Option<Strided<T>>,
     pub lengths: Option<Vec<usize>>,
+    pub structure: Structure,
     pub causal: Option<Causal>,
     pub left: Option<usize>,
     pub right: Option<usize>,
@@ -220,7 +225,7 @@ impl<T: Element> Inputs<T> {
 
     /// `options` with the masks of these inputs.
     pub fn masked<'a>(&'a self, options: AttentionOptions<'a, T>) -> AttentionOptions<'a, T> {
-        let mut options = options.window(self.left, self.right);
+        let mut options = self.structure.masked(options.window(self.left, self.right));
         if let Some(causal) = self.causal {
             options = options.causal_with(causal);
         }
@@ -255,6 +260,7 @@ impl<T: Element> Inputs<T> {
             boolean: self.boolean.clone(),
             bias: self.bias.as_ref().map(|bias| bias.map(f)),
             lengths: self.lengths.clone(),
+            structure: self.structure.clone(),
             causal: self.causal,
             left: self.left,
             right: self.right,
@@ -263,25 +269,39 @@ impl<T: Element> Inputs<T> {
         }
     }
 
-    /// Where query 0 stands among the keys.
+    /// The keys of batch entry `b` that exist, those of its left padding included.
+    pub fn existing(&self, b: usize) -> usize {
+        self.lengths.as_ref().map_or(self.dims().seq_kv, |lengths| lengths[b])
+    }
+
+    /// Where query 0 stands among the keys, of every batch entry alike.
     pub fn diagonal(&self) -> i128 {
+        assert_ne!(self.causal, Some(Causal::AtLength));
+        self.diagonal_of(0)
+    }
+
+    /// Where query 0 of batch entry `b` stands among the keys.
+    fn diagonal_of(&self, b: usize) -> i128 {
         let d = self.dims();
         match self.causal {
             Some(Causal::TopLeft) => 0,
             Some(Causal::Offset(offset)) => offset.into(),
+            Some(Causal::AtLength) => self.existing(b) as i128 - d.seq_q as i128,
             _ => d.seq_kv as i128 - d.seq_q as i128,
         }
     }
 
     /// Whether query `i` of head `h` sees key `j`, but for the bias.
     pub fn sees(&self, [b, h, i, j]: [usize; 4]) -> bool {
-        let (position, key) = (i as i128 + self.diagonal(), j as i128);
-        let exists = self.lengths.as_ref().is_none_or(|lengths| j < lengths[b]);
-        let before = self.causal.is_none() || key <= position;
+        let (position, key) = (i as i128 + self.diagonal_of(b), j as i128);
+        let exists = j < self.existing(b);
+        let in_prefix = self.structure.prefix.as_ref().is_some_and(|prefix| j < prefix[b]);
+        let before = self.causal.is_none() || key <= position || in_prefix;
         let left = self.left.is_none_or(|left| key >= position - left as i128);
         let right = self.right.is_none_or(|right| key <= position + right as i128);
         let mask = self.boolean.as_ref().is_none_or(|mask| mask.get(stretched(mask, [b, h, i, j])));
-        exists && before && left && right && mask
+        let structure = || self.structure.sees([b, h, i, j], self.dims(), self.existing(b));
+        exists && before && left && right && mask && structure()
     }
 
     /// The term added to a score.
@@ -300,6 +320,17 @@ impl<T: Element> Inputs<T> {
             Scale::Value(x) => x.into(),
             _ => 1.0,
         }
+    }
+
+    /// Everything that hides keys as one boolean mask, by the definition.
+    pub fn as_boolean(&self) -> Strided<bool> {
+        let d = self.dims();
+        let mut mask =
+            Strided::filled([d.batch, d.q_heads(), d.seq_q, d.seq_kv], Layout::Bhsd, false);
+        for [b, h, i] in self.rows() {
+            (0..d.seq_kv).for_each(|j| mask.set([b, h, i, j], self.sees([b, h, i, j])));
+        }
+        mask
     }
 
     /// Every `[batch, query head, query]`.

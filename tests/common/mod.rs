@@ -14,6 +14,7 @@ pub mod file;
 pub mod layers;
 pub mod strategies;
 pub mod strided;
+pub mod structure;
 pub mod terms;
 
 use headwise::{Attention, Element, Tensor};

@@ -6,10 +6,36 @@ use proptest::sample::select;
 
 use super::case::{Case, Data, DenseMask, Dims, Masks};
 use super::strided::Layout;
+use super::structure::{Kinds, Packing};
 
 fn dense_mask() -> impl Strategy<Value = Option<DenseMask>> {
     let mask = any::<[bool; 3]>();
     prop_oneof![Just(None), mask.prop_map(|axes| Some(DenseMask { axes, layout: Layout::Bhsd }))]
+}
+
+/// Descriptors, mostly a few of them.
+pub fn kinds() -> impl Strategy<Value = Kinds> {
+    let packing = || {
+        use Packing::*;
+        select(vec![Sorted, Shuffled, Scattered, Offsets])
+    };
+    let tree = (select(vec![1_usize, 2, 9, 63, 64, 65, 140]), any::<bool>());
+    let block = || select(vec![1_usize, 3, 16, 64, 128, 200]);
+    let rarely = prop::bool::weighted(0.2);
+    (
+        (rarely, rarely, rarely),
+        prop::option::weighted(0.25, packing()),
+        prop::option::weighted(0.25, tree),
+        prop::option::weighted(0.25, (block(), block())),
+    )
+        .prop_map(|((prefix, starts, packed), documents, tree, blocks)| Kinds {
+            prefix,
+            starts,
+            documents,
+            tree,
+            blocks,
+            packed,
+        })
 }
 
 /// Problems under some mask.
@@ -20,16 +46,13 @@ pub fn masked_cases() -> impl Strategy<Value = Case> {
         Some(Causal::TopLeft),
         Some(Causal::Offset(20)),
         Some(Causal::Offset(-5)),
+        Some(Causal::AtLength),
     ]);
     let reach = || select(vec![None, None, Some(0), Some(3), Some(70)]);
-    let masks = (causal, reach(), reach(), any::<bool>(), dense_mask(), dense_mask());
-    let masks = masks.prop_map(|(causal, left, right, key_lengths, boolean, bias)| Masks {
-        causal,
-        left,
-        right,
-        key_lengths,
-        boolean,
-        bias,
+    let dense = (dense_mask(), dense_mask());
+    let masks = (causal, reach(), reach(), any::<bool>(), dense, kinds());
+    let masks = masks.prop_map(|(causal, left, right, key_lengths, (boolean, bias), kinds)| {
+        Masks { causal, left, right, key_lengths, boolean, bias, kinds }
     });
     let counts = (1..3_usize, 1..3_usize, 1..4_usize);
     let lengths = (select(vec![1, 7, 16, 50, 97]), select(vec![1, 9, 64, 65, 130, 2100]));

@@ -261,6 +261,7 @@ fn tasks() -> impl Strategy<Value = Task> {
         key_lengths,
         boolean,
         bias,
+        ..Masks::default()
     });
     let scale = select(vec![None, None, Some(Scale::InvSqrtHeadDim), Some(Scale::Value(-0.3))]);
     let unfused = prop::bool::weighted(0.2);

@@ -18,7 +18,7 @@ const DTYPE: &str = "f32";
 const TABLE: Table<'_> = Table(&[
     Column::Text("shape", 22),
     Column::Text("B, heads, queries x keys, dim", 29),
-    Column::Text("mask", 6),
+    Column::Text("mask", 11),
     Column::Text("isa", 8),
     Column::Number("threads", 7),
     Column::Text("algorithm", 9),
@@ -26,6 +26,7 @@ const TABLE: Table<'_> = Table(&[
     Column::Number("best", 8),
     Column::Number("GFLOP/s", 7),
     Column::Number("% peak", 6),
+    Column::Number("computed", 8),
     Column::Number("GB/s", 6),
     Column::Number("% read", 6),
     Column::Number("% busy", 6),
@@ -36,7 +37,7 @@ const LISTING: Table<'_> = Table(&[
     Column::Text("suite", 7),
     Column::Text("shape", 22),
     Column::Text("B, heads, queries x keys, dim", 29),
-    Column::Text("mask", 6),
+    Column::Text("mask", 11),
     Column::Number("GFLOP", 8),
     Column::Number("MB", 7),
 ]);
@@ -73,6 +74,9 @@ struct Record {
     gflops: Option<f64>,
     peak_gflops: f64,
     pct_peak: Option<f64>,
+    /// As `pct_peak`, counting every pair in the micro-tiles that the fused kernels compute; None
+    /// where they are not counted.
+    pct_peak_computed: Option<f64>,
     gbps: f64,
     read_gbps: f64,
     pct_read: f64,
@@ -88,6 +92,8 @@ enum Sizes {
         #[serde(flatten)]
         extents: Extents,
         causal: bool,
+        window_left: Option<usize>,
+        document: Option<usize>,
     },
     Softmax {
         rows: usize,
@@ -110,7 +116,12 @@ enum Sizes {
 impl Sizes {
     fn of(shape: &Shape) -> Self {
         match *shape {
-            Shape::Attention(_, s) => Self::Attention { extents: s.extents(), causal: s.causal },
+            Shape::Attention(_, s) => Self::Attention {
+                extents: s.extents(),
+                causal: s.causal,
+                window_left: s.window_left,
+                document: s.document,
+            },
             Shape::Softmax(s) => {
                 Self::Softmax { rows: s.rows, length: s.length, in_place: s.in_place }
             }
@@ -122,10 +133,17 @@ impl Sizes {
     }
 
     /// Sizes and mask in words.
-    fn describe(self) -> (String, &'static str) {
-        match self {
-            Self::Attention { extents, causal } => {
-                (extents.to_string(), if causal { "causal" } else { "none" })
+    fn describe(self) -> (String, String) {
+        let (sizes, mask) = match self {
+            Self::Attention { extents, causal, window_left, document } => {
+                let mut mask = if causal { "causal" } else { "none" }.to_owned();
+                if let Some(left) = window_left {
+                    mask = format!("{mask} -{left}");
+                }
+                if let Some(length) = document {
+                    mask = format!("{mask} /{length}");
+                }
+                return (extents.to_string(), mask);
             }
             Self::Gemm { m, k, n } => (format!("{m} x {k} times {k} x {n}"), "-"),
             Self::Layer { batch, seq, embed_dim, heads } => {
@@ -135,7 +153,8 @@ impl Sizes {
                 let target = if in_place { "in place" } else { "to another" };
                 (format!("{rows} rows of {length}, {target}"), "-")
             }
-        }
+        };
+        (sizes, mask.into())
     }
 }
 
@@ -174,7 +193,7 @@ fn list(session: &mut Session, shapes: &[Shape]) -> Result<Verdict> {
             suite.name().into(),
             name.into(),
             sizes,
-            mask.into(),
+            mask,
             number(flops.map(|flops| flops / 1e9), 3),
             number(Some(bytes / 1e6), 2),
         ]))?;
@@ -200,7 +219,8 @@ fn run_shape(
     let mut work = prepare(shape, session.isa)?;
     let protocol = Protocol { pause: shape.pause(), ..protocol };
     let measured = measure(&mut *work, algorithms, shape.executor(), protocol)?;
-    let results = Results { session, shape, measured: &measured };
+    let computed = work.computed_flops()?;
+    let results = Results { session, shape, measured: &measured, computed };
     let pairs = algorithms.iter().zip(&measured.timings);
     Ok(pairs.map(|(&algorithm, timing)| results.record(algorithm, timing)).collect())
 }
@@ -209,6 +229,8 @@ struct Results<'a> {
     session: &'a Session,
     shape: &'a Shape,
     measured: &'a Measurement,
+    /// Operations that a run by the fused kernels computes.
+    computed: Option<f64>,
 }
 
 impl Results<'_> {
@@ -231,6 +253,10 @@ impl Results<'_> {
             gflops: rate.map(|rate| rate / 1e9),
             peak_gflops: peak_flops / 1e9,
             pct_peak: rate.map(|rate| 100.0 * rate / peak_flops),
+            pct_peak_computed: self
+                .computed
+                .filter(|_| algorithm == Algorithm::Auto)
+                .map(|flops| 100.0 * flops / timing.median / peak_flops),
             gbps: bytes / 1e9,
             read_gbps: read_rate / 1e9,
             pct_read: 100.0 * bytes / read_rate,
@@ -246,7 +272,7 @@ fn show(session: &mut Session, record: &Record) -> Result<()> {
     session.output.line(TABLE.row([
         record.shape.into(),
         sizes,
-        mask.into(),
+        mask,
         record.isa.into(),
         record.threads.to_string(),
         record.algorithm.into(),
@@ -254,6 +280,7 @@ fn show(session: &mut Session, record: &Record) -> Result<()> {
         milliseconds(record.best_ms / 1e3),
         number(record.gflops, 1),
         number(record.pct_peak, 1),
+        number(record.pct_peak_computed, 1),
         number(Some(record.gbps), 1),
         number(Some(record.pct_read), 1),
         number(Some(record.pct_busy), 1),

@@ -18,20 +18,20 @@ pub(crate) struct Ahead<'p> {
 }
 
 impl<'p> Ahead<'p> {
-    /// For an item of the head `(batch, kv_head)`, after which `next` will probably come.
+    /// For `item`, of which `head` are the keys and values, and after which `next` will probably
+    /// come.
     pub(crate) fn new(
         (problem, plan): (&Problem<'p, f32>, &Plan),
-        head: (usize, usize),
+        item: &plan::Item,
+        head: [Rows<'p, f32>; 2],
         next: Option<plan::Item>,
     ) -> Self {
+        let current = (item.sequence, item.kv_head);
         let item = match next {
-            Some(next) => Queue::new(begin(problem, plan, &next, head)),
+            Some(next) => Queue::new(begin(problem, plan, &next, current)),
             None => Queue::EMPTY,
         };
-        Self {
-            head: [problem.key.rows(head.0, head.1), problem.value.rows(head.0, head.1)],
-            fetch: Fetch { block: Queue::EMPTY, item },
-        }
+        Self { head, fetch: Fetch { block: Queue::EMPTY, item } }
     }
 
     /// The item sees about `keys` keys with `tiles` tiles.
@@ -55,17 +55,20 @@ fn begin(
     current: (usize, usize),
 ) -> [Stream; 3] {
     let (head, _) = plan.query_row(item.kv_head, 0);
+    let sequence = problem.mask.sequence(item.sequence);
     let group = (problem.dims().group_size(), problem.query.strides()[1]);
-    let queries = problem.query.rows(item.batch, head);
+    let queries = problem.query.rows(sequence.batch, head).part(sequence.query, sequence.seq_q);
     let queries = Stream::interleaved(queries, group, item.rows.clone());
-    if (item.batch, item.kv_head) == current {
+    if (item.sequence, item.kv_head) == current {
         return [queries, Stream::EMPTY, Stream::EMPTY];
     }
     let (_, query) = plan.query_row(item.kv_head, item.rows.start);
-    let keys = problem.visible_keys(item.batch, query);
+    let keys = problem.mask.range(&sequence, query);
     let keys = keys.start..keys.end.min(keys.start + BLOCK_KV);
-    let stream = |view: &crate::View<'_, f32>| {
-        Stream::new(view.rows(item.batch, item.kv_head), keys.clone())
-    };
-    [queries, stream(&problem.key), stream(&problem.value)]
+    let stream = |rows| Stream::new(rows, keys.clone());
+    [
+        queries,
+        stream(problem.keys(&sequence, item.kv_head)),
+        stream(problem.values(&sequence, item.kv_head)),
+    ]
 }

@@ -3,6 +3,7 @@
 
 mod ahead;
 mod outputs;
+pub(crate) mod pairs;
 pub(crate) mod pass;
 pub(crate) mod tile;
 
@@ -11,7 +12,7 @@ use crate::error::Result;
 use crate::executor::{Crew, for_each_tile};
 use crate::microkernel::terms::{Chosen, Plain, Scoring};
 use crate::outputs::Outputs;
-use crate::plan::{MAX_TILES, Plan};
+use crate::plan::{Entry, MAX_TILES, Plan};
 use crate::problem::Problem;
 use crate::simd::{Isa, Kernel, Simd, dispatch};
 use crate::term::{NoTerm, ScoreTerm};
@@ -55,13 +56,16 @@ fn run<T: Scoring>(
     let plan = Plan::new(problem, settings.threads_for(Plan::work(problem)), T::TILE);
     let job = Job::new(problem, terms, outputs, plan);
     let crew = Crew { executor: settings.executor, threads: plan.threads };
-    dispatch(isa, Drive { job, crew, scratch: workspace.scratch(plan.lines())? })?;
+    let (scratch, table) = workspace.scratch_and_table(plan.lines(), plan.entries())?;
+    plan.tabulate(problem, table);
+    dispatch(isa, Drive { job, crew, table, scratch })?;
     Ok(isa)
 }
 
 struct Drive<'a, 'p, T> {
     job: Job<'a, 'p, T>,
     crew: Crew<'a>,
+    table: &'a [Entry],
     scratch: &'a mut [f32],
 }
 
@@ -98,8 +102,9 @@ impl<T: Scoring> Drive<'_, '_, T> {
         }
         for_each_tile(self.crew, plan.items(), (self.scratch, part), local, |mine, index| {
             let next = index + self.crew.threads;
-            let next = (next < plan.items()).then(|| plan.item(next));
-            Item::run(&self.job, simd, plan.item(index), next, mine);
+            let item = |index| plan.item(self.job.problem, self.table, index);
+            let next = (next < plan.items()).then(|| item(next));
+            Item::run(&self.job, simd, item(index), next, mine);
         });
     }
 }

@@ -11,8 +11,8 @@
 
 use std::ops::Range;
 
-use super::pass::{Care, Item, Visit};
-use super::tile::Tile;
+use super::pass::{Care, Item};
+use super::tile::{Tile, Visit};
 use crate::microkernel::pack::Unpack;
 use crate::microkernel::terms::Scoring;
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, Lanes};
@@ -48,13 +48,12 @@ impl<S: Simd, T: Scoring> Item<'_, '_, S, T> {
     fn for_each_run(
         &mut self,
         tile: &mut Tile<'_>,
-        mut take: impl FnMut(&mut Self, &mut Tile<'_>, Range<usize>, Option<&Visit<'_>>),
+        mut take: impl FnMut(&mut Self, &mut Tile<'_>, Range<usize>, Option<&Visit>),
     ) {
         let any = tile.of.any.clone();
         let mut done = 0;
         for first in (any.start / BLOCK_KV * BLOCK_KV..any.end).step_by(BLOCK_KV) {
-            let seen = tile.seen(first);
-            let visit = Visit::new(tile, first, seen.as_ref());
+            let visit = self.visit(tile, first);
             if visit.keys.is_empty() {
                 continue;
             }
@@ -117,7 +116,7 @@ impl<S: Simd, T: Scoring> Item<'_, '_, S, T> {
 
     /// Adds a block of weights to the sums of its keys, if they are wanted: first the tile's rows of
     /// each head, in place, then those to what there is.
-    fn add_columns(&self, tile: &Tile<'_>, visit: &Visit<'_>, block: &mut Block) {
+    fn add_columns(&self, tile: &Tile<'_>, visit: &Visit, block: &mut Block) {
         let Some(sums) = &self.job.outputs.column_sums else { return };
         let dims = self.job.problem.dims();
         let (group_size, width) = (dims.group_size(), visit.keys.len());
@@ -158,7 +157,7 @@ impl<S: Simd, T: Scoring> Item<'_, '_, S, T> {
     }
 
     /// Turns a visit's numbers over: row by row, times each row's factor.
-    fn unpack(&self, tile: &Tile<'_>, visit: &Visit<'_>, factor: &Lanes, block: &mut Block) {
+    fn unpack(&self, tile: &Tile<'_>, visit: &Visit, factor: &Lanes, block: &mut Block) {
         self.simd.vectorize(Unpack {
             prob: self.prob,
             keys: visit.keys.clone(),

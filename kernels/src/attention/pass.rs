@@ -25,21 +25,22 @@
 //! what is not finite even then comes from the inputs.
 
 use super::ahead::Ahead;
-use super::tile::{Softmax, Tile, TileRows};
+use super::tile::{Softmax, Tile, TileRows, Visit};
+use crate::mask::Sequence;
 use crate::microkernel::finish::{Combine, Normalize, OutRow};
+use crate::microkernel::hidden::Hidden;
 use crate::microkernel::pack::Pack;
 use crate::microkernel::scores::Scores;
 use crate::microkernel::sweep::{Redo, Staged, Sweep, Units};
 use crate::microkernel::terms::Scoring;
 use crate::microkernel::values::{Finish, OutRows, Values};
-use crate::microkernel::{BLOCK_KV, BLOCK_Q, Block, Lanes, Seen};
+use crate::microkernel::{BLOCK_KV, BLOCK_Q, Lanes};
 use crate::outputs::{Outputs, Stage};
 use crate::plan::{self, Layout, Plan, SPLIT_KV};
 use crate::problem::{Bias, Problem};
 use crate::simd::Simd;
 use crate::term::{ROW_FACTS, Row};
 use crate::view::Rows;
-use std::ops::Range;
 
 /// Everything about a call that its items share.
 pub(crate) struct Job<'a, 'p, T> {
@@ -53,8 +54,10 @@ pub(crate) struct Job<'a, 'p, T> {
     to_ln: f64,
     /// Where scores change.
     terms: T,
-    /// Scores have a dense term, mask or bias.
+    /// Some blocks have a dense term, or bits that may become one.
     dense: bool,
+    /// All have a dense bias.
+    biased: bool,
 }
 
 impl<'a, 'p, T: Scoring> Job<'a, 'p, T> {
@@ -76,6 +79,7 @@ impl<'a, 'p, T: Scoring> Job<'a, 'p, T> {
             to_ln,
             terms,
             dense: problem.has_dense_term(),
+            biased: problem.has_dense_bias(),
         }
     }
 }
@@ -104,28 +108,6 @@ impl Care {
     }
 }
 
-/// A tile's visit to a key block.
-pub(super) struct Visit<'a> {
-    /// The block's first key.
-    pub(super) first: usize,
-    /// The keys that some row sees, counted from the first.
-    pub(super) keys: Range<usize>,
-    /// Which of them each row sees; `None`: all.
-    seen: Option<&'a Seen>,
-}
-
-impl<'a> Visit<'a> {
-    /// The visit of `tile` to the block at `first`, of which `seen` is what `Tile::seen` says.
-    pub(super) fn new(tile: &Tile<'_>, first: usize, seen: Option<&'a Seen>) -> Self {
-        Self { first, keys: tile.keys_of_block(first), seen }
-    }
-
-    /// The block's keys, or values.
-    fn block<'r>(&self, rows: Rows<'r, f32>) -> Block<'r> {
-        Block { rows, first: self.first, start: self.keys.start, end: self.keys.end }
-    }
-}
-
 /// The most numbers that a row may carry along.
 const MAX_NUMBERS: usize = 64;
 
@@ -139,6 +121,9 @@ fn ln_add_exp(a: f64, b: f64) -> f64 {
 pub(crate) struct Item<'a, 'p, S, T> {
     pub(super) simd: S,
     pub(super) job: &'a Job<'a, 'p, T>,
+    /// What the item's rows belong to.
+    pub(super) sequence: Sequence,
+    /// The batch entry in the tensors: see [`Item::row`].
     pub(super) batch: usize,
     kv_head: usize,
     keys: Rows<'p, f32>,
@@ -161,16 +146,20 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let layout = &job.plan.layout;
         let (prob, scratch) = scratch.split_at_mut(Layout::PROB);
         let (dense, scratch) = scratch.split_at_mut(layout.dense);
+        let (sequence, kv_head) = (job.problem.mask.sequence(item.sequence), item.kv_head);
+        let keys = job.problem.keys(&sequence, kv_head);
+        let values = job.problem.values(&sequence, kv_head);
         let mut this = Self {
             simd,
             job,
-            batch: item.batch,
-            kv_head: item.kv_head,
-            keys: job.problem.key.rows(item.batch, item.kv_head),
-            values: job.problem.value.rows(item.batch, item.kv_head),
+            batch: sequence.batch,
+            sequence,
+            kv_head,
+            keys,
+            values,
             prob,
             dense,
-            ahead: Ahead::new((job.problem, &job.plan), (item.batch, item.kv_head), next),
+            ahead: Ahead::new((job.problem, &job.plan), &item, [keys, values], next),
         };
         let mut tiles = local.each_mut().map(Tile::new);
         let tiles = &mut tiles[..item.rows.len().div_ceil(BLOCK_Q)];
@@ -179,7 +168,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             let start = item.rows.start + t * BLOCK_Q;
             let rows = start..(start + BLOCK_Q).min(item.rows.end);
             let lanes = rows.len().next_multiple_of(S::LANES);
-            tile.begin((job.problem, layout), item.batch, rows, lanes, part);
+            tile.begin((job.problem, layout), &this.sequence, rows, lanes, part);
             this.note_rows(tile);
         }
         this.compute(tiles);
@@ -212,9 +201,16 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         finite
     }
 
-    /// The query head and the query of a flattened row.
+    /// The query head of a flattened row, and its query as the tensors count it, to go with `batch`.
     pub(super) fn row(&self, row: usize) -> (usize, usize) {
-        self.job.plan.query_row(self.kv_head, row)
+        let (head, i) = self.job.plan.query_row(self.kv_head, row);
+        (head, self.sequence.query + i)
+    }
+
+    /// The query head of a flattened row, and where its query stands among the keys.
+    fn position(&self, row: usize) -> (usize, i128) {
+        let (head, i) = self.job.plan.query_row(self.kv_head, row);
+        (head, self.job.problem.position(&self.sequence, i))
     }
 
     /// What the terms want to know of a tile's rows; the lanes beyond repeat the last row.
@@ -227,12 +223,12 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let numbers = &mut numbers[..T::NUMBERS];
         for lane in 0..tile.of.lanes {
             let row = (tile.of.rows.start + lane).min(tile.of.rows.end - 1);
-            let (head, query) = self.row(row);
-            let position = self.job.problem.position(query);
+            let (head, query) = self.job.plan.query_row(self.kv_head, row);
+            let position = self.job.problem.position(&self.sequence, query);
             numbers.fill(0.0);
             // Where positions do not fit a term does not ask for them.
             let position = i64::try_from(position).unwrap_or(0);
-            self.job.terms.row(Row { batch: self.batch, head, query, position }, numbers);
+            self.job.terms.row(Row { batch: self.sequence.index, head, query, position }, numbers);
             let facts: [f32; ROW_FACTS] = [head as f32, query as f32, position as f32];
             for (n, &x) in facts.iter().chain(numbers.iter()).enumerate() {
                 tile.term_rows[n * BLOCK_Q + lane] = x;
@@ -260,31 +256,82 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         tiles.iter_mut().for_each(Tile::reset);
         let start = tiles.iter().map(|tile| tile.of.any.start).min().unwrap_or(0);
         let end = tiles.iter().map(|tile| tile.of.any.end).max().unwrap_or(0);
-        let first_split = start / SPLIT_KV;
         self.ahead.begin(end - start.min(end), tiles.len());
-        for split in first_split..end.div_ceil(SPLIT_KV) {
-            if split > first_split {
-                tiles.iter_mut().for_each(Tile::reset_split);
-            }
-            let keys = (split * SPLIT_KV).max(start / BLOCK_KV * BLOCK_KV)
-                ..((split + 1) * SPLIT_KV).min(end);
-            for first in keys.step_by(BLOCK_KV) {
-                let next = (first + BLOCK_KV).min(end)..(first + 2 * BLOCK_KV).min(end);
-                self.ahead.block(next, tiles.len());
+        let mut block = self.next_block(tiles, start / BLOCK_KV * BLOCK_KV, end);
+        while block < end {
+            let split_end = (block / SPLIT_KV + 1) * SPLIT_KV;
+            while block < split_end.min(end) {
+                let next = self.next_block(tiles, block + BLOCK_KV, end).min(end);
+                self.ahead.block(next..(next + BLOCK_KV).min(end), tiles.len());
                 for tile in tiles.iter_mut() {
-                    self.block(tile, first, care);
+                    self.block(tile, block, care);
                 }
+                block = next;
             }
             if self.job.plan.layout.merged > 0 {
-                tiles.iter_mut().for_each(|tile| self.merge_split(tile));
+                for tile in tiles.iter_mut() {
+                    self.merge_split(tile);
+                    tile.reset_split();
+                }
             }
         }
     }
 
+    /// The first block from `from` on, of those before `end`, of which some row may see something.
+    fn next_block(&self, tiles: &[Tile<'_>], from: usize, end: usize) -> usize {
+        let mask = &self.job.problem.mask;
+        if !mask.has_gaps() {
+            return from;
+        }
+        let sees = |tile: &Tile<'_>, first: usize| {
+            let visit = tile.of.visit(first);
+            let keys = first + visit.keys.start..first + visit.keys.end;
+            !keys.is_empty()
+                && (!mask.needs_bits(&self.sequence, &keys)
+                    || self.bits(tile, &visit).iter().any(|&row| row != 0))
+        };
+        let mut blocks = (from..end).step_by(BLOCK_KV);
+        blocks.find(|&first| tiles.iter().any(|tile| sees(tile, first))).unwrap_or(end)
+    }
+
+    /// What the tile sees of the block at `first`; makes the block's dense term if it has one.
+    pub(super) fn visit(&mut self, tile: &Tile<'_>, first: usize) -> Visit {
+        let mut visit = tile.of.visit(first);
+        if self.job.dense && !visit.keys.is_empty() {
+            self.look_closer(tile, &mut visit);
+        }
+        visit
+    }
+
+    #[inline(never)]
+    fn look_closer(&mut self, tile: &Tile<'_>, visit: &mut Visit) {
+        let keys = visit.first + visit.keys.start..visit.first + visit.keys.end;
+        let mut rows = None;
+        if self.job.problem.mask.needs_bits(&self.sequence, &keys) {
+            let bits = self.bits(tile, visit);
+            visit.restrict(&bits, tile.of.lanes);
+            rows = visit.holes.then_some(bits);
+        }
+        match &rows {
+            _ if visit.keys.is_empty() => {}
+            rows if self.job.biased => self.pack_dense(tile, visit, rows.as_ref()),
+            Some(rows) => {
+                self.simd.vectorize(Hidden { rows, keys: visit.keys.clone(), dst: self.dense })
+            }
+            None => {}
+        }
+        visit.dense = rows.is_some() || self.job.biased;
+    }
+
+    /// What the rows of a tile see of a block, where ranges do not say it all.
+    fn bits(&self, tile: &Tile<'_>, visit: &Visit) -> [u128; BLOCK_Q] {
+        let (problem, plan) = (self.job.problem, &self.job.plan);
+        tile.of.bits((problem, plan), (&self.sequence, self.kv_head), visit)
+    }
+
     /// One key block through one tile.
     fn block(&mut self, tile: &mut Tile<'_>, first: usize, care: Care) {
-        let seen = tile.seen(first);
-        let visit = Visit::new(tile, first, seen.as_ref());
+        let visit = self.visit(tile, first);
         if visit.keys.is_empty() {
             return;
         }
@@ -315,7 +362,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
 
     /// The values of a tile's last block, straight to the output; says whether it is finite.
     /// `None`: nothing was done, since there is more to come or a row's sum is no positive number.
-    fn last_values(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>) -> Option<bool> {
+    fn last_values(&mut self, tile: &mut Tile<'_>, visit: &Visit) -> Option<bool> {
         let is_last = visit.first + BLOCK_KV >= tile.of.any.end;
         if !is_last || self.job.plan.layout.merged > 0 {
             return None;
@@ -337,12 +384,9 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     }
 
     /// The probabilities of a visit, and their sums. Rows without a reference take one.
-    pub(super) fn prob(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, care: Care) -> Lanes {
+    pub(super) fn prob(&mut self, tile: &mut Tile<'_>, visit: &Visit, care: Care) -> Lanes {
         let mut sums = Lanes::splat(0.0);
-        if self.job.dense {
-            self.pack_dense(tile, visit.first, visit.keys.end);
-        }
-        if T::IN_MEMORY || (T::PLAIN && self.job.dense) {
+        if T::IN_MEMORY || (T::PLAIN && visit.dense) {
             self.scores::<true>(tile, visit, care, (&mut sums, None, None));
         } else {
             self.scores::<false>(tile, visit, care, (&mut sums, None, None));
@@ -351,17 +395,14 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     }
 
     /// The scores of a visit as they are at `stage`, in natural units, -inf where they are hidden.
-    pub(super) fn scores_at(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, stage: Stage) {
-        if self.job.dense {
-            self.pack_dense(tile, visit.first, visit.keys.end);
-        }
+    pub(super) fn scores_at(&mut self, tile: &mut Tile<'_>, visit: &Visit, stage: Stage) {
         let staged = Staged { stage, scale: self.job.problem.scale as f32 };
         let mut no_sums = Lanes::splat(0.0);
         self.scores::<true>(tile, visit, Care::Fast, (&mut no_sums, None, Some(staged)));
     }
 
     /// The probabilities again, with higher references in `rows`, whose earlier sums shrink.
-    fn redo(&mut self, tile: &mut Tile<'_>, visit: &Visit<'_>, rows: &Lanes, care: Care) -> Lanes {
+    fn redo(&mut self, tile: &mut Tile<'_>, visit: &Visit, rows: &Lanes, care: Care) -> Lanes {
         let (mut sums, mut rescale) = (Lanes::splat(0.0), Lanes::splat(1.0));
         let redo = Redo { rows, rescale: &mut rescale };
         self.scores::<true>(tile, visit, care, (&mut sums, Some(redo), None));
@@ -381,7 +422,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     fn scores<const SWEPT: bool>(
         &mut self,
         tile: &mut Tile<'_>,
-        visit: &Visit<'_>,
+        visit: &Visit,
         care: Care,
         (block_sum, redo, staged): (&mut Lanes, Option<Redo<'_>>, Option<Staged>),
     ) {
@@ -390,13 +431,13 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             keys: visit.block(self.keys),
             sweep: Sweep {
                 prob: self.prob,
-                dense: self.job.dense.then_some(&*self.dense),
+                dense: visit.dense.then_some(&*self.dense),
                 terms: &self.job.terms,
                 rows: tile.term_rows,
-                place: (self.batch, visit.first),
+                place: (self.sequence.index, visit.first),
                 len: tile.of.rows.len(),
                 lanes: tile.of.lanes,
-                seen: visit.seen,
+                seen: visit.seen.as_ref(),
                 units: self.job.units,
                 headroom: care.headroom() / self.job.units.to_log2,
                 row_ref: &mut tile.of.split.row_ref,
@@ -413,14 +454,14 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     fn values<const CAREFUL: bool>(
         &mut self,
         tile: &mut Tile<'_>,
-        visit: &Visit<'_>,
+        visit: &Visit,
         finish: Option<Finish<'_>>,
     ) -> bool {
         self.simd.vectorize(Values::<CAREFUL> {
             prob: self.prob,
             values: visit.block(self.values),
             rows: tile.len(),
-            seen: visit.seen,
+            seen: visit.seen.as_ref(),
             acc: tile.acc,
             fresh: std::mem::replace(&mut tile.fresh, false),
             acc_width: self.job.plan.layout.acc_width,
@@ -428,13 +469,14 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         })
     }
 
-    /// The dense term of a block, transposed to the tile's orientation: the biases, or 0 without
-    /// any, and -inf where the boolean mask is false.
-    fn pack_dense(&mut self, tile: &Tile<'_>, first: usize, end: usize) {
+    /// The dense term of a visit, transposed to the tile's orientation: the biases, and -inf where
+    /// `bits` hide a key.
+    fn pack_dense(&mut self, tile: &Tile<'_>, visit: &Visit, bits: Option<&[u128; BLOCK_Q]>) {
         let problem = self.job.problem;
+        let (first, end) = (visit.first, visit.keys.end);
         let relative = problem.terms.relative_bias;
         let mut rows: [&[f32]; BLOCK_Q] = [&[]; BLOCK_Q];
-        match (&problem.bias, relative, &problem.boolean) {
+        match (&problem.bias, relative, bits) {
             // Read where they lie.
             (Some(Bias::Native(bias)), None, None) => {
                 for (slice, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
@@ -444,11 +486,11 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             }
             (None, Some(bias), None) => {
                 for (slice, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
-                    let (head, i) = self.row(row);
-                    *slice = bias.row(head, first as i128 - problem.position(i));
+                    let (head, position) = self.position(row);
+                    *slice = bias.row(head, first as i128 - position);
                 }
             }
-            _ => return self.pack_sums(tile, first, end),
+            _ => return self.pack_sums(tile, visit, bits),
         }
         let rows = &rows[..tile.len()];
         self.simd.vectorize(Pack { rows, width: end, lanes: tile.of.lanes, dst: self.dense });
@@ -456,23 +498,24 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
 
     /// The same where a row must be put together first.
     #[inline(never)]
-    fn pack_sums(&mut self, tile: &Tile<'_>, first: usize, end: usize) {
+    fn pack_sums(&mut self, tile: &Tile<'_>, visit: &Visit, bits: Option<&[u128; BLOCK_Q]>) {
         let problem = self.job.problem;
+        let (first, end) = (visit.first, visit.keys.end);
         let mut sums = [[0.0_f32; BLOCK_KV]; BLOCK_Q];
-        for (sums, row) in sums.iter_mut().zip(tile.of.rows.clone()) {
-            let (head, i) = self.row(row);
+        for ((lane, sums), row) in sums.iter_mut().enumerate().zip(tile.of.rows.clone()) {
             let sums = &mut sums[..end];
             if let Some(bias) = &problem.bias {
+                let (head, i) = self.row(row);
                 bias.widen(self.batch, head, i, first, sums);
             }
             if let Some(bias) = problem.terms.relative_bias {
-                let row = bias.row(head, first as i128 - problem.position(i));
+                let (head, position) = self.position(row);
+                let row = bias.row(head, first as i128 - position);
                 sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
             }
-            if let Some(mask) = &problem.boolean {
-                let mask = &mask.rows(self.batch, head).slice(i)[first..first + end];
-                for (x, &attend) in sums.iter_mut().zip(mask) {
-                    *x = if attend { *x } else { f32::NEG_INFINITY };
+            if let Some(bits) = bits {
+                for (key, x) in sums.iter_mut().enumerate() {
+                    *x = if bits[lane] >> key & 1 == 1 { *x } else { f32::NEG_INFINITY };
                 }
             }
         }

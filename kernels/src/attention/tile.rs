@@ -2,9 +2,12 @@
 
 use std::ops::Range;
 
-use crate::microkernel::{BLOCK_KV, BLOCK_Q, GROUP, Lanes, Seen};
-use crate::plan::Layout;
+use crate::mask::rows::RowBits;
+use crate::mask::{Sequence, bits};
+use crate::microkernel::{BLOCK_KV, BLOCK_Q, Block, GROUP, Lanes, Seen};
+use crate::plan::{Layout, Plan};
 use crate::problem::Problem;
+use crate::view::Rows;
 
 /// The running softmax state of a tile's rows: the rows' sums are
 /// `sum of 2^((score - row_ref) * to_log2)` over the keys so far; `row_ref` is -inf where there
@@ -29,7 +32,8 @@ pub(crate) struct TileRows {
     /// The rows rounded up to whole vectors; the lanes beyond repeat the last row's keys and have
     /// queries of zero.
     pub(crate) lanes: usize,
-    /// For each lane the keys that structure lets it see; up to date unless all are the same.
+    /// For each lane the keys that structure lets it see; up to date unless all see the same from the
+    /// start of a group.
     ranges: [(usize, usize); BLOCK_Q],
     /// From the first key that some row sees to behind the last.
     pub(crate) any: Range<usize>,
@@ -53,19 +57,24 @@ impl TileRows {
         total: Softmax::EMPTY,
     };
 
-    /// Takes up `rows` of batch entry `batch`.
-    fn begin(
+    /// Takes up `rows` of a sequence.
+    pub(super) fn begin<T: crate::Element>(
         &mut self,
-        problem: &Problem<'_, f32>,
-        batch: usize,
+        problem: &Problem<'_, T>,
+        sequence: &Sequence,
         rows: Range<usize>,
         lanes: usize,
     ) {
         self.rows = rows;
         self.lanes = lanes;
-        if problem.has_uniform_ranges() {
-            self.all = problem.visible_keys(batch, 0);
+        let mask = &problem.mask;
+        if mask.has_uniform_ranges() {
+            self.all = mask.range(sequence, 0);
             self.any = self.all.clone();
+            // Else the first visit is not to whole groups.
+            if !self.all.start.is_multiple_of(GROUP) {
+                self.ranges.fill((self.all.start, self.all.end));
+            }
             return;
         }
         let group_size = problem.dims().group_size();
@@ -78,7 +87,7 @@ impl TileRows {
             let i = (self.rows.start + lane).min(last) / group_size;
             if i != query {
                 query = i;
-                keys = problem.visible_keys(batch, i);
+                keys = mask.range(sequence, i);
             }
             *range = (keys.start, keys.end);
             all = all.start.max(keys.start)..all.end.min(keys.end);
@@ -88,6 +97,86 @@ impl TileRows {
         }
         self.any = first.min(last_end)..last_end;
         self.all = all;
+    }
+
+    /// What the rows see of the key block at `first` by their ranges.
+    pub(super) fn visit(&self, first: usize) -> Visit {
+        let keys = in_block(self.any.start, first) / GROUP * GROUP..in_block(self.any.end, first);
+        let open = self.all.start <= first + keys.start && self.all.end >= first + keys.end;
+        if open || keys.is_empty() {
+            return Visit { first, keys, seen: None, holes: false, dense: false };
+        }
+        let mut seen = Seen { start: [0; BLOCK_Q], end: [0; BLOCK_Q] };
+        for (lane, &(start, end)) in self.ranges.iter().enumerate() {
+            // At most BLOCK_KV.
+            seen.start[lane] = in_block(start, first) as u32;
+            seen.end[lane] = in_block(end, first) as u32;
+        }
+        let keys = seen.any(self.lanes);
+        Visit { first, keys, seen: Some(seen), holes: false, dense: false }
+    }
+
+    /// The bits of `visit` within the rows' ranges.
+    pub(super) fn bits<T: crate::Element>(
+        &self,
+        (problem, plan): (&Problem<'_, T>, &Plan),
+        (sequence, kv_head): (&Sequence, usize),
+        visit: &Visit,
+    ) -> [u128; BLOCK_Q] {
+        let block = visit.first..visit.first + visit.keys.end;
+        let mut of_mask = RowBits::new(&problem.mask, sequence, block);
+        let mut rows = [0; BLOCK_Q];
+        for (lane, bits) in rows.iter_mut().enumerate().take(self.lanes) {
+            let range = match &visit.seen {
+                None => bits::between(visit.keys.start, visit.keys.end),
+                Some(seen) => bits::between(seen.start[lane] as usize, seen.end[lane] as usize),
+            };
+            if range != 0 {
+                let row = (self.rows.start + lane).min(self.rows.end - 1);
+                let (head, i) = plan.query_row(kv_head, row);
+                *bits = range & of_mask.get(head, i);
+            }
+        }
+        rows
+    }
+}
+
+/// A tile's visit to a key block: nothing to do without keys; plain without `seen` and holes.
+#[derive(Debug)]
+pub(super) struct Visit {
+    /// The block's first key.
+    pub(super) first: usize,
+    /// From the first key that some row sees, or the start of its group, to behind the last, counted
+    /// from the block's first.
+    pub(super) keys: Range<usize>,
+    /// Which of them each row sees; `None`: all.
+    pub(super) seen: Option<Seen>,
+    /// Whether rows see some of those not.
+    pub(super) holes: bool,
+    /// Whether a dense term was made of the block.
+    pub(super) dense: bool,
+}
+
+impl Visit {
+    /// Restricts the visit to what `rows`, a tile's bits of it, let its `lanes` see.
+    pub(super) fn restrict(&mut self, rows: &[u128; BLOCK_Q], lanes: usize) {
+        let mut seen = Seen { start: [0; BLOCK_Q], end: [0; BLOCK_Q] };
+        let mut all = 0..BLOCK_KV;
+        self.holes = false;
+        for (lane, &row) in rows.iter().enumerate().take(lanes) {
+            let (start, end) = bits::span(row);
+            self.holes |= row != bits::between(start, end);
+            all = all.start.max(start)..all.end.min(end);
+            (seen.start[lane], seen.end[lane]) = (start as u32, end as u32);
+        }
+        self.keys = seen.any(lanes);
+        let open = all.start <= self.keys.start && all.end >= self.keys.end;
+        self.seen = (!open).then_some(seen);
+    }
+
+    /// The block's keys, or values.
+    pub(super) fn block<'r>(&self, rows: Rows<'r, f32>) -> Block<'r> {
+        Block { rows, first: self.first, start: self.keys.start, end: self.keys.end }
     }
 }
 
@@ -127,7 +216,7 @@ impl<'a> Tile<'a> {
     pub(crate) fn begin(
         &mut self,
         (problem, layout): (&Problem<'_, f32>, &Layout),
-        batch: usize,
+        sequence: &Sequence,
         rows: Range<usize>,
         lanes: usize,
         scratch: &'a mut [f32],
@@ -137,7 +226,7 @@ impl<'a> Tile<'a> {
         let (acc, total_acc) = scratch.split_at_mut(layout.acc);
         (self.q_t, self.acc, self.total_acc) = (q_t, acc, total_acc);
         self.term_rows = term_rows;
-        self.of.begin(problem, batch, rows, lanes);
+        self.of.begin(problem, sequence, rows, lanes);
     }
 
     /// Forgets all sums.
@@ -157,28 +246,6 @@ impl<'a> Tile<'a> {
     /// How many rows the tile has.
     pub(crate) fn len(&self) -> usize {
         self.of.rows.len()
-    }
-
-    /// The keys of the block at `first` that some row sees, counted from `first`, from the start of a
-    /// group.
-    pub(crate) fn keys_of_block(&self, first: usize) -> Range<usize> {
-        in_block(self.of.any.start, first) / GROUP * GROUP..in_block(self.of.any.end, first)
-    }
-
-    /// For each lane the keys it sees of the block at `first`, counted from `first`; `None` where
-    /// every row sees all that some row sees.
-    pub(crate) fn seen(&self, first: usize) -> Option<Seen> {
-        let keys = self.keys_of_block(first);
-        let open = self.of.all.start <= first + keys.start && self.of.all.end >= first + keys.end;
-        (!open).then(|| {
-            let mut seen = Seen { start: [0; BLOCK_Q], end: [0; BLOCK_Q] };
-            for (lane, &(start, end)) in self.of.ranges.iter().enumerate() {
-                // At most BLOCK_KV.
-                seen.start[lane] = in_block(start, first) as u32;
-                seen.end[lane] = in_block(end, first) as u32;
-            }
-            seen
-        })
     }
 }
 

@@ -13,6 +13,7 @@
 
 pub(crate) mod fetch;
 pub(crate) mod finish;
+pub(crate) mod hidden;
 pub(crate) mod outer;
 pub(crate) mod pack;
 pub(crate) mod row_softmax;
@@ -20,6 +21,8 @@ pub(crate) mod scores;
 pub(crate) mod sweep;
 pub(crate) mod terms;
 pub(crate) mod values;
+
+use std::ops::Range;
 
 use crate::simd::{Isa, MAX_LANES, Simd};
 use crate::view::Rows;
@@ -92,6 +95,17 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
+    /// The keys that some of the first `lanes` rows see, from the start of a group.
+    pub(crate) fn any(&self, lanes: usize) -> Range<usize> {
+        let (mut first, mut last) = (BLOCK_KV as u32, 0);
+        for (&start, &end) in self.start.iter().zip(&self.end).take(lanes) {
+            let seen = start < end;
+            first = first.min(if seen { start } else { BLOCK_KV as u32 });
+            last = last.max(if seen { end } else { 0 });
+        }
+        first.min(last) as usize / GROUP * GROUP..last as usize
+    }
+
     /// The bounds of the rows at `lane`, to be compared with a key's number.
     #[inline(always)]
     fn bounds<S: Simd>(&self, s: S, lane: usize) -> (S::Vector, S::Vector) {
@@ -105,7 +119,7 @@ impl Seen {
 
     /// What the rows at `lanes` see together.
     #[inline(always)]
-    fn span(&self, lane: usize, lanes: usize) -> Span {
+    pub(crate) fn span(&self, lane: usize, lanes: usize) -> Span {
         let mut span = Span { any: (u32::MAX, 0), all: (0, u32::MAX) };
         for lane in lane..lane + lanes {
             let (start, end) = (self.start[lane], self.end[lane]);
@@ -120,7 +134,7 @@ impl Seen {
 
 /// The keys of a block that some of several rows see, and those that all do.
 #[derive(Debug, Clone, Copy)]
-struct Span {
+pub(crate) struct Span {
     any: (u32, u32),
     all: (u32, u32),
 }
@@ -133,7 +147,7 @@ impl Span {
 
     /// The keys of `start..end` that some row sees, `(0, 0)` if none.
     #[inline(always)]
-    fn within(&self, start: usize, end: usize) -> (usize, usize) {
+    pub(crate) fn within(&self, start: usize, end: usize) -> (usize, usize) {
         let (start, end) = (start.max(self.any.0 as usize), end.min(self.any.1 as usize));
         if start < end { (start, end) } else { (0, 0) }
     }

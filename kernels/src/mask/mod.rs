@@ -1,0 +1,249 @@
+//! Which keys each query sees. Every mask is a descriptor, borrowed and small; it compiles to a range
+//! of keys for each query ([`Mask::range`]) and, where a range does not say all, to a bit for each key
+//! of a block ([`rows::RowBits`]). All masks hold at once.
+
+pub(crate) mod bits;
+mod blocks;
+mod dense;
+mod documents;
+mod keys;
+mod positions;
+mod ragged;
+pub(crate) mod rows;
+mod tree;
+
+use std::ops::Range;
+
+pub use blocks::BlockPattern;
+pub(crate) use dense::stretched;
+pub use documents::Documents;
+pub use positions::{Causal, Window};
+pub use ragged::Offsets;
+pub(crate) use ragged::Sequence;
+pub use tree::Tree;
+
+use crate::error::Result;
+use crate::problem::{Bias, Dims};
+use crate::view::{Shape, View};
+use dense::Boolean;
+use documents::Packed;
+use keys::Existing;
+use positions::Positions;
+use ragged::Sequences;
+
+/// Which keys each query sees, and what is added to its scores. All parts combine: a key is
+/// visible where every part lets it be.
+///
+/// "For each sequence" means for each batch entry, or, of a ragged batch, for each of the packed
+/// sequences; `seq_q` and `seq_kv` are then the sequence's own.
+///
+/// ```
+/// use headwise_kernels::{Causal, Masking, Window};
+///
+/// // A sliding window of 512 keys over two sequences, the first with 3 keys of left padding.
+/// let mut masking = Masking::<f32>::default();
+/// masking.causal = Some(Causal::BottomRight);
+/// masking.window = Window { left: Some(511), right: None };
+/// masking.key_starts = Some(&[3, 0]);
+/// ```
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Masking<'a, T> {
+    /// The causal diagonal.
+    pub causal: Option<Causal>,
+    /// The sliding window.
+    pub window: Window,
+    /// Keys before it are visible in spite of the causal diagonal (prefix-LM): one number, or one for
+    /// each sequence. Without a diagonal it does nothing.
+    pub prefix: Option<&'a [usize]>,
+    /// For each sequence the first key that exists: left padding. The diagonal does not move by it.
+    pub key_starts: Option<&'a [usize]>,
+    /// For each sequence the number of leading keys that exist, or are padding on the left: right
+    /// padding. The diagonal does not move by it unless it is [`Causal::AtLength`].
+    pub key_lengths: Option<&'a [usize]>,
+    /// Packed documents.
+    pub documents: Option<Documents<'a>>,
+    /// A tree over the last keys.
+    pub tree: Option<Tree<'a>>,
+    /// A block-sparse pattern.
+    pub blocks: Option<BlockPattern<'a>>,
+    /// `true` = attend. `[batch, q_heads, seq_q, seq_kv]`, each of the first three may be 1. Of a
+    /// ragged batch the rows are the packed queries and the columns the keys of the query's own
+    /// sequence, as many as the longest has.
+    pub boolean: Option<View<'a, bool>>,
+    /// As `boolean`, eight keys to a byte, the lowest bit first: `[batch, q_heads, seq_q, seq_kv / 8]`,
+    /// rounded up.
+    pub packed: Option<View<'a, u8>>,
+    /// Added to the scaled and capped scores; exactly -inf masks. Shaped as `boolean`.
+    pub bias: Option<Bias<'a, T>>,
+    /// The tensors are a ragged batch: a query sees the keys of its own sequence, in which positions
+    /// count from 0.
+    pub ragged: Option<Offsets<'a>>,
+}
+
+impl<T> Default for Masking<'_, T> {
+    fn default() -> Self {
+        Self {
+            causal: None,
+            window: Window::default(),
+            prefix: None,
+            key_starts: None,
+            key_lengths: None,
+            documents: None,
+            tree: None,
+            blocks: None,
+            boolean: None,
+            packed: None,
+            bias: None,
+            ragged: None,
+        }
+    }
+}
+
+/// Validated masks, but for the bias.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mask<'a> {
+    sequences: Sequences<'a>,
+    positions: Positions<'a>,
+    existing: Existing<'a>,
+    documents: Option<Packed<'a>>,
+    tree: Option<Tree<'a>>,
+    blocks: Option<BlockPattern<'a>>,
+    /// As bytes and as bits.
+    boolean: [Option<Boolean<'a>>; 2],
+}
+
+impl<'a> Mask<'a> {
+    /// The masks of a problem with tensors of these shapes, and its extents: of a ragged batch
+    /// `seq_kv` is that of the longest sequence.
+    pub(crate) fn new<T>(
+        masking: &Masking<'a, T>,
+        (query, key): (Shape, Shape),
+        dims: Dims,
+    ) -> Result<(Self, Dims)> {
+        let sequences = Sequences::new(query, key, masking.ragged)?;
+        let (most_q, most_kv) = sequences.longest();
+        let dims = Dims { seq_kv: most_kv, ..dims };
+        let keys = |s: usize| sequences.at(s).seq_kv;
+        let count = sequences.count();
+        let existing = Existing::new(masking.key_starts, masking.key_lengths, (count, keys))?;
+        let Masking { causal, window, prefix, .. } = *masking;
+        if let Some(tree) = &masking.tree {
+            tree.check(count, |s| existing.end(&sequences.at(s)))?;
+        }
+        let whole = [dims.batch, dims.q_heads, dims.seq_q, dims.seq_kv];
+        let documents = masking
+            .documents
+            .map(|documents| Packed::new(documents, &sequences, [query[0], query[2], key[2]]));
+        let blocks =
+            masking.blocks.map(|blocks| blocks.checked([count, dims.q_heads, most_q, most_kv]));
+        let mask = Self {
+            sequences,
+            positions: Positions::new(causal, window, prefix, (count, keys))?,
+            existing,
+            documents: documents.transpose()?,
+            tree: masking.tree,
+            blocks: blocks.transpose()?,
+            boolean: [
+                masking.boolean.map(|mask| Boolean::of_bytes(mask, whole)).transpose()?,
+                masking.packed.map(|mask| Boolean::of_bits(mask, whole)).transpose()?,
+            ],
+        };
+        Ok((mask, dims))
+    }
+
+    /// How many sequences there are.
+    pub(crate) fn sequences(&self) -> usize {
+        self.sequences.count()
+    }
+
+    /// Sequence `index`, which must exist.
+    pub(crate) fn sequence(&self, index: usize) -> Sequence {
+        self.sequences.at(index)
+    }
+
+    /// Whether every query of a sequence has the same range.
+    pub(crate) fn has_uniform_ranges(&self) -> bool {
+        self.positions.are_uniform() && self.documents.is_none() && self.tree.is_none()
+    }
+
+    /// Whether sequences lie one behind the other in the tensors.
+    pub(crate) fn is_ragged(&self) -> bool {
+        self.sequences.are_ragged()
+    }
+
+    /// Whether how much a query sees is not a matter of its position alone.
+    pub(crate) fn is_uneven(&self) -> bool {
+        self.is_ragged()
+            || self.existing.vary()
+            || self.documents.is_some()
+            || self.blocks.is_some()
+    }
+
+    /// Whether some rows need bits beside their ranges.
+    pub(crate) fn has_bits(&self) -> bool {
+        self.tree.is_some() || self.has_gaps_in_rows()
+    }
+
+    /// Whether a row's range may span blocks of which it sees nothing.
+    fn has_gaps_in_rows(&self) -> bool {
+        self.documents.is_some_and(|documents| !documents.are_ranges())
+            || self.blocks.is_some()
+            || self.boolean.iter().any(Option::is_some)
+    }
+
+    /// Whether there may be blocks between those that some rows see.
+    pub(crate) fn has_gaps(&self) -> bool {
+        self.documents.is_some() || self.has_gaps_in_rows()
+    }
+
+    /// Whether rows need bits to know what they see of `keys`.
+    pub(crate) fn needs_bits(&self, sequence: &Sequence, keys: &Range<usize>) -> bool {
+        self.has_gaps_in_rows()
+            || self
+                .tree
+                .is_some_and(|tree| tree.begins_before(self.existing.end(sequence), keys.end))
+    }
+
+    /// Where query `i` stands among the keys.
+    pub(crate) fn position(&self, sequence: &Sequence, i: usize) -> i128 {
+        self.positions.position(sequence, self.existing.end(sequence), i)
+    }
+
+    /// The keys that query `i` sees, but for bits.
+    pub(crate) fn range(&self, sequence: &Sequence, i: usize) -> Range<usize> {
+        let existing = self.existing.end(sequence);
+        let keys = self.positions.range(sequence, existing, i);
+        let mut keys = both(keys, self.existing.range(sequence));
+        if let Some(documents) = &self.documents {
+            keys = both(keys, documents.range(sequence, i));
+        }
+        if let Some(tree) = &self.tree {
+            keys = both(keys, tree.range(sequence, existing, i));
+        }
+        keys
+    }
+
+    /// An estimate, quickly found, of how many keys a query sees: the mean over some of `queries`.
+    pub(crate) fn mean_keys(&self, sequence: &Sequence, queries: Range<usize>) -> f64 {
+        /// Queries to ask.
+        const SAMPLES: usize = 16;
+        // The scan for a document in any order is too long.
+        if self.documents.is_some_and(|documents| !documents.are_ranges()) {
+            return sequence.seq_kv as f64;
+        }
+        let count = if self.has_uniform_ranges() { 1 } else { queries.len().min(SAMPLES) };
+        let keys: usize = (0..count)
+            .map(|n| queries.start + (2 * n + 1) * queries.len() / (2 * count))
+            .map(|i| self.range(sequence, i).len())
+            .sum();
+        let density = self.blocks.map_or(1.0, |blocks| blocks.density(sequence, queries));
+        keys as f64 / count.max(1) as f64 * density
+    }
+}
+
+/// The keys in both ranges, empty ones such that nothing lies outside either.
+fn both(a: Range<usize>, b: Range<usize>) -> Range<usize> {
+    let (start, end) = (a.start.max(b.start), a.end.min(b.end));
+    start.min(end)..end
+}
