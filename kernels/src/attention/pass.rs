@@ -25,7 +25,7 @@
 
 use super::ahead::Ahead;
 use super::tile::{Softmax, Tile, TileRows};
-use crate::microkernel::finish::{Combine, Normalize};
+use crate::microkernel::finish::{Combine, Dot, Normalize};
 use crate::microkernel::pack::{Pack, Unpack};
 use crate::microkernel::scores::Scores;
 use crate::microkernel::sweep::{Redo, Sweep, Units};
@@ -120,6 +120,13 @@ impl<'a> Visit<'a> {
         Block { rows, first: self.first, start: self.keys.start, end: self.keys.end }
     }
 }
+
+/// The growth of scores over a row's keys of a split, in powers of e, from which on the last of them
+/// gives the reference.
+const LEAST_GROWTH: f32 = 16.0;
+
+/// The sum of magnitudes of a score up to which its rounding errors are no matter for a reference.
+const MOST_MAGNITUDE: f64 = 1e6;
 
 /// The most numbers that a row may carry along.
 const MAX_NUMBERS: usize = 64;
@@ -263,6 +270,9 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             }
             let keys = (split * SPLIT_KV).max(start / BLOCK_KV * BLOCK_KV)
                 ..((split + 1) * SPLIT_KV).min(end);
+            if self.job.terms.grow() && !self.job.dense {
+                tiles.iter_mut().for_each(|tile| self.foresee(tile, split, care));
+            }
             for first in keys.step_by(BLOCK_KV) {
                 let next = (first + BLOCK_KV).min(end)..(first + 2 * BLOCK_KV).min(end);
                 self.ahead.block(next, tiles.len());
@@ -272,6 +282,38 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             }
             if self.job.plan.layout.merged > 0 {
                 tiles.iter_mut().for_each(|tile| self.merge_split(tile));
+            }
+        }
+    }
+
+    /// References for rows whose scores grow so much over a split that those of its first keys would
+    /// soon be too low: the score of the last key that the row sees of the split, nearly. No mask but
+    /// that of structure may hide it.
+    fn foresee(&self, tile: &mut Tile<'_>, split: usize, care: Care) {
+        let Problem { query, terms, scale, .. } = self.job.problem;
+        let heads = self.job.problem.dims().q_heads;
+        // The lanes beyond the rows are the last row with a query of zeros.
+        for r in 0..tile.of.lanes {
+            let (head, i) = self.row((tile.of.rows.start + r).min(tile.of.rows.end - 1));
+            let seen = self.job.problem.visible_keys(self.batch, i);
+            let start = seen.start.max(split * SPLIT_KV);
+            let end = seen.end.min((split + 1) * SPLIT_KV);
+            let slope = tile.term_rows[ROW_FACTS * BLOCK_Q + r];
+            if start >= end || slope * (end - start) as f32 <= LEAST_GROWTH {
+                continue;
+            }
+            let key = end - 1;
+            let [dot, magnitude] = if r < tile.len() {
+                let rows = [query.rows(self.batch, head).slice(i), self.keys.slice(key)];
+                self.simd.vectorize(Dot(rows))
+            } else {
+                [0.0; 2]
+            };
+            // A sum in another order than the kernel's must be near it.
+            if magnitude * scale.abs() < MOST_MAGNITUDE {
+                let bias = terms.bias((head, heads), key as i128 - self.job.problem.position(i));
+                let score = (terms.capped(scale * dot) + bias) as f32;
+                tile.of.split.row_ref.0[r] = score + care.headroom() / self.job.units.to_log2;
             }
         }
     }
