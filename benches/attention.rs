@@ -7,9 +7,9 @@
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
-use headwise::{Algorithm, Executor, Isa};
+use headwise::{Executor, Isa};
 use headwise_cli::shapes::{self, Shape, Suite};
-use headwise_cli::work::{self, Work};
+use headwise_cli::work::{self, Way, Work};
 use rayon::ThreadPoolBuilder;
 
 fn suites(criterion: &mut Criterion) {
@@ -45,7 +45,7 @@ fn prepare(shape: &Shape) -> Box<dyn Work> {
 fn time(work: &mut dyn Work, executor: &dyn Executor, iterations: u64) -> Duration {
     let start = Instant::now();
     for _ in 0..iterations {
-        work.run(Algorithm::Auto, executor).unwrap_or_else(|error| panic!("{error}"));
+        work.run(Way::Fused, executor).unwrap_or_else(|error| panic!("{error}"));
     }
     start.elapsed()
 }

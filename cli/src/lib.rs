@@ -7,7 +7,7 @@
 //!
 //! let shape = shapes::select(None, Some("minilm-32"))?[0];
 //! let mut work = work::prepare(&shape, headwise::Isa::widest())?;
-//! work.run(headwise::Algorithm::Auto, &headwise::Rayon)?;
+//! work.run(headwise_cli::work::Way::Fused, &headwise::Rayon)?;
 //! assert_eq!(shape.flops(), Some(2.0 * 12.0 * 32.0 * 32.0 * 64.0));
 //! # Ok::<(), headwise_cli::Error>(())
 //! ```

@@ -6,12 +6,12 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use headwise::Executor;
 use headwise::oracle::probe;
-use headwise::{Algorithm, Executor};
 
 use crate::Result;
 use crate::busy::Watched;
-use crate::work::Work;
+use crate::work::{Way, Work};
 
 /// How much time to spend.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +65,7 @@ pub struct Timing {
 /// What a measurement found.
 #[derive(Debug, Clone)]
 pub struct Measurement {
-    /// The time of each algorithm, in the order they were asked for.
+    /// The time of each way, in the order they were asked for.
     pub timings: Vec<Timing>,
     /// The multiply-add rate of the widest instruction set, in FLOP/s.
     pub peak_flops: f64,
@@ -75,20 +75,20 @@ pub struct Measurement {
     pub samples: usize,
 }
 
-/// Times `work` by each of `algorithms`, on the executor's threads.
+/// Times `work` in each of `ways`, on the executor's threads.
 ///
 /// # Errors
 /// Where the library refuses a run.
 pub fn measure(
     work: &mut dyn Work,
-    algorithms: &[Algorithm],
+    ways: &[Way],
     executor: &dyn Executor,
     protocol: Protocol,
 ) -> Result<Measurement> {
     let mut repeats = Vec::new();
     let mut cycle = PEAK_SAMPLE;
-    for &algorithm in algorithms {
-        let (count, sample) = calibrate(|| work.run(algorithm, executor))?;
+    for &way in ways {
+        let (count, sample) = calibrate(|| work.run(way, executor))?;
         let (count, sample) =
             if protocol.pause.is_zero() { (count, sample) } else { (1, protocol.pause) };
         repeats.push(count);
@@ -105,20 +105,20 @@ pub fn measure(
         protocol.samples.unwrap_or_else(|| affordable.clamp(protocol.at_least, MOST_SAMPLES));
     let mut peaks = Vec::new();
     let mut reads = Vec::new();
-    let mut times = vec![Vec::new(); algorithms.len()];
+    let mut times = vec![Vec::new(); ways.len()];
     let mut shares = times.clone();
     for sample in 0..samples {
         peaks.push(peak_flops(executor));
         let read: Duration = (0..read_repeats).map(|_| read_time(work, executor)).sum();
         reads.push(read.as_secs_f64() / f64::from(read_repeats));
-        for (n, (&algorithm, &count)) in algorithms.iter().zip(&repeats).enumerate() {
+        for (n, (&way, &count)) in ways.iter().zip(&repeats).enumerate() {
             sleep(protocol.pause);
-            let time = run_time(work, algorithm, executor, count)?;
+            let time = run_time(work, way, executor, count)?;
             times[n].push(time.as_secs_f64() / f64::from(count));
             if sample.is_multiple_of(SAMPLES_PER_BUSY) {
                 let watched = Watched::new(executor);
                 sleep(protocol.pause);
-                let time = run_time(work, algorithm, &watched, count)?;
+                let time = run_time(work, way, &watched, count)?;
                 shares[n].push(watched.share(time));
             }
         }
@@ -135,13 +135,13 @@ pub fn measure(
 /// The time of `count` runs.
 fn run_time(
     work: &mut dyn Work,
-    algorithm: Algorithm,
+    way: Way,
     executor: &dyn Executor,
     count: u32,
 ) -> Result<Duration> {
     let start = Instant::now();
     for _ in 0..count {
-        work.run(algorithm, executor)?;
+        work.run(way, executor)?;
     }
     Ok(start.elapsed())
 }
@@ -200,7 +200,7 @@ mod tests {
     struct Sleep(u32);
 
     impl Work for Sleep {
-        fn run(&mut self, _algorithm: Algorithm, _executor: &dyn Executor) -> Result<()> {
+        fn run(&mut self, _way: Way, _executor: &dyn Executor) -> Result<()> {
             self.0 += 1;
             sleep(Duration::from_millis(2));
             Ok(())
@@ -214,7 +214,7 @@ mod tests {
     fn short_work_is_repeated_and_divided() -> Result<()> {
         let mut work = Sleep(0);
         let protocol = Protocol { samples: Some(3), ..Protocol::quick() };
-        let measured = measure(&mut work, &[Algorithm::Auto], &Rayon, protocol)?;
+        let measured = measure(&mut work, &[Way::Fused], &Rayon, protocol)?;
         assert_eq!(measured.samples, 3);
         assert!(work.0 > 3 * 2, "a sample of two milliseconds is repeated");
         assert!((0.002..0.1).contains(&measured.timings[0].best));
@@ -232,7 +232,7 @@ mod tests {
         let pause = Duration::from_millis(200);
         let protocol = Protocol { samples: Some(2), pause, ..Protocol::quick() };
         let start = Instant::now();
-        let measured = measure(&mut work, &[Algorithm::Auto], &Rayon, protocol)?;
+        let measured = measure(&mut work, &[Way::Fused], &Rayon, protocol)?;
         // Two samples and one of how busy the threads are.
         assert!(start.elapsed() > 3 * pause);
         assert!((0.002..0.1).contains(&measured.timings[0].best));

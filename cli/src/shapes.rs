@@ -29,11 +29,13 @@ pub enum Suite {
     Gemm,
     /// Self-attention with its projections.
     Layer,
+    /// What a score term costs: attention with it and without it.
+    Terms,
 }
 
 impl Suite {
     /// Every suite.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Prefill,
         Self::Decode,
         Self::Growth,
@@ -42,6 +44,7 @@ impl Suite {
         Self::Softmax,
         Self::Gemm,
         Self::Layer,
+        Self::Terms,
     ];
 
     /// The name, as `--suite` takes it.
@@ -55,6 +58,7 @@ impl Suite {
             Self::Softmax => "softmax",
             Self::Gemm => "gemm",
             Self::Layer => "layer",
+            Self::Terms => "terms",
         }
     }
 }
@@ -115,6 +119,44 @@ impl AttentionShape {
     }
 }
 
+/// A score term.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Term {
+    /// A softcap of 50.
+    Softcap,
+    /// ALiBi with the paper's slopes.
+    Alibi,
+    /// T5's biases: 32 buckets up to a distance of 128.
+    Relative,
+    /// A dense additive mask in `f32`, one for all heads.
+    Bias,
+    /// A term of the caller's that multiplies scores by a constant.
+    Own,
+}
+
+impl Term {
+    /// The name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Softcap => "softcap",
+            Self::Alibi => "alibi",
+            Self::Relative => "relative",
+            Self::Bias => "bias",
+            Self::Own => "own",
+        }
+    }
+}
+
+/// Attention with a score term, to be compared with the same without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct TermShape {
+    pub name: &'static str,
+    pub attention: AttentionShape,
+    pub term: Term,
+}
+
 /// Rows to take the softmax of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -162,6 +204,8 @@ impl LayerShape {
 pub enum Shape {
     /// Attention, and the suite it belongs to.
     Attention(Suite, AttentionShape),
+    /// Attention with a score term.
+    Term(TermShape),
     /// Softmax alone.
     Softmax(SoftmaxShape),
     /// A linear layer's product.
@@ -175,6 +219,7 @@ impl Shape {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Attention(_, shape) => shape.name,
+            Self::Term(shape) => shape.name,
             Self::Softmax(shape) => shape.name,
             Self::Gemm(shape) => shape.name,
             Self::Layer(shape) => shape.name,
@@ -185,6 +230,7 @@ impl Shape {
     pub fn suite(&self) -> Suite {
         match self {
             Self::Attention(suite, _) => *suite,
+            Self::Term(_) => Suite::Terms,
             Self::Softmax(_) => Suite::Softmax,
             Self::Gemm(_) => Suite::Gemm,
             Self::Layer(_) => Suite::Layer,
@@ -216,6 +262,7 @@ impl Shape {
     pub fn flops(&self) -> Option<f64> {
         match self {
             Self::Attention(_, shape) => Some(shape.flops()),
+            Self::Term(shape) => Some(shape.attention.flops()),
             Self::Softmax(_) => None,
             Self::Gemm(s) => Some(2.0 * s.m as f64 * s.k as f64 * s.n as f64),
             Self::Layer(shape) => Some(shape.flops()),
@@ -227,6 +274,7 @@ impl Shape {
     pub fn bytes(&self) -> f64 {
         match self {
             Self::Attention(_, shape) => shape.extents().kv_bytes(),
+            Self::Term(shape) => shape.attention.extents().kv_bytes(),
             Self::Softmax(s) => (2 * s.rows * s.length * size_of::<f32>()) as f64,
             Self::Gemm(s) => (s.k * s.n * size_of::<f32>()) as f64,
             Self::Layer(s) => (4 * s.embed_dim * s.embed_dim * size_of::<f32>()) as f64,
@@ -387,6 +435,28 @@ const LAYER: [LayerShape; 4] = [
     layer("layer-1x512x768", 1, 512, 768, 12),
 ];
 
+const GPT2: AttentionShape = PREFILL[4];
+const LLAMA: AttentionShape = PREFILL[6];
+const LLAMA_FULL: AttentionShape = PREFILL[7];
+
+const fn term(name: &'static str, attention: AttentionShape, term: Term) -> TermShape {
+    TermShape { name, attention, term }
+}
+
+const TERMS: [TermShape; 11] = [
+    term("gpt2-1k-softcap", GPT2, Term::Softcap),
+    term("gpt2-1k-alibi", GPT2, Term::Alibi),
+    term("gpt2-1k-relative", GPT2, Term::Relative),
+    term("gpt2-1k-bias", GPT2, Term::Bias),
+    term("gpt2-1k-own", GPT2, Term::Own),
+    term("llama-2k-softcap", LLAMA, Term::Softcap),
+    term("llama-2k-alibi", LLAMA, Term::Alibi),
+    term("llama-2k-relative", LLAMA, Term::Relative),
+    term("llama-2k-bias", LLAMA, Term::Bias),
+    term("llama-2k-own", LLAMA, Term::Own),
+    term("llama-2k-full-bias", LLAMA_FULL, Term::Bias),
+];
+
 /// The whole table, suite by suite.
 pub fn all() -> impl Iterator<Item = Shape> {
     let attention = |suite| move |shape| Shape::Attention(suite, shape);
@@ -399,7 +469,8 @@ pub fn all() -> impl Iterator<Item = Shape> {
     let gemm = GEMM.into_iter().map(Shape::Gemm);
     let layer = LAYER.into_iter().map(Shape::Layer);
     let attention = prefill.chain(decode).chain(growth).chain(masks).chain(call);
-    attention.chain(softmax).chain(gemm).chain(layer)
+    let terms = TERMS.into_iter().map(Shape::Term);
+    attention.chain(softmax).chain(gemm).chain(layer).chain(terms)
 }
 
 /// The shapes of `suite`, or of every suite; with `name`, that one of them.
@@ -465,6 +536,13 @@ mod tests {
         let documents = AttentionShape { document: Some(30), ..small(MASKS[2]) };
         assert_eq!(documents.documents(), Some(vec![0, 30, 60, 90, 100]));
         assert_eq!(pairs(documents), f64::from(3 * 465 + 55));
+    }
+
+    #[test]
+    fn terms_are_named_after_what_they_are() {
+        for shape in TERMS {
+            assert_eq!(shape.name, format!("{}-{}", shape.attention.name, shape.term.name()));
+        }
     }
 
     #[test]

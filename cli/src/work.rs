@@ -2,14 +2,32 @@
 
 use headwise::layers::{LayerWorkspace, Linear, MultiHeadAttention, Projections};
 use headwise::{
-    Algorithm, AttentionOptions, Documents, Executor, Isa, Offsets, Outputs, PackedLinear, Scale,
-    Settings, Tensor, Workspace, attention_into, linear, softmax_in_place, softmax_into,
+    Algorithm, Alibi, At, AttentionOptions, Documents, Executor, Isa, Offsets, Outputs,
+    PackedLinear, RelativeBias, Scale, ScoreTerm, Settings, Simd, Tensor, Workspace,
+    attention_into, attention_with_into, linear, softmax_in_place, softmax_into,
 };
 
 use crate::Result;
 use crate::extents::Extents;
 use crate::inputs::Normal;
-use crate::shapes::{AttentionShape, GemmShape, LayerShape, Shape, SoftmaxShape};
+use crate::shapes::{AttentionShape, GemmShape, LayerShape, Shape, SoftmaxShape, Term, TermShape};
+
+/// A way to run work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// As it is, by the fused kernels.
+    Fused,
+    /// By the plain three steps.
+    Unfused,
+    /// Fused, without the term whose cost is measured.
+    WithoutTerm,
+}
+
+impl Way {
+    fn algorithm(self) -> Algorithm {
+        if self == Self::Unfused { Algorithm::Unfused } else { Algorithm::Auto }
+    }
+}
 
 /// Something to run again and again.
 pub trait Work: Send {
@@ -17,7 +35,7 @@ pub trait Work: Send {
     ///
     /// # Errors
     /// Where the library refuses the call.
-    fn run(&mut self, algorithm: Algorithm, executor: &dyn Executor) -> Result<()>;
+    fn run(&mut self, way: Way, executor: &dyn Executor) -> Result<()>;
 
     /// The memory whose reading bounds a run from below: the bandwidth is measured on it.
     fn operands(&self) -> Vec<&[f32]>;
@@ -39,6 +57,7 @@ pub trait Work: Send {
 pub fn prepare(shape: &Shape, isa: Isa) -> Result<Box<dyn Work>> {
     Ok(match shape {
         Shape::Attention(_, shape) => Box::new(AttentionWork::synthetic(shape, isa)?),
+        Shape::Term(shape) => Box::new(TermWork::new(shape, isa)?),
         Shape::Softmax(shape) => Box::new(SoftmaxWork::new(shape, isa)?),
         Shape::Gemm(shape) => Box::new(GemmWork::new(shape, isa)?),
         Shape::Layer(shape) => Box::new(LayerWork::new(shape, isa)?),
@@ -112,10 +131,10 @@ impl AttentionWork {
 }
 
 impl Work for AttentionWork {
-    fn run(&mut self, algorithm: Algorithm, executor: &dyn Executor) -> Result<()> {
+    fn run(&mut self, way: Way, executor: &dyn Executor) -> Result<()> {
         let Self { problem, isa, out, workspace, .. } = self;
         let options = masked(problem, self.window_left, self.documents.as_deref());
-        let options = options.isa(*isa).algorithm(algorithm).executor(executor);
+        let options = options.isa(*isa).algorithm(way.algorithm()).executor(executor);
         let (q, k, v) = (problem.query.view(), problem.key.view(), problem.value.view());
         attention_into(q, k, v, &options, Outputs::new(out.view_mut()), workspace)?;
         Ok(())
@@ -151,8 +170,69 @@ fn masked<'a>(
     }
 }
 
-fn settings(isa: Isa, algorithm: Algorithm, executor: &dyn Executor) -> Settings<'_> {
-    Settings::default().with_isa(isa).with_algorithm(algorithm).with_executor(executor)
+/// Attention with a term in its scores.
+struct TermWork {
+    attention: AttentionWork,
+    term: Term,
+    /// A dense bias of the whole problem, one for all heads.
+    bias: Option<Tensor>,
+    relative: RelativeBias,
+}
+
+impl TermWork {
+    fn new(s: &TermShape, isa: Isa) -> Result<Self> {
+        let attention = AttentionWork::synthetic(&s.attention, isa)?;
+        let (seq_q, seq_kv, heads) = (s.attention.seq_q, s.attention.seq_kv, s.attention.q_heads);
+        let mut normal = Normal::new(2);
+        let bias =
+            (s.term == Term::Bias).then(|| normal.tensor([1, 1, seq_q, seq_kv])).transpose()?;
+        let embedding = normal.tensor([1, 1, 32, heads])?;
+        let relative = RelativeBias::t5(embedding.data(), heads, 128, true)?;
+        Ok(Self { attention, term: s.term, bias, relative })
+    }
+}
+
+/// A term of the caller's that costs next to nothing.
+struct Times(f32);
+
+impl ScoreTerm for Times {
+    #[inline(always)]
+    fn apply<S: Simd>(&self, s: S, score: S::Vector, _at: &At<'_, S>) -> S::Vector {
+        s.mul(score, s.splat(self.0))
+    }
+}
+
+impl Work for TermWork {
+    fn run(&mut self, way: Way, executor: &dyn Executor) -> Result<()> {
+        if way == Way::WithoutTerm {
+            return self.attention.run(way, executor);
+        }
+        let AttentionWork { problem, isa, out, workspace, .. } = &mut self.attention;
+        let options = problem.options().isa(*isa).algorithm(way.algorithm()).executor(executor);
+        let (q, k, v) = (problem.query.view(), problem.key.view(), problem.value.view());
+        let outputs = Outputs::new(out.view_mut());
+        let options = match (self.term, &self.bias) {
+            (Term::Softcap, _) => options.softcap(50.0),
+            (Term::Alibi, _) => options.alibi(Alibi::Standard),
+            (Term::Relative, _) => options.relative_bias(&self.relative),
+            (Term::Bias, Some(bias)) => options.bias(bias.view()),
+            (Term::Bias, None) => options,
+            (Term::Own, _) => {
+                attention_with_into(q, k, v, &Times(0.75), &options, outputs, workspace)?;
+                return Ok(());
+            }
+        };
+        attention_into(q, k, v, &options, outputs, workspace)?;
+        Ok(())
+    }
+
+    fn operands(&self) -> Vec<&[f32]> {
+        self.attention.operands()
+    }
+}
+
+fn settings(isa: Isa, way: Way, executor: &dyn Executor) -> Settings<'_> {
+    Settings::default().with_isa(isa).with_algorithm(way.algorithm()).with_executor(executor)
 }
 
 /// Softmax of the rows of a tensor.
@@ -174,8 +254,8 @@ impl SoftmaxWork {
 }
 
 impl Work for SoftmaxWork {
-    fn run(&mut self, algorithm: Algorithm, executor: &dyn Executor) -> Result<()> {
-        let settings = settings(self.isa, algorithm, executor);
+    fn run(&mut self, way: Way, executor: &dyn Executor) -> Result<()> {
+        let settings = settings(self.isa, way, executor);
         let workspace = &mut self.workspace;
         match &mut self.output {
             None => softmax_in_place(self.input.view_mut(), 1.0, &settings, workspace)?,
@@ -220,8 +300,8 @@ impl GemmWork {
 }
 
 impl Work for GemmWork {
-    fn run(&mut self, algorithm: Algorithm, executor: &dyn Executor) -> Result<()> {
-        let settings = settings(self.isa, algorithm, executor);
+    fn run(&mut self, way: Way, executor: &dyn Executor) -> Result<()> {
+        let settings = settings(self.isa, way, executor);
         let (x, out) = (self.x.view(), self.out.view_mut());
         linear(x, &self.weights, out, &settings, &mut self.workspace)?;
         Ok(())
@@ -264,8 +344,9 @@ impl LayerWork {
 }
 
 impl Work for LayerWork {
-    fn run(&mut self, algorithm: Algorithm, executor: &dyn Executor) -> Result<()> {
-        let options = AttentionOptions::new().isa(self.isa).algorithm(algorithm).executor(executor);
+    fn run(&mut self, way: Way, executor: &dyn Executor) -> Result<()> {
+        let options =
+            AttentionOptions::new().isa(self.isa).algorithm(way.algorithm()).executor(executor);
         let (x, outputs) = (self.x.view(), Outputs::new(self.out.view_mut()));
         self.layer.forward_into(x, x, &options, outputs, &mut self.workspace)?;
         Ok(())

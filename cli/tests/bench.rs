@@ -129,6 +129,16 @@ fn layers_count_projections_and_attention() {
 }
 
 #[test]
+fn terms_are_measured_beside_none() {
+    let line = "--json --suite terms --shape gpt2-1k-alibi --algorithm both";
+    let objects = bench(line).objects(0);
+    let [record] = &objects[..] else { panic!("{objects:?}") };
+    assert_eq!((&record["suite"], &record["term"]), (&"terms".into(), &"alibi".into()));
+    assert!(record["pct_term"].as_f64().unwrap() > -50.0 && record["vs_unfused"].is_null());
+    bench("--suite terms --algorithm unfused").refuses(&["--algorithm", "terms"]);
+}
+
+#[test]
 fn a_list_measures_nothing() {
     let objects = headwise(["bench", "--list", "--json", "--suite", "decode"]).objects(0);
     let names: Vec<_> = objects.iter().filter_map(|object| object["shape"].as_str()).collect();
@@ -156,7 +166,7 @@ fn a_table_for_people() {
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
     let lines: Vec<_> = ran.stdout.lines().collect();
     assert_eq!(lines.len(), 3);
-    assert!(lines[0].ends_with("vs unfused") && lines[1].ends_with('x'));
+    assert!(lines[0].contains("vs unfused") && lines[1].ends_with("x            -"));
 }
 
 #[test]

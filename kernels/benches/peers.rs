@@ -6,12 +6,10 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use gemm::{Parallelism, gemm};
-use headwise::{
-    Algorithm, Executor, Isa, PackedLinear, Rayon, Settings, Tensor, Workspace, linear,
-};
+use headwise::{Executor, Isa, PackedLinear, Rayon, Settings, Tensor, Workspace, linear};
 use headwise_cli::Result;
 use headwise_cli::shapes::{self, GemmShape, Shape};
-use headwise_cli::work::{self, Work, gemm_operands};
+use headwise_cli::work::{self, Way, Work, gemm_operands};
 use matrixmultiply::sgemm;
 use rayon::ThreadPoolBuilder;
 
@@ -44,7 +42,7 @@ fn prepare(peer: Peer, shape: &Shape, sizes: GemmShape) -> Result<Box<dyn Work>>
 fn time(work: &mut dyn Work, iterations: u64) -> Duration {
     let start = Instant::now();
     for _ in 0..iterations {
-        work.run(Algorithm::Auto, &Rayon).unwrap_or_else(|error| panic!("{error}"));
+        work.run(Way::Fused, &Rayon).unwrap_or_else(|error| panic!("{error}"));
     }
     start.elapsed()
 }
@@ -88,7 +86,7 @@ impl PeerWork {
         let (x, weight) = gemm_operands(&shape)?;
         let out = vec![0.0; shape.m * shape.n];
         let mut work = Self { peer, shape, x, weight, out };
-        work.run(Algorithm::Auto, &Rayon)?;
+        work.run(Way::Fused, &Rayon)?;
         work.check()?;
         Ok(work)
     }
@@ -108,7 +106,7 @@ impl PeerWork {
 }
 
 impl Work for PeerWork {
-    fn run(&mut self, _algorithm: Algorithm, _executor: &dyn Executor) -> Result<()> {
+    fn run(&mut self, _way: Way, _executor: &dyn Executor) -> Result<()> {
         let GemmShape { m, k, n, .. } = self.shape;
         let (row_of_x, row_of_out) = (k as isize, n as isize);
         let (x, w) = (self.x.data().as_ptr(), self.weight.data().as_ptr());

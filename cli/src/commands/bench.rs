@@ -1,6 +1,5 @@
 //! `headwise bench`: the table of shapes against the machine's peaks.
 
-use headwise::Algorithm;
 use serde::Serialize;
 
 use super::{Session, Verdict};
@@ -8,9 +7,9 @@ use crate::args::{BenchArgs, Which};
 use crate::extents::Extents;
 use crate::measure::{Measurement, Protocol, Timing, measure};
 use crate::progress::Progress;
-use crate::shapes::{self, LayerShape, Shape, Suite};
+use crate::shapes::{self, AttentionShape, LayerShape, Shape, Suite, Term};
 use crate::table::{Column, Table, milliseconds, number};
-use crate::work::prepare;
+use crate::work::{Way, prepare};
 use crate::{Error, Result};
 
 const DTYPE: &str = "f32";
@@ -31,6 +30,7 @@ const TABLE: Table<'_> = Table(&[
     Column::Number("% read", 6),
     Column::Number("% busy", 6),
     Column::Number("vs unfused", 10),
+    Column::Number("term's cost", 11),
 ]);
 
 const LISTING: Table<'_> = Table(&[
@@ -83,6 +83,8 @@ struct Record {
     pct_busy: f64,
     /// How many times as fast as the unfused path, where both were measured.
     vs_unfused: Option<f64>,
+    /// How much longer it takes than without its term, where both were measured.
+    pct_term: Option<f64>,
 }
 
 #[derive(Clone, Copy, Serialize)]
@@ -94,6 +96,8 @@ enum Sizes {
         causal: bool,
         window_left: Option<usize>,
         document: Option<usize>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        term: Option<Term>,
     },
     Softmax {
         rows: usize,
@@ -114,14 +118,20 @@ enum Sizes {
 }
 
 impl Sizes {
+    fn attention(s: AttentionShape, term: Option<Term>) -> Self {
+        Self::Attention {
+            extents: s.extents(),
+            causal: s.causal,
+            window_left: s.window_left,
+            document: s.document,
+            term,
+        }
+    }
+
     fn of(shape: &Shape) -> Self {
         match *shape {
-            Shape::Attention(_, s) => Self::Attention {
-                extents: s.extents(),
-                causal: s.causal,
-                window_left: s.window_left,
-                document: s.document,
-            },
+            Shape::Attention(_, s) => Self::attention(s, None),
+            Shape::Term(s) => Self::attention(s.attention, Some(s.term)),
             Shape::Softmax(s) => {
                 Self::Softmax { rows: s.rows, length: s.length, in_place: s.in_place }
             }
@@ -135,7 +145,7 @@ impl Sizes {
     /// Sizes and mask in words.
     fn describe(self) -> (String, String) {
         let (sizes, mask) = match self {
-            Self::Attention { extents, causal, window_left, document } => {
+            Self::Attention { extents, causal, window_left, document, term: _ } => {
                 let mut mask = if causal { "causal" } else { "none" }.to_owned();
                 if let Some(left) = window_left {
                     mask = format!("{mask} -{left}");
@@ -168,7 +178,7 @@ pub(super) fn bench(session: &mut Session, args: &BenchArgs) -> Result<Verdict> 
         shapes.retain(Shape::has_unfused);
     }
     if shapes.is_empty() {
-        let expected = "fused: softmax, products and layers are computed in one way";
+        let expected = "fused: softmax, products, layers and terms are measured in one way";
         return Err(Error::input("--algorithm", "unfused", expected));
     }
     let protocol = Protocol { samples: args.samples.map(usize::from), ..Protocol::thorough() };
@@ -201,11 +211,12 @@ fn list(session: &mut Session, shapes: &[Shape]) -> Result<Verdict> {
     Ok(Verdict::Pass)
 }
 
-fn algorithms(shape: &Shape, which: Which) -> &'static [Algorithm] {
-    match which {
-        Which::Unfused => &[Algorithm::Unfused],
-        Which::Both if shape.has_unfused() => &[Algorithm::Auto, Algorithm::Unfused],
-        Which::Fused | Which::Both => &[Algorithm::Auto],
+fn ways(shape: &Shape, which: Which) -> &'static [Way] {
+    match (which, shape) {
+        (Which::Unfused, _) => &[Way::Unfused],
+        (_, Shape::Term(_)) => &[Way::Fused, Way::WithoutTerm],
+        (Which::Both, shape) if shape.has_unfused() => &[Way::Fused, Way::Unfused],
+        (Which::Fused | Which::Both, _) => &[Way::Fused],
     }
 }
 
@@ -215,14 +226,14 @@ fn run_shape(
     which: Which,
     protocol: Protocol,
 ) -> Result<Vec<Record>> {
-    let algorithms = algorithms(shape, which);
+    let ways = ways(shape, which);
     let mut work = prepare(shape, session.isa)?;
     let protocol = Protocol { pause: shape.pause(), ..protocol };
-    let measured = measure(&mut *work, algorithms, shape.executor(), protocol)?;
+    let measured = measure(&mut *work, ways, shape.executor(), protocol)?;
     let computed = work.computed_flops()?;
     let results = Results { session, shape, measured: &measured, computed };
-    let pairs = algorithms.iter().zip(&measured.timings);
-    Ok(pairs.map(|(&algorithm, timing)| results.record(algorithm, timing)).collect())
+    let pairs = ways.iter().zip(&measured.timings).filter(|&(&way, _)| way != Way::WithoutTerm);
+    Ok(pairs.map(|(&way, timing)| results.record(way, timing)).collect())
 }
 
 struct Results<'a> {
@@ -234,18 +245,19 @@ struct Results<'a> {
 }
 
 impl Results<'_> {
-    fn record(&self, algorithm: Algorithm, timing: &Timing) -> Record {
+    fn record(&self, way: Way, timing: &Timing) -> Record {
         let Measurement { timings, peak_flops, read_rate, samples } = self.measured;
         let rate = self.shape.flops().map(|flops| flops / timing.median);
         let bytes = self.shape.bytes() / timing.median;
-        let unfused = timings.get(1).filter(|_| algorithm == Algorithm::Auto);
+        let other = timings.get(1).filter(|_| way == Way::Fused);
+        let has_term = matches!(self.shape, Shape::Term(_));
         Record {
             suite: self.shape.suite(),
             shape: self.shape.name(),
             dtype: DTYPE,
             isa: self.session.isa.name(),
             threads: self.shape.executor().threads(),
-            algorithm: if algorithm == Algorithm::Unfused { "unfused" } else { "fused" },
+            algorithm: if way == Way::Unfused { "unfused" } else { "fused" },
             sizes: Sizes::of(self.shape),
             samples: *samples,
             median_ms: timing.median * 1e3,
@@ -255,13 +267,16 @@ impl Results<'_> {
             pct_peak: rate.map(|rate| 100.0 * rate / peak_flops),
             pct_peak_computed: self
                 .computed
-                .filter(|_| algorithm == Algorithm::Auto)
+                .filter(|_| way == Way::Fused)
                 .map(|flops| 100.0 * flops / timing.median / peak_flops),
             gbps: bytes / 1e9,
             read_gbps: read_rate / 1e9,
             pct_read: 100.0 * bytes / read_rate,
             pct_busy: 100.0 * timing.busy,
-            vs_unfused: unfused.map(|unfused| unfused.median / timing.median),
+            vs_unfused: other.filter(|_| !has_term).map(|unfused| unfused.median / timing.median),
+            pct_term: other
+                .filter(|_| has_term)
+                .map(|without| 100.0 * (timing.median / without.median - 1.0)),
         }
     }
 }
@@ -285,5 +300,6 @@ fn show(session: &mut Session, record: &Record) -> Result<()> {
         number(Some(record.pct_read), 1),
         number(Some(record.pct_busy), 1),
         record.vs_unfused.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}x")),
+        record.pct_term.map_or_else(|| "-".into(), |cost| format!("{cost:.1} %")),
     ]))
 }

@@ -4,7 +4,7 @@
 mod forms;
 mod model;
 
-use headwise::{Algorithm, Isa, Rayon};
+use headwise::{Isa, Rayon};
 use serde::Serialize;
 
 use super::{Session, Verdict};
@@ -17,7 +17,7 @@ use crate::progress::Progress;
 use crate::shapes;
 use crate::spot_check::spot_check;
 use crate::table::{self, Column, Table, milliseconds, number, small};
-use crate::work::AttentionWork;
+use crate::work::{AttentionWork, Way};
 
 /// Of out, relative to the row's largest value.
 const OUT_TOLERANCE: f64 = 2e-5;
@@ -208,7 +208,7 @@ fn timed(
     work: &mut AttentionWork,
     errors: impl FnOnce(&AttentionWork) -> Errors,
 ) -> Result<Row> {
-    let measured = measure(work, &[Algorithm::Auto], &Rayon, Protocol::quick())?;
+    let measured = measure(work, &[Way::Fused], &Rayon, Protocol::quick())?;
     let errors = errors(work);
     let (extents, causal) = (work.problem().extents(), work.problem().causal);
     let seconds = measured.timings.first().map_or(f64::NAN, |timing| timing.median);

@@ -27,7 +27,7 @@
 use super::ahead::Ahead;
 use super::tile::{Softmax, Tile, TileRows, Visit};
 use crate::mask::Sequence;
-use crate::microkernel::finish::{Combine, Normalize, OutRow};
+use crate::microkernel::finish::{Combine, Dot, Normalize, OutRow};
 use crate::microkernel::hidden::Hidden;
 use crate::microkernel::pack::Pack;
 use crate::microkernel::scores::Scores;
@@ -107,6 +107,13 @@ impl Care {
         (60.0 - self.headroom()).exp2()
     }
 }
+
+/// The growth of scores over a row's keys of a split, in powers of e, from which on the last of them
+/// gives the reference.
+const LEAST_GROWTH: f32 = 16.0;
+
+/// The sum of magnitudes of a score up to which its rounding errors are no matter for a reference.
+const MOST_MAGNITUDE: f64 = 1e6;
 
 /// The most numbers that a row may carry along.
 const MAX_NUMBERS: usize = 64;
@@ -259,7 +266,11 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         self.ahead.begin(end - start.min(end), tiles.len());
         let mut block = self.next_block(tiles, start / BLOCK_KV * BLOCK_KV, end);
         while block < end {
-            let split_end = (block / SPLIT_KV + 1) * SPLIT_KV;
+            let split = block / SPLIT_KV;
+            let split_end = (split + 1) * SPLIT_KV;
+            if self.job.terms.grow() && !self.job.dense {
+                tiles.iter_mut().for_each(|tile| self.foresee(tile, split, care));
+            }
             while block < split_end.min(end) {
                 let next = self.next_block(tiles, block + BLOCK_KV, end).min(end);
                 self.ahead.block(next..(next + BLOCK_KV).min(end), tiles.len());
@@ -327,6 +338,41 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     fn bits(&self, tile: &Tile<'_>, visit: &Visit) -> [u128; BLOCK_Q] {
         let (problem, plan) = (self.job.problem, &self.job.plan);
         tile.of.bits((problem, plan), (&self.sequence, self.kv_head), visit)
+    }
+
+    /// References for rows whose scores grow so much over a split that those of its first keys would
+    /// soon be too low: the score of the last key that the row sees of the split, nearly. No mask but
+    /// that of structure may hide it.
+    fn foresee(&self, tile: &mut Tile<'_>, split: usize, care: Care) {
+        let Problem { query, terms, scale, .. } = self.job.problem;
+        let heads = self.job.problem.dims().q_heads;
+        // The lanes beyond the rows are the last row with a query of zeros.
+        for r in 0..tile.of.lanes {
+            let row = (tile.of.rows.start + r).min(tile.of.rows.end - 1);
+            let (head, position) = self.position(row);
+            let (_, i) = self.job.plan.query_row(self.kv_head, row);
+            let seen = self.job.problem.mask.range(&self.sequence, i);
+            let start = seen.start.max(split * SPLIT_KV);
+            let end = seen.end.min((split + 1) * SPLIT_KV);
+            let slope = tile.term_rows[ROW_FACTS * BLOCK_Q + r];
+            if start >= end || slope * (end - start) as f32 <= LEAST_GROWTH {
+                continue;
+            }
+            let key = end - 1;
+            let [dot, magnitude] = if r < tile.len() {
+                let (_, i) = self.row(row);
+                let rows = [query.rows(self.batch, head).slice(i), self.keys.slice(key)];
+                self.simd.vectorize(Dot(rows))
+            } else {
+                [0.0; 2]
+            };
+            // A sum in another order than the kernel's must be near it.
+            if magnitude * scale.abs() < MOST_MAGNITUDE {
+                let bias = terms.bias((head, heads), key as i128 - position);
+                let score = (terms.capped(scale * dot) + bias) as f32;
+                tile.of.split.row_ref.0[r] = score + care.headroom() / self.job.units.to_log2;
+            }
+        }
     }
 
     /// One key block through one tile.

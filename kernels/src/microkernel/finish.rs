@@ -61,6 +61,34 @@ impl OutRow {
     }
 }
 
+/// The dot product of two rows, and that of their magnitudes.
+pub(crate) struct Dot<'a>(pub(crate) [&'a [f32]; 2]);
+
+impl Kernel for Dot<'_> {
+    type Output = [f64; 2];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> [f64; 2] {
+        let [a, b] = self.0;
+        assert_eq!(a.len(), b.len());
+        let zero = s.splat(0.0);
+        let (mut dot, mut magnitude) = (zero, zero);
+        let mut i = 0;
+        while i < a.len() {
+            let count = (a.len() - i).min(S::LANES);
+            // SAFETY: i + count lies within both slices.
+            let product = unsafe {
+                let a = s.load_first(a.as_ptr().add(i), count);
+                s.mul(a, s.load_first(b.as_ptr().add(i), count))
+            };
+            dot = s.add(dot, product);
+            magnitude = s.add(magnitude, s.max(product, s.sub(zero, product)));
+            i += S::LANES;
+        }
+        [dot, magnitude].map(|v| s.to_array(v).iter().map(|&x| f64::from(x)).sum())
+    }
+}
+
 /// `dst = factor * src`; says whether everything written is finite. A zero is written as +0.
 pub(crate) struct Normalize<'a> {
     pub(crate) src: &'a [f32],

@@ -78,11 +78,14 @@ impl Lanes {
     /// Whether, as references, some of the vectors from `lane` on are unset: -inf.
     #[inline(always)]
     fn any_unset<S: Simd>(&self, s: S, lane: usize, vectors: usize) -> bool {
-        (0..vectors).fold(false, |any, v| {
+        // A loop: a closure would not always be inlined.
+        let mut any = false;
+        for v in 0..vectors {
             let lanes = &self.0[lane + v * S::LANES..][..S::LANES];
             // SAFETY: a vector's floats.
-            any | unsafe { s.any(s.lt(s.load(lanes.as_ptr()), s.splat(f32::MIN))) }
-        })
+            any |= unsafe { s.any(s.lt(s.load(lanes.as_ptr()), s.splat(f32::MIN))) };
+        }
+        any
     }
 }
 

@@ -239,14 +239,15 @@ impl<T: Scoring, const SWEPT: bool> Scores<'_, T, SWEPT> {
             // Not to be kept in registers beside the odd.
             let even = opaque(prob);
             unroll!(v in 0..VECS {
-                let dots = core::array::from_fn(|k| {
+                let mut dots = [s.splat(0.0); KEYS];
+                for k in 0..KEYS {
                     let even = if together(S::ISA) {
                         acc[0][k][v]
                     } else {
                         s.load(even.add(k * BLOCK_Q + v * S::LANES))
                     };
-                    s.add(even, acc[1][k][v])
-                });
+                    dots[k] = s.add(even, acc[1][k][v]);
+                }
                 self.column::<S, KEYS, KNOWN>(s, (lane + v * S::LANES, key), dots);
             });
         }
@@ -280,15 +281,15 @@ impl<T: Scoring, const SWEPT: bool> Scores<'_, T, SWEPT> {
             unroll!(k in 0..KEYS {
                 let prob = prob.add(k * BLOCK_Q);
                 if KEYS.is_multiple_of(4) && k.is_multiple_of(4) {
-                    let four = core::array::from_fn(|i| dots[(k + i) % KEYS]);
-                    let p: [_; 4] = self.sweep.probabilities(s, (lane, key + k), four, shift);
+                    let four = [dots[k], dots[(k + 1) % KEYS], dots[(k + 2) % KEYS], dots[(k + 3) % KEYS]];
+                    let p = self.sweep.probabilities(s, (lane, key + k), four, shift);
                     sum = s.add(s.add(sum, s.add(p[0], p[1])), s.add(p[2], p[3]));
                     for (i, p) in p.into_iter().enumerate() {
                         s.store(prob.add(i * BLOCK_Q), p);
                     }
                 } else if !KEYS.is_multiple_of(4) && k.is_multiple_of(2) {
-                    let two = core::array::from_fn(|i| dots[(k + i) % KEYS]);
-                    let p: [_; 2] = self.sweep.probabilities(s, (lane, key + k), two, shift);
+                    let two = [dots[k], dots[(k + 1) % KEYS]];
+                    let p = self.sweep.probabilities(s, (lane, key + k), two, shift);
                     sum = s.add(sum, s.add(p[0], p[1]));
                     s.store(prob, p[0]);
                     s.store(prob.add(BLOCK_Q), p[1]);

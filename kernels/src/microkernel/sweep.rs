@@ -121,7 +121,7 @@ impl<T: Scoring> Sweep<'_, T> {
         s: S,
         (lane, key): (usize, usize),
         dots: [S::Vector; N],
-    ) -> [(S::Vector, S::Mask); N] {
+    ) -> ([S::Vector; N], [S::Mask; N]) {
         let hidden = s.splat(f32::NEG_INFINITY);
         let dense = match self.dense {
             Some(dense) => dense.as_ptr().wrapping_add(key * BLOCK_Q + lane),
@@ -133,21 +133,27 @@ impl<T: Scoring> Sweep<'_, T> {
             if !T::PLAIN && !T::IN_MEMORY {
                 scores = self.terms.scores(s, dots, dense, self.at(s, lane, key));
             }
-            core::array::from_fn(|k| {
-                // A NaN is visible.
-                let mut visible = s.ne(scores[k], hidden);
-                if !dense.is_null() {
+            // A NaN is visible.
+            let mut visible = [s.ne(scores[0], hidden); N];
+            for k in 1..N {
+                visible[k] = s.ne(scores[k], hidden);
+            }
+            if !dense.is_null() {
+                for k in 0..N {
                     let open = s.ne(s.load(dense.add(k * BLOCK_Q)), hidden);
-                    visible = if T::PLAIN { open } else { s.and(visible, open) };
+                    visible[k] = if T::PLAIN { open } else { s.and(visible[k], open) };
                 }
-                (scores[k], visible)
-            })
+            }
+            (scores, visible)
         }
     }
 
+    /// # Safety
+    /// As [`Sweep::scores`].
     #[inline(always)]
-    fn at<S: Simd>(&self, s: S, lane: usize, key: usize) -> At<'_, S> {
-        At::new(s, (self.rows, T::NUMBERS), lane, self.place.0, self.place.1 + key)
+    unsafe fn at<S: Simd>(&self, s: S, lane: usize, key: usize) -> At<'_, S> {
+        // SAFETY: the caller's promise; `check` knows the rows' length.
+        unsafe { At::new(s, (self.rows, T::NUMBERS), lane, self.place.0, self.place.1 + key) }
     }
 
     /// The power of two that a score, or a plain dot product, is the exponent of.
@@ -173,14 +179,22 @@ impl<T: Scoring> Sweep<'_, T> {
         dots: [S::Vector; N],
         shift: S::Vector,
     ) -> [S::Vector; N] {
+        // Loops, here and in what this calls: the closures of arrays are not always inlined.
+        let mut powers = dots;
         if T::PLAIN {
-            return s.exp2(dots.map(|dot| self.exponent(s, dot, shift)));
+            for k in 0..N {
+                powers[k] = self.exponent(s, dots[k], shift);
+            }
+            return s.exp2(powers);
         }
         // SAFETY: the caller's promise.
-        let scores = unsafe { self.scores(s, place, dots) };
-        let mut prob = s.exp2(scores.map(|(score, _)| self.exponent(s, score, shift)));
+        let (scores, visible) = unsafe { self.scores(s, place, dots) };
         for k in 0..N {
-            prob[k] = s.select(scores[k].1, prob[k], s.splat(-0.0));
+            powers[k] = self.exponent(s, scores[k], shift);
+        }
+        let mut prob = s.exp2(powers);
+        for k in 0..N {
+            prob[k] = s.select(visible[k], prob[k], s.splat(-0.0));
         }
         prob
     }
@@ -377,7 +391,7 @@ impl<T: Scoring> Sweep<'_, T> {
         unsafe {
             let dot = s.load(self.prob.as_ptr().add(key * BLOCK_Q + column.lane));
             let sees = column.sees(key);
-            let [(score, visible)] = self.scores(s, (column.lane, key), [dot]);
+            let ([score], [visible]) = self.scores(s, (column.lane, key), [dot]);
             if T::PLAIN && HIDES < MASK { (score, sees) } else { (score, s.and(sees, visible)) }
         }
     }

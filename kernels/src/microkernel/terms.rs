@@ -28,6 +28,12 @@ pub(crate) trait Scoring: Sync {
     /// Floats of a tile for what its rows carry along.
     const TILE: usize = if Self::PLAIN { 0 } else { (ROW_FACTS + Self::NUMBERS) * BLOCK_Q };
 
+    /// Whether scores grow with the key, so that its last key tells a row's reference best, and not
+    /// the first; the row's numbers begin with the slope then.
+    fn grow(&self) -> bool {
+        false
+    }
+
     /// Gives a row's numbers.
     fn row(&self, row: Row, numbers: &mut [f32]);
 
@@ -119,6 +125,11 @@ impl<U: ScoreTerm> Scoring for Chosen<'_, U> {
     /// The first is the slope.
     const NUMBERS: usize = 1 + U::NUMBERS;
 
+    fn grow(&self) -> bool {
+        // What the caller's terms hide, nobody knows.
+        U::NONE && self.problem.terms.alibi.is_some()
+    }
+
     fn row(&self, row: Row, numbers: &mut [f32]) {
         let Facts { terms, heads } = &self.problem;
         numbers[0] = terms.alibi.map_or(0.0, |alibi| alibi.slope(row.head, *heads));
@@ -164,10 +175,14 @@ impl<U: ScoreTerm> Scoring for Chosen<'_, U> {
         for k in 0..N {
             scores[k] = s.mul(dots[k], factor);
         }
-        match self.cap {
-            Some(cap) => tanh_of_exponent(s, scores).map(|tanh| s.mul(tanh, s.splat(cap))),
-            None => scores,
+        if let Some(cap) = self.cap {
+            let cap = s.splat(cap);
+            scores = tanh_of_exponent(s, scores);
+            for k in 0..N {
+                scores[k] = s.mul(scores[k], cap);
+            }
         }
+        scores
     }
 
     #[inline(always)]

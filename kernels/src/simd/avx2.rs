@@ -122,12 +122,12 @@ unsafe impl Simd for Avx2 {
     /// leading one, and 0 at the end, the upper infinity.
     #[inline(always)]
     fn exp2<const N: usize>(self, x: [__m256; N]) -> [__m256; N] {
-        let x = x.map(|x| self.min(self.splat(128.0), self.max(self.splat(-127.0), x)));
-        // SAFETY: the token proves that the instruction set is present.
-        let floor = x.map(|x| unsafe { _mm256_floor_ps(x) });
-        let mut f = x;
+        let (mut floor, mut f) = (x, x);
         for i in 0..N {
-            f[i] = self.sub(x[i], floor[i]);
+            let x = self.min(self.splat(128.0), self.max(self.splat(-127.0), x[i]));
+            // SAFETY: the token proves that the instruction set is present.
+            floor[i] = unsafe { _mm256_floor_ps(x) };
+            f[i] = self.sub(x, floor[i]);
         }
         let mut power = polynomial::horner(self, polynomial::FLOOR, f);
         for i in 0..N {

@@ -125,8 +125,11 @@ unsafe impl Simd for Avx512 {
     fn exp2<const N: usize>(self, x: [__m512; N]) -> [__m512; N] {
         // Round down, no exceptions.
         const FLOOR: i32 = 0b1001;
-        // SAFETY: the token proves that the instruction set is present.
-        let f = x.map(|x| unsafe { _mm512_reduce_ps::<FLOOR>(x) });
+        let mut f = x;
+        for i in 0..N {
+            // SAFETY: the token proves that the instruction set is present.
+            f[i] = unsafe { _mm512_reduce_ps::<FLOOR>(x[i]) };
+        }
         let mut power = polynomial::horner(self, polynomial::FLOOR, f);
         for i in 0..N {
             // SAFETY: as above.

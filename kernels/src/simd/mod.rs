@@ -223,7 +223,11 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     /// results, 2^-148), +-1 for +-inf, NaN for NaN. Of several vectors at once, as `exp2`.
     #[inline(always)]
     fn tanh<const N: usize>(self, x: [Self::Vector; N]) -> [Self::Vector; N] {
-        tanh::of_exponent(self, x.map(|x| self.mul(x, self.splat(tanh::EXPONENT))))
+        let mut t = x;
+        for i in 0..N {
+            t[i] = self.mul(x[i], self.splat(tanh::EXPONENT));
+        }
+        tanh::of_exponent(self, t)
     }
 
     /// 2^n for whole numbers from -126 to 127.
@@ -264,8 +268,9 @@ pub(crate) mod polynomial {
         f: [S::Vector; N],
     ) -> [S::Vector; N] {
         let [c0, c1, c2, c3, c4, c5] = coefficients;
-        let mut sum = f.map(|f| s.mul_add(s.splat(c5), f, s.splat(c4)));
-        for c in [c3, c2, c1, c0] {
+        // In loops: the closures of `map` are not always inlined.
+        let mut sum = [s.splat(c5); N];
+        for c in [c4, c3, c2, c1, c0] {
             for i in 0..N {
                 sum[i] = s.mul_add(sum[i], f[i], s.splat(c));
             }
@@ -285,12 +290,11 @@ pub(crate) fn exp2_by_magic<S: Simd, const N: usize>(
 ) -> [S::Vector; N] {
     const MAGIC: f32 = 12_582_912.0;
     // Both keep NaN, which they pass on from their second operand.
-    let x = x.map(|x| s.min(s.splat(128.0), s.max(s.splat(-127.0), x)));
-    let biased = x.map(|x| s.add(x, s.splat(MAGIC)));
-    let n = biased.map(|biased| s.sub(biased, s.splat(MAGIC)));
-    let mut f = x;
+    let (mut biased, mut f) = (x, x);
     for i in 0..N {
-        f[i] = s.sub(x[i], n[i]);
+        let x = s.min(s.splat(128.0), s.max(s.splat(-127.0), x[i]));
+        biased[i] = s.add(x, s.splat(MAGIC));
+        f[i] = s.sub(x, s.sub(biased[i], s.splat(MAGIC)));
     }
     let mut power = polynomial::horner(s, polynomial::CENTERED, f);
     for i in 0..N {

@@ -125,11 +125,11 @@ unsafe impl Simd for Neon {
     fn exp2<const N: usize>(self, x: [float32x4_t; N]) -> [float32x4_t; N] {
         // SAFETY: the token proves that the instruction set is present.
         unsafe {
-            let x = x.map(|x| vminq_f32(vmaxq_f32(x, vdupq_n_f32(-127.0)), vdupq_n_f32(128.0)));
-            let floor = x.map(|x| vrndmq_f32(x));
-            let mut f = x;
+            let (mut floor, mut f) = (x, x);
             for i in 0..N {
-                f[i] = vsubq_f32(x[i], floor[i]);
+                let x = vminq_f32(vmaxq_f32(x[i], vdupq_n_f32(-127.0)), vdupq_n_f32(128.0));
+                floor[i] = vrndmq_f32(x);
+                f[i] = vsubq_f32(x, floor[i]);
             }
             let mut power = polynomial::horner(self, polynomial::FLOOR, f);
             for i in 0..N {

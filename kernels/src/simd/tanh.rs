@@ -32,11 +32,11 @@ pub(crate) fn of_exponent<S: Simd, const N: usize>(s: S, t: [S::Vector; N]) -> [
     /// Adding and taking away rounds to a whole number.
     const MAGIC: f32 = 12_582_912.0;
     // At the ends it is 1 - 2^-29, which is 1. Both keep NaN, as their second operand.
-    let t = t.map(|t| s.min(s.splat(30.0), s.max(s.splat(-30.0), t)));
-    let n = t.map(|t| s.sub(s.add(t, s.splat(MAGIC)), s.splat(MAGIC)));
-    let mut f = t;
+    let (mut n, mut f) = (t, t);
     for i in 0..N {
-        f[i] = s.sub(t[i], n[i]);
+        let t = s.min(s.splat(30.0), s.max(s.splat(-30.0), t[i]));
+        n[i] = s.sub(s.add(t, s.splat(MAGIC)), s.splat(MAGIC));
+        f[i] = s.sub(t, n[i]);
     }
     let mut q = [s.splat(Q[5]); N];
     for c in [Q[4], Q[3], Q[2], Q[1], Q[0]] {

@@ -57,6 +57,10 @@ pub trait ScoreTerm: Sync {
     #[doc(hidden)]
     const IN_MEMORY: bool = false;
 
+    /// It changes no score.
+    #[doc(hidden)]
+    const NONE: bool = false;
+
     /// Gives a row's numbers, [`ScoreTerm::NUMBERS`] of them; asked for once for each tile that
     /// the row is in.
     fn row(&self, row: Row, numbers: &mut [f32]) {
@@ -117,16 +121,19 @@ impl<S: Simd> std::fmt::Debug for At<'_, S> {
 pub(crate) const ROW_FACTS: usize = 3;
 
 impl<'a, S: Simd> At<'a, S> {
-    /// The vector at `lane` against key `key_index`. `rows` is `[ROW_FACTS + count][BLOCK_Q]`.
+    /// The vector at `lane` against key `key_index`.
+    ///
+    /// # Safety
+    /// `rows` must be `[ROW_FACTS + count][BLOCK_Q]` and the vector's lanes lie below `BLOCK_Q`.
     #[inline(always)]
-    pub(crate) fn new(
+    pub(crate) unsafe fn new(
         s: S,
         (rows, count): (&'a [f32], usize),
         lane: usize,
         batch: usize,
         key_index: usize,
     ) -> Self {
-        assert!(rows.len() >= (ROW_FACTS + count) * BLOCK_Q && lane + S::LANES <= BLOCK_Q);
+        debug_assert!(rows.len() >= (ROW_FACTS + count) * BLOCK_Q && lane + S::LANES <= BLOCK_Q);
         let rows = rows.as_ptr().wrapping_add(lane);
         Self {
             s,
@@ -175,7 +182,7 @@ impl<'a, S: Simd> At<'a, S> {
     /// Each lane's query head.
     #[inline(always)]
     pub fn head(&self) -> S::Vector {
-        // SAFETY: the rows that `new` checked.
+        // SAFETY: the rows that the maker vouched for.
         unsafe { self.s.load(self.rows) }
     }
 
@@ -200,7 +207,7 @@ impl<'a, S: Simd> At<'a, S> {
     #[inline(always)]
     pub fn number(&self, n: usize) -> S::Vector {
         assert!(n < self.count, "number {n} of a term that has {}", self.count);
-        // SAFETY: one of the numbers that `new` checked.
+        // SAFETY: one of the numbers that the maker vouched for.
         unsafe { self.s.load(self.numbers.add(n * BLOCK_Q)) }
     }
 }
@@ -210,6 +217,8 @@ impl<'a, S: Simd> At<'a, S> {
 pub struct NoTerm;
 
 impl ScoreTerm for NoTerm {
+    const NONE: bool = true;
+
     #[inline(always)]
     fn apply<S: Simd>(&self, _s: S, score: S::Vector, _at: &At<'_, S>) -> S::Vector {
         score
@@ -311,12 +320,14 @@ impl ScoreBlock<'_> {
     ) {
         let (skip, count) = self.numbers;
         assert!(self.lanes.1 <= BLOCK_Q && self.lanes.1.is_multiple_of(S::LANES));
+        assert!(self.rows.len() >= (ROW_FACTS + skip + count) * BLOCK_Q);
         for (k, scores) in self.scores.chunks_exact_mut(BLOCK_Q).enumerate() {
             for lane in (0..self.lanes.1).step_by(S::LANES) {
                 let rows = (self.rows, skip + count);
-                let at = At::new(s, rows, lane, self.batch, self.first + k).numbered(skip, count);
-                // SAFETY: LANES floats from `lane` on, below BLOCK_Q.
+                // SAFETY: checked above; LANES floats from `lane` on lie below BLOCK_Q.
                 unsafe {
+                    let at = At::new(s, rows, lane, self.batch, self.first + k);
+                    let at = at.numbered(skip, count);
                     let at_lane = scores.as_mut_ptr().add(lane);
                     s.store(at_lane, term(s.load(at_lane), &at));
                 }
