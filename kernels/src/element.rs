@@ -13,7 +13,9 @@ pub enum Path {
 
 /// An element type of query, key, value and output. Sealed: `f32` has the fused kernels, `f64` the
 /// unfused path.
-pub trait Element: Sealed + Copy + Default + Send + Sync + std::fmt::Debug + 'static {
+pub trait Element:
+    Sealed + Copy + PartialOrd + Default + Send + Sync + std::fmt::Debug + 'static
+{
     /// The type's name as safetensors and NumPy users know it: `f32`, `f64`.
     const NAME: &'static str;
     /// Rounds a double to this type.

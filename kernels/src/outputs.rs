@@ -451,33 +451,66 @@ impl<T: Element> TopK<'_, T> {
         first: usize,
         weights: &[T],
     ) {
+        /// Weights that are compared at once.
+        const RUN: usize = 16;
+        let (runs, rest) = weights.as_chunks::<RUN>();
+        for (n, run) in runs.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe {
+                // Most runs have nothing above the least of k.
+                let open = *held < self.weights.shape()[3] || {
+                    let least = self.least(at);
+                    run.iter().fold(false, |any, &weight| any | (weight > least))
+                };
+                if open {
+                    self.insert(at, held, first + n * RUN, run);
+                }
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.insert(at, held, first + runs.len() * RUN, rest) };
+    }
+
+    /// The smallest weight of a row that has k.
+    ///
+    /// # Safety
+    /// As [`TopK::offer`].
+    unsafe fn least(&self, at: [usize; 3]) -> T {
+        // SAFETY: the caller's promise: k >= 1 elements, all written.
+        unsafe { self.row(at).1.add(self.weights.shape()[3] - 1).read() }
+    }
+
+    /// Puts weights where they belong, one by one.
+    ///
+    /// # Safety
+    /// As [`TopK::offer`].
+    unsafe fn insert(&self, at: [usize; 3], held: &mut usize, first: usize, weights: &[T]) {
         let k = self.weights.shape()[3];
         let (keys, best) = self.row(at);
-        // SAFETY: the caller's promise: rows of k >= 1 elements, of which the first `held` are
-        // written.
-        let worst = || unsafe { best.add(k - 1).read() }.to_f64();
-        let mut least = if *held < k { f64::NEG_INFINITY } else { worst() };
-        for (n, &weight) in weights.iter().enumerate() {
-            let x = weight.to_f64();
-            let is_hidden = x == 0.0 && x.is_sign_negative();
-            // A row with a NaN is nothing else: its first k keys are as good as any.
-            if is_hidden || (*held == k && (x <= least || x.is_nan())) {
+        // SAFETY: the caller's promise.
+        let mut least = if *held == k { unsafe { self.least(at) } } else { T::default() };
+        for (key, &weight) in (first..).zip(weights) {
+            let is_full = *held == k;
+            // What is hidden is not above 0. A row with a NaN is nothing else: its first k keys are
+            // as good as any.
+            let is_hidden = || weight == T::default() && weight.to_f64().is_sign_negative();
+            let is_wanted = if is_full { weight > least } else { !is_hidden() };
+            if !is_wanted {
                 continue;
             }
-            let mut place = (*held).min(k - 1);
-            // SAFETY: as above; `place` only falls, and what moves up is below k.
+            let mut place = if is_full { k - 1 } else { *held };
+            // SAFETY: the caller's promise: rows of k >= 1 elements, of which the first `held` are
+            // written; `place` only falls, and what moves up is below k.
             unsafe {
-                while place > 0 && x > best.add(place - 1).read().to_f64() {
+                while place > 0 && weight > best.add(place - 1).read() {
                     best.add(place).write(best.add(place - 1).read());
                     keys.add(place).write(keys.add(place - 1).read());
                     place -= 1;
                 }
                 best.add(place).write(weight);
-                keys.add(place).write((first + n) as u32);
-            }
-            *held = (*held + 1).min(k);
-            if *held == k {
-                least = worst();
+                keys.add(place).write(key as u32);
+                *held = (*held + 1).min(k);
+                least = best.add(*held - 1).read();
             }
         }
     }
