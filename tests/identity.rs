@@ -145,7 +145,7 @@ impl Inputs<f32> {
 
     /// The diagonal as an offset, for a call that begins with query `first`.
     fn offset(&self, first: usize) -> Causal {
-        let offset = self.diagonal() + first as i128;
+        let offset = self.diagonal(0) + first as i128;
         Causal::Offset(i64::try_from(offset).unwrap_or_else(|error| panic!("{error}")))
     }
 

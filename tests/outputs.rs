@@ -250,7 +250,7 @@ fn staged(inputs: &Inputs<f32>, at: [usize; 4], relative: &RelativeBias, user: b
         .sum();
     let (scaled, cap) = (inputs.scale_factor() * dot, f64::from(CAP));
     let capped = cap * (scaled / cap).tanh();
-    let distance = j as i64 - (i as i128 + inputs.diagonal()) as i64;
+    let distance = j as i64 - (i as i128 + inputs.diagonal(b)) as i64;
     let slope = f64::from(alibi_slope(h, d.q_heads()));
     let biased = capped + slope * distance as f64 + f64::from(relative.get(h, distance));
     let last = match (user, j % 7) {
@@ -374,6 +374,7 @@ fn the_batch_changes_no_bit() {
                 entry.key = whole.key.narrow(0, b..b + 1);
                 entry.value = whole.value.narrow(0, b..b + 1);
                 entry.lengths = whole.lengths.as_ref().map(|lengths| vec![lengths[b]]);
+                entry.structure = whole.structure.batch_entry(b, whole.dims());
                 let axis = |extent: usize| if extent == 1 { 0..1 } else { b..b + 1 };
                 entry.boolean = whole.boolean.as_ref().map(|m| m.narrow(0, axis(m.shape[0])));
                 entry.bias = whole.bias.as_ref().map(|m| m.narrow(0, axis(m.shape[0])));

@@ -47,8 +47,8 @@ pub struct Terms<'a> {
     pub slopes: Option<&'a [f64]>,
     /// By query head and `j - (i + offset)`, added.
     pub relative: Option<&'a dyn Fn(usize, i128) -> f64>,
-    /// Of the diagonal: query `i` stands at key `i + offset`.
-    pub offset: i128,
+    /// Of a batch entry's diagonal: query `i` stands at key `i + offset`.
+    pub offset: &'a dyn Fn(usize) -> i128,
     /// From a score to the score.
     pub user: Option<&'a dyn Fn(f64, usize, usize, usize, usize) -> f64>,
     /// For each query head a logit in the denominator, -inf for none.
@@ -68,7 +68,7 @@ impl Terms<'_> {
             score = cap * (score / cap).tanh();
         }
         score += (self.bias)(b, h, i, j);
-        let distance = j as i128 - (i as i128 + self.offset);
+        let distance = j as i128 - (i as i128 + (self.offset)(b));
         if let Some(slopes) = self.slopes {
             score += slopes[h] * distance as f64;
         }
@@ -96,7 +96,7 @@ pub fn attention(
         bias: &bias,
         slopes: None,
         relative: None,
-        offset: 0,
+        offset: &|_| 0,
         user: None,
         sinks: None,
     };
@@ -192,7 +192,7 @@ mod tests {
             bias: &|_, _, _, _| 0.0,
             slopes: None,
             relative: None,
-            offset: 0,
+            offset: &|_| 0,
             user: None,
             sinks: Some(&[4.0_f64.ln()]),
         };

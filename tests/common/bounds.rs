@@ -170,7 +170,7 @@ impl Expected {
         let relative = |h, distance| terms.relative_at(h, distance);
         let user = |score, b, h, i, j| {
             own.map_or(score, |own| {
-                let position = i as i128 + inputs.diagonal();
+                let position = i as i128 + inputs.diagonal(b);
                 own.wide(score, [b, h, i, j], position)
             })
         };
@@ -182,7 +182,7 @@ impl Expected {
                 bias: &|b, h, i, j| inputs.bias_at([b, h, i, j]),
                 slopes: slopes.as_deref(),
                 relative: terms.relative.is_some().then_some(&relative),
-                offset: inputs.diagonal(),
+                offset: &|b| inputs.diagonal(b),
                 user: Some(&user),
                 sinks: sinks.as_deref(),
             },
@@ -264,7 +264,7 @@ fn facts<T: Element>(
     let q = &p.query[at * p.head_dim..][..p.head_dim];
     let mut columns = vec![(0.0, 0.0); p.value_dim];
     let mut scores = vec![];
-    let position = i as i128 + inputs.diagonal();
+    let position = i as i128 + inputs.diagonal(b);
     let hides = |j: usize| own.is_some_and(|own| own.hides([b, h, i, j], position));
     for j in (0..p.seq_kv).filter(|&j| inputs.is_visible([b, h, i, j]) && !hides(j)) {
         let k = &p.key[(kv * p.seq_kv + j) * p.head_dim..][..p.head_dim];

@@ -274,14 +274,8 @@ impl<T: Element> Inputs<T> {
         self.lengths.as_ref().map_or(self.dims().seq_kv, |lengths| lengths[b])
     }
 
-    /// Where query 0 stands among the keys, of every batch entry alike.
-    pub fn diagonal(&self) -> i128 {
-        assert_ne!(self.causal, Some(Causal::AtLength));
-        self.diagonal_of(0)
-    }
-
     /// Where query 0 of batch entry `b` stands among the keys.
-    fn diagonal_of(&self, b: usize) -> i128 {
+    pub fn diagonal(&self, b: usize) -> i128 {
         let d = self.dims();
         match self.causal {
             Some(Causal::TopLeft) => 0,
@@ -293,7 +287,7 @@ impl<T: Element> Inputs<T> {
 
     /// Whether query `i` of head `h` sees key `j`, but for the bias.
     pub fn sees(&self, [b, h, i, j]: [usize; 4]) -> bool {
-        let (position, key) = (i as i128 + self.diagonal_of(b), j as i128);
+        let (position, key) = (i as i128 + self.diagonal(b), j as i128);
         let exists = j < self.existing(b);
         let in_prefix = self.structure.prefix.as_ref().is_some_and(|prefix| j < prefix[b]);
         let before = self.causal.is_none() || key <= position || in_prefix;
