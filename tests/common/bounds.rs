@@ -277,9 +277,9 @@ fn facts<T: Element>(
         let others = inputs.terms.biases(h, p.q_heads, distance);
         let terms = q.iter().zip(k).map(|(q, k)| p.scale * q * k);
         let (sum, abs) = terms.fold((0.0, 0.0), |(sum, abs), x| (sum + x, abs + x.abs()));
-        // The relative error of the cap's tanh, 6e-7, is what the score has in nine roundings more.
+        // The relative error of the cap's tanh, 8e-7, is what the score has in 13 roundings more.
         let (sum, abs) = match inputs.terms.softcap.map(f64::from) {
-            Some(cap) => (cap * (sum / cap).tanh(), 2.2 * abs),
+            Some(cap) => (cap * (sum / cap).tanh(), 2.5 * abs),
             None => (sum, abs),
         };
         let (sum, abs) = (sum + bias + others[0] + others[1], abs + bias.abs());

@@ -110,8 +110,7 @@ impl<S: Simd, const HIDES: u8> Column<S, HIDES> {
 
 impl<T: Scoring> Sweep<'_, T> {
     /// From the dot products of `N` keys, from `key` on, with the rows of the vector at `lane`, to
-    /// scores as their terms leave them, and whether term and mask let them be. `Plain` scores are
-    /// the dot products.
+    /// scores as their terms leave them. `Plain` scores are the dot products.
     ///
     /// # Safety
     /// The sweep must have been checked; the lanes must lie in the tile, the keys in the block.
@@ -121,30 +120,20 @@ impl<T: Scoring> Sweep<'_, T> {
         s: S,
         (lane, key): (usize, usize),
         dots: [S::Vector; N],
-    ) -> ([S::Vector; N], [S::Mask; N]) {
-        let hidden = s.splat(f32::NEG_INFINITY);
-        let dense = match self.dense {
+    ) -> [S::Vector; N] {
+        if T::PLAIN || T::IN_MEMORY {
+            return dots;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.terms.scores(s, dots, self.dense_at(lane, key), self.at(s, lane, key)) }
+    }
+
+    /// The dense term of a key and of rows from `lane` on, or null.
+    #[inline(always)]
+    fn dense_at(&self, lane: usize, key: usize) -> *const f32 {
+        match self.dense {
             Some(dense) => dense.as_ptr().wrapping_add(key * BLOCK_Q + lane),
             None => std::ptr::null(),
-        };
-        // SAFETY: the caller's promise; `check` knows the length.
-        unsafe {
-            let mut scores = dots;
-            if !T::PLAIN && !T::IN_MEMORY {
-                scores = self.terms.scores(s, dots, dense, self.at(s, lane, key));
-            }
-            // A NaN is visible.
-            let mut visible = [s.ne(scores[0], hidden); N];
-            for k in 1..N {
-                visible[k] = s.ne(scores[k], hidden);
-            }
-            if !dense.is_null() {
-                for k in 0..N {
-                    let open = s.ne(s.load(dense.add(k * BLOCK_Q)), hidden);
-                    visible[k] = if T::PLAIN { open } else { s.and(visible[k], open) };
-                }
-            }
-            (scores, visible)
         }
     }
 
@@ -187,16 +176,27 @@ impl<T: Scoring> Sweep<'_, T> {
             }
             return s.exp2(powers);
         }
-        // SAFETY: the caller's promise.
-        let (scores, visible) = unsafe { self.scores(s, place, dots) };
-        for k in 0..N {
-            powers[k] = self.exponent(s, scores[k], shift);
+        // SAFETY: the caller's promise; `check` knows the length of the dense term.
+        unsafe {
+            let scores = self.scores(s, place, dots);
+            for k in 0..N {
+                powers[k] = self.exponent(s, scores[k], shift);
+            }
+            let mut prob = s.exp2(powers);
+            let dense = self.dense_at(place.0, place.1);
+            let (hidden, masked) = (s.splat(f32::NEG_INFINITY), s.splat(-0.0));
+            for k in 0..N {
+                // A NaN is visible.
+                if T::HIDES {
+                    prob[k] = s.select(s.ne(scores[k], hidden), prob[k], masked);
+                }
+                if !dense.is_null() {
+                    let open = s.ne(s.load(dense.add(k * BLOCK_Q)), hidden);
+                    prob[k] = s.select(open, prob[k], masked);
+                }
+            }
+            prob
         }
-        let mut prob = s.exp2(powers);
-        for k in 0..N {
-            prob[k] = s.select(visible[k], prob[k], s.splat(-0.0));
-        }
-        prob
     }
 
     /// Checks what the loops rely on.
@@ -225,11 +225,7 @@ impl<T: Scoring> Sweep<'_, T> {
                 // SAFETY: the caller's promise; the lane lies below BLOCK_Q.
                 unsafe {
                     let score = self.prob.as_mut_ptr().add(key * BLOCK_Q + lane);
-                    let dense = match self.dense {
-                        Some(dense) => dense.as_ptr().add(key * BLOCK_Q + lane),
-                        None => std::ptr::null(),
-                    };
-                    let at = self.at(s, lane, key);
+                    let (dense, at) = (self.dense_at(lane, key), self.at(s, lane, key));
                     let [new] = self.terms.scores(s, [s.load(score)], dense, at);
                     s.store(score, new);
                 }
@@ -376,23 +372,26 @@ impl<T: Scoring> Sweep<'_, T> {
         Column { s, lane, seen_start, seen_end }
     }
 
-    /// A key's score, or plain dot product, and where it is visible.
+    /// Where a key is visible but for its score.
     ///
     /// # Safety
     /// As [`Sweep::few`].
     #[inline(always)]
-    unsafe fn score<S: Simd, const HIDES: u8>(
+    unsafe fn sees<S: Simd, const HIDES: u8>(
         &self,
-        s: S,
         column: Column<S, HIDES>,
         key: usize,
-    ) -> (S::Vector, S::Mask) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let dot = s.load(self.prob.as_ptr().add(key * BLOCK_Q + column.lane));
-            let sees = column.sees(key);
-            let ([score], [visible]) = self.scores(s, (column.lane, key), [dot]);
-            if T::PLAIN && HIDES < MASK { (score, sees) } else { (score, s.and(sees, visible)) }
+    ) -> S::Mask {
+        let sees = column.sees(key);
+        match self.dense {
+            Some(dense) if HIDES == MASK => {
+                let s = column.s;
+                // SAFETY: the caller's promise; `check` knows the length.
+                let dense = unsafe { s.load(dense.as_ptr().add(key * BLOCK_Q + column.lane)) };
+                // A NaN is visible.
+                s.and(sees, s.ne(dense, s.splat(f32::NEG_INFINITY)))
+            }
+            _ => sees,
         }
     }
 
@@ -411,12 +410,21 @@ impl<T: Scoring> Sweep<'_, T> {
         let hidden = s.splat(f32::NEG_INFINITY);
         let factor = s.splat(self.units.factor);
         let mut max = hidden;
-        for key in keys {
+        // In pairs, as in `group`.
+        for key in keys.clone().step_by(2) {
             // SAFETY: the caller's promise.
-            let (score, visible) = unsafe { self.score(s, column, key) };
-            let x = if T::PLAIN { s.mul(score, factor) } else { score };
-            let x = if T::PLAIN && HIDES == OPEN { x } else { s.select(visible, x, hidden) };
-            max = s.max(x, max);
+            let (scores, sees) = unsafe {
+                let prob = self.prob.as_ptr().add(key * BLOCK_Q + column.lane);
+                let dots = [s.load(prob), s.load(prob.add(BLOCK_Q))];
+                let sees = [self.sees(column, key), self.sees(column, key + 1)];
+                (self.scores(s, (column.lane, key), dots), sees)
+            };
+            for k in 0..2.min(keys.end - key) {
+                // What a term hides is -inf already.
+                let x = if T::PLAIN { s.mul(scores[k], factor) } else { scores[k] };
+                let x = if HIDES == OPEN { x } else { s.select(sees[k], x, hidden) };
+                max = s.max(x, max);
+            }
         }
         max
     }
@@ -448,18 +456,24 @@ impl<T: Scoring> Sweep<'_, T> {
             let shift = s.sub(s.splat(0.0), row_ref);
             let shift = s.select(s.ne(row_ref, hidden), shift, s.splat(0.0));
             let mut block_sum = s.load(block_sum_ptr);
-            let mut pair = s.splat(-0.0);
-            for key in keys.clone() {
-                let (score, visible) = self.score(s, column, key);
-                let [p] = s.exp2([self.exponent(s, score, shift)]);
-                let p =
-                    if T::PLAIN && HIDES == OPEN { p } else { s.select(visible, p, s.splat(-0.0)) };
-                pair = s.add(pair, p);
-                if key % 2 == 1 || key + 1 == keys.end {
-                    block_sum = s.add(block_sum, pair);
-                    pair = s.splat(-0.0);
+            // In pairs; behind the last key of an odd number lies another, of no account.
+            for key in keys.clone().step_by(2) {
+                let prob = self.prob.as_mut_ptr().add(key * BLOCK_Q + lane);
+                let dots = [s.load(prob), s.load(prob.add(BLOCK_Q))];
+                let mut p = self.probabilities(s, (lane, key), dots, shift);
+                for k in 0..2 {
+                    if HIDES != OPEN {
+                        let visible = self.sees(column, key + k);
+                        p[k] = s.select(visible, p[k], s.splat(-0.0));
+                    }
                 }
-                s.store(self.prob.as_mut_ptr().add(key * BLOCK_Q + lane), p);
+                s.store(prob, p[0]);
+                if key + 1 < keys.end {
+                    block_sum = s.add(block_sum, s.add(p[0], p[1]));
+                    s.store(prob.add(BLOCK_Q), p[1]);
+                } else {
+                    block_sum = s.add(block_sum, p[0]);
+                }
             }
             s.store(block_sum_ptr, block_sum);
         }

@@ -20,6 +20,8 @@ use crate::term::{At, ROW_FACTS, Row, ScoreBlock, ScoreTerm};
 pub(crate) trait Scoring: Sync {
     /// Nothing: scores stay dot products, to be scaled and shifted in one multiply-add.
     const PLAIN: bool;
+    /// A score of -inf hides its key.
+    const HIDES: bool = false;
     /// Scores go by way of memory.
     const IN_MEMORY: bool = false;
     /// Numbers of each row.
@@ -121,6 +123,8 @@ impl<'a, U: ScoreTerm> Chosen<'a, U> {
 
 impl<U: ScoreTerm> Scoring for Chosen<'_, U> {
     const PLAIN: bool = false;
+    /// The library's own terms hide nothing but by the dense one.
+    const HIDES: bool = !U::NONE;
     const IN_MEMORY: bool = U::IN_MEMORY;
     /// The first is the slope.
     const NUMBERS: usize = 1 + U::NUMBERS;

@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::sealed::Sealed;
-use super::{Isa, Kernel, MAX_LANES, Simd, polynomial};
+use super::{Isa, Kernel, MAX_LANES, Simd, polynomial, split_by_magic};
 
 /// Proof that AVX2 and FMA are present.
 #[derive(Debug, Clone, Copy)]
@@ -141,12 +141,14 @@ unsafe impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn pow2(self, n: __m256) -> __m256 {
-        // SAFETY: the token proves that the instruction set is present.
-        unsafe {
-            let n = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
-        }
+    fn split(self, x: __m256) -> (__m256, __m256) {
+        split_by_magic(self, x, |n| {
+            // SAFETY: the token proves that the instruction set is present.
+            unsafe {
+                let n = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
+            }
+        })
     }
 
     #[inline(always)]

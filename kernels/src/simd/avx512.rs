@@ -139,19 +139,14 @@ unsafe impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn pow2(self, n: __m512) -> __m512 {
+    fn split(self, x: __m512) -> (__m512, __m512) {
+        // Round to nearest, no exceptions.
+        const NEAREST: i32 = 0b1000;
         // SAFETY: the token proves that the instruction set is present.
-        unsafe { _mm512_scalef_ps(_mm512_set1_ps(1.0), n) }
-    }
-
-    /// An approximation and one step of Newton's: a division would take longer.
-    #[inline(always)]
-    fn recip(self, x: __m512) -> __m512 {
-        // SAFETY: the token proves that the instruction set is present.
-        let r = unsafe { _mm512_rcp14_ps(x) };
-        // SAFETY: as above.
-        let error = unsafe { _mm512_fnmadd_ps(x, r, _mm512_set1_ps(1.0)) };
-        self.mul_add(r, error, r)
+        unsafe {
+            let f = _mm512_reduce_ps::<NEAREST>(x);
+            (_mm512_scalef_ps(_mm512_set1_ps(1.0), _mm512_sub_ps(x, f)), f)
+        }
     }
 
     #[inline(always)]

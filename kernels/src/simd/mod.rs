@@ -219,7 +219,7 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     /// vectors one after the other would fill the processor's queue with what cannot start yet.
     fn exp2<const N: usize>(self, x: [Self::Vector; N]) -> [Self::Vector; N];
 
-    /// The hyperbolic tangent of each lane: relative error below 6e-7 (absolute, of subnormal
+    /// The hyperbolic tangent of each lane: relative error below 8e-7 (absolute, of subnormal
     /// results, 2^-148), +-1 for +-inf, NaN for NaN. Of several vectors at once, as `exp2`.
     #[inline(always)]
     fn tanh<const N: usize>(self, x: [Self::Vector; N]) -> [Self::Vector; N] {
@@ -230,16 +230,10 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
         tanh::of_exponent(self, t)
     }
 
-    /// 2^n for whole numbers from -126 to 127.
+    /// For `x` up to 100: `2^n` and `x - n`, where `n` is `x` rounded, or some such number below -60
+    /// where x is. The difference is NaN for NaN.
     #[doc(hidden)]
-    fn pow2(self, n: Self::Vector) -> Self::Vector;
-
-    /// 1 / x for 2^-40 <= x <= 2^40, to within two units in the last place.
-    #[doc(hidden)]
-    #[inline(always)]
-    fn recip(self, x: Self::Vector) -> Self::Vector {
-        self.div(self.splat(1.0), x)
-    }
+    fn split(self, x: Self::Vector) -> (Self::Vector, Self::Vector);
 
     /// Transposes the square matrix of `LANES` rows in `rows`.
     #[doc(hidden)]
@@ -277,6 +271,20 @@ pub(crate) mod polynomial {
         }
         sum
     }
+}
+
+/// [`Simd::split`] by adding and taking away 1.5 * 2^23; `power` makes 2^n of n.
+#[inline(always)]
+pub(crate) fn split_by_magic<S: Simd>(
+    s: S,
+    x: S::Vector,
+    power: impl Fn(S::Vector) -> S::Vector,
+) -> (S::Vector, S::Vector) {
+    const MAGIC: f32 = 12_582_912.0;
+    // Keeps NaN, as the second operand.
+    let x = s.max(s.splat(-64.0), x);
+    let n = s.sub(s.add(x, s.splat(MAGIC)), s.splat(MAGIC));
+    (power(n), s.sub(x, n))
 }
 
 /// 2^x for instruction sets without a scaling instruction: round x to n by adding and taking away
@@ -443,7 +451,7 @@ mod tests {
                 }
                 let error = (f64::from(y) - expected).abs();
                 let tiny = expected.abs() < 2.0_f64.powi(-120);
-                let bound = if tiny { 2.0_f64.powi(-140) } else { 6e-7 * expected.abs() };
+                let bound = if tiny { 2.0_f64.powi(-140) } else { 8e-7 * expected.abs() };
                 assert!(error <= bound, "tanh {x:?} = {y:?} for {expected:?} on {isa}");
                 if !tiny {
                     worst = f64::max(worst, error / expected.abs());

@@ -4,7 +4,7 @@ use core::arch::aarch64::*;
 use std::arch::is_aarch64_feature_detected;
 
 use super::sealed::Sealed;
-use super::{Isa, Kernel, MAX_LANES, Simd, polynomial};
+use super::{Isa, Kernel, MAX_LANES, Simd, polynomial, split_by_magic};
 
 /// Proof that NEON is present.
 #[derive(Debug, Clone, Copy)]
@@ -142,12 +142,14 @@ unsafe impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn pow2(self, n: float32x4_t) -> float32x4_t {
-        // SAFETY: the token proves that the instruction set is present.
-        unsafe {
-            let n = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
-            vreinterpretq_f32_s32(vshlq_n_s32::<23>(n))
-        }
+    fn split(self, x: float32x4_t) -> (float32x4_t, float32x4_t) {
+        split_by_magic(self, x, |n| {
+            // SAFETY: the token proves that the instruction set is present.
+            unsafe {
+                let n = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
+                vreinterpretq_f32_s32(vshlq_n_s32::<23>(n))
+            }
+        })
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@
 use wide::{f32x4, i32x4};
 
 use super::sealed::Sealed;
-use super::{Isa, Kernel, MAX_LANES, Simd, exp2_by_magic};
+use super::{Isa, Kernel, MAX_LANES, Simd, exp2_by_magic, split_by_magic};
 
 /// Needs no proof; made here alone, as the others are.
 #[derive(Debug, Clone, Copy)]
@@ -171,8 +171,8 @@ unsafe impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn pow2(self, n: f32x4) -> f32x4 {
-        from_bits((n.round_int() + i32x4::splat(127)) << 23)
+    fn split(self, x: f32x4) -> (f32x4, f32x4) {
+        split_by_magic(self, x, |n| from_bits((n.round_int() + i32x4::splat(127)) << 23))
     }
 
     #[inline(always)]
