@@ -320,19 +320,18 @@ impl<T: Scoring> Sweep<'_, T> {
             unsafe {
                 let at = self.prob.as_mut_ptr().add(key * BLOCK_Q + column.lane);
                 let dot = s.load(at);
-                let (score, visible) = if stage == Stage::Final {
-                    let (score, visible) = self.score(s, column, key);
-                    (if T::PLAIN { s.mul(dot, scale) } else { score }, visible)
-                } else {
-                    let mut visible = column.sees(key);
-                    if let Some(dense) = self.dense {
-                        let dense = s.load(dense.as_ptr().add(key * BLOCK_Q + column.lane));
-                        visible = s.and(visible, s.ne(dense, hidden));
+                let mut visible = self.sees(column, key);
+                let score = match stage {
+                    Stage::Final if !T::PLAIN => {
+                        let [score] = self.scores(s, (column.lane, key), [dot]);
+                        visible = s.and(visible, s.ne(score, hidden));
+                        score
                     }
-                    let capped = stage == Stage::Capped && !T::PLAIN;
-                    let [score] =
-                        if capped { self.terms.capped(s, [dot]) } else { [s.mul(dot, scale)] };
-                    (score, visible)
+                    Stage::Capped if !T::PLAIN => {
+                        let [score] = self.terms.capped(s, [dot]);
+                        score
+                    }
+                    _ => s.mul(dot, scale),
                 };
                 s.store(at, s.select(visible, score, hidden));
             }
