@@ -349,9 +349,15 @@ impl<T: Plain> Chunk<'_, '_, T> {
     /// Hides what is masked.
     fn mask(&self, i: usize, scores: &mut [T]) {
         let hidden = T::from_f64(f64::NEG_INFINITY);
-        let mut seen = Visible::new(self, i);
-        for (j, x) in scores.iter_mut().enumerate() {
-            *x = if seen.sees(j) { *x } else { hidden };
+        let keys = self.problem.mask.range(&self.sequence, i);
+        scores[keys.end..].fill(hidden);
+        scores[..keys.start].fill(hidden);
+        // Where a bias hides a key it has made its score -inf.
+        if self.problem.mask.has_bits() {
+            let mut seen = Visible::new(self, i);
+            for j in keys {
+                scores[j] = if seen.sees(j) { scores[j] } else { hidden };
+            }
         }
     }
 

@@ -82,11 +82,11 @@ pub trait ScoreTerm: Sync {
 /// A query row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
-    /// The batch entry.
+    /// The batch entry, or the sequence of a ragged batch.
     pub batch: usize,
     /// The query head.
     pub head: usize,
-    /// The query, counted from the call's first.
+    /// The query, counted from the first of the call, or of the sequence.
     pub query: usize,
     /// Where the query stands among the keys: its own key has this index. `query` plus the offset
     /// of the causal mask, or plus `seq_kv - seq_q` without one.
