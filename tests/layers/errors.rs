@@ -185,7 +185,7 @@ fn outputs_that_do_not_fit() {
 #[test]
 fn options_that_do_not_fit() {
     let cases: &[Case] = &[
-        (|c| c.lengths = Some(vec![1]), &["key_lengths: ", "1 lengths", "2 batch entries"]),
+        (|c| c.lengths = Some(vec![1]), &["key_lengths: ", "1 lengths", "2 sequences"]),
         (|c| c.lengths = Some(vec![1, 51]), &["key_lengths: 51", "at most"]),
         (|c| c.mask = Some([2, 1, 5, 3]), &["mask: shape [2, 1, 5, 3]"]),
         (|c| c.mask = Some([2, 3, 5, 50]), &["mask: shape [2, 3, 5, 50]"]),
