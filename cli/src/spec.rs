@@ -36,7 +36,7 @@ pub(crate) struct SpecArgs {
     key_starts: Option<Vec<usize>>,
 
     /// Keys visible in spite of a causal mask, one number or one for each batch entry
-    #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
+    #[arg(id = "prefix_lm", long = "prefix-lm", value_name = "A,B,..", value_delimiter = ',')]
     prefix: Option<Vec<usize>>,
 
     /// Where packed documents begin, the same for queries and keys, and their end: 0,A,B,..,N
@@ -51,7 +51,7 @@ pub(crate) struct SpecArgs {
     /// See every key
     #[arg(long, conflicts_with_all = [
         "causal", "causal_top_left", "window_left", "window_right", "key_lengths", "key_starts",
-        "prefix", "documents", "mask_tensor",
+        "prefix_lm", "documents", "mask_tensor",
     ])]
     no_mask: bool,
 
