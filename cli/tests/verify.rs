@@ -32,7 +32,7 @@ fn flags_override_the_file() {
         ("--causal-top-left", 0, "causal-top-left"),
         ("--window-right 0", 0, "window-right 0"),
         ("--causal --key-lengths 256", 0, "causal + key-lengths [256]"),
-        ("--causal --key-starts 0 --prefix 0", 0, "causal + key-starts [0] + prefix [0]"),
+        ("--causal --key-starts 0 --prefix-lm 0", 0, "causal + key-starts [0] + prefix [0]"),
         ("--causal --key-starts 200", 1, "causal + key-starts [200]"),
         ("--causal --documents 0,256", 0, "causal + documents [0, 256]"),
         ("--causal --documents 0,9,256", 1, "causal + documents [0, 9, 256]"),
