@@ -17,7 +17,7 @@ use crate::mask::Sequence;
 use crate::microkernel::{BLOCK_KV, BLOCK_Q};
 use crate::problem::Problem;
 use crate::simd::MAX_LANES;
-use crate::workspace::Line;
+use crate::workspace::{Entry, Line, lines_with_table};
 
 /// Keys in a split: each split has reference maxima of its own and is merged into the earlier
 /// ones, so that splits can be computed apart. Counted from key 0; part of what a row's bits
@@ -67,10 +67,8 @@ pub(crate) struct Run {
     row: usize,
 }
 
-/// An entry of the table as it lies in the workspace: work, sequence, row.
-pub(crate) type Entry = [u64; 3];
-
 impl Run {
+    /// The run as it lies in the table.
     fn entry(self) -> Entry {
         [self.work, self.sequence as u64, self.row as u64]
     }
@@ -293,8 +291,7 @@ impl Plan {
 
     /// Lines of scratch and, behind it, of the table.
     pub(crate) fn lines_with_table(&self) -> usize {
-        let table = (self.entries() * size_of::<Entry>()).div_ceil(size_of::<Line>());
-        self.lines().saturating_add(table)
+        lines_with_table(self.lines(), self.entries())
     }
 }
 

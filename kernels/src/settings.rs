@@ -129,13 +129,23 @@ pub fn attention<T: Element>(
     settings: &Settings<'_>,
     workspace: &mut Workspace,
 ) -> Result<Isa> {
+    checked(problem, &outputs, settings, || T::run(problem, &outputs, settings, workspace))
+}
+
+/// Calls `run` if the outputs fit the problem and there are rows to compute.
+fn checked<T: Element>(
+    problem: &Problem<'_, T>,
+    outputs: &Outputs<'_, T>,
+    settings: &Settings<'_>,
+    run: impl FnOnce() -> Result<Isa>,
+) -> Result<Isa> {
     outputs.check(problem)?;
-    if !problem.dims().has_rows() {
-        let isa = settings.isa()?;
-        outputs.without_rows(problem.dims());
-        return Ok(isa);
+    if problem.dims().has_rows() {
+        return run();
     }
-    T::run(problem, &outputs, settings, workspace)
+    let isa = settings.isa()?;
+    outputs.without_rows(problem.dims());
+    Ok(isa)
 }
 
 /// [`attention`] in `f32` with a term of the caller's in its scores, compiled into the kernel.
@@ -178,18 +188,14 @@ pub fn attention_with<U: ScoreTerm>(
     settings: &Settings<'_>,
     workspace: &mut Workspace,
 ) -> Result<Isa> {
-    outputs.check(problem)?;
     problem.check_positions("term")?;
     if settings.algorithm == Algorithm::Unfused {
         let expected = "Auto: terms of the caller's are fused".into();
         return value_error("algorithm", settings.algorithm, expected);
     }
-    if !problem.dims().has_rows() {
-        let isa = settings.isa()?;
-        outputs.without_rows(problem.dims());
-        return Ok(isa);
-    }
-    fused_with(problem, term, &outputs, settings, workspace)
+    checked(problem, &outputs, settings, || {
+        fused_with(problem, term, &outputs, settings, workspace)
+    })
 }
 
 /// The bytes of workspace that [`attention_with`] uses for this problem and terms of this type, as

@@ -17,6 +17,14 @@ impl Line {
     }
 }
 
+/// An entry of a table of work.
+pub(crate) type Entry = [u64; 3];
+
+/// The lines that hold `lines` lines and, behind them, a table of `count` entries.
+pub(crate) fn lines_with_table(lines: usize, count: usize) -> usize {
+    lines.saturating_add(count.saturating_mul(size_of::<Entry>()).div_ceil(size_of::<Line>()))
+}
+
 /// Reusable scratch memory. It grows to what a call needs and keeps that; a call that finds
 /// enough allocates nothing.
 #[derive(Debug, Default, Clone)]
@@ -77,9 +85,8 @@ impl Workspace {
         &mut self,
         lines: usize,
         count: usize,
-    ) -> Result<(&mut [f32], &mut [[u64; 3]])> {
-        let table = count.saturating_mul(size_of::<[u64; 3]>()).div_ceil(size_of::<Line>());
-        let floats = self.scratch::<f32>(lines.saturating_add(table))?;
+    ) -> Result<(&mut [f32], &mut [Entry])> {
+        let floats = self.scratch::<f32>(lines_with_table(lines, count))?;
         let (floats, table) = floats.split_at_mut(lines * Line::FLOATS);
         // SAFETY: `table` lines follow, on a line's boundary, enough for `count` entries; any bits
         // are numbers, and the lines are borrowed as long as the entries.

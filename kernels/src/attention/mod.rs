@@ -12,11 +12,11 @@ use crate::error::Result;
 use crate::executor::{Crew, for_each_tile};
 use crate::microkernel::terms::{Chosen, Plain, Scoring};
 use crate::outputs::Outputs;
-use crate::plan::{Entry, MAX_TILES, Plan};
+use crate::plan::{MAX_TILES, Plan};
 use crate::problem::Problem;
 use crate::simd::{Isa, Kernel, Simd, dispatch};
 use crate::term::{NoTerm, ScoreTerm};
-use crate::workspace::{Line, Workspace};
+use crate::workspace::{Entry, Line, Workspace};
 use pass::{Item, Job};
 use tile::TileRows;
 

@@ -3,6 +3,8 @@
 use super::tile::TileRows;
 use crate::element::Element;
 use crate::error::Result;
+use crate::microkernel::outer::height;
+use crate::microkernel::values::most_rows;
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, GROUP, Seen};
 use crate::plan::Plan;
 use crate::problem::Problem;
@@ -126,14 +128,9 @@ impl Block<'_> {
     /// The keys from the first to the last that some row of a micro-tile sees, by its rows: those of
     /// the tiles two vectors wide that `Values` takes.
     fn values(&self, isa: Isa, rows: usize) -> u64 {
-        let most = if isa == Isa::Portable { 2 } else { 6 };
         let (mut row, mut sum) = (0, 0);
         while row < rows {
-            let high = match rows - row {
-                left if left >= most => most,
-                left if left >= 4 && most > 4 => 4,
-                _ => 1,
-            };
+            let high = height(most_rows(isa), rows - row);
             let (start, end) = self.span(row, high);
             sum += (end - start) * high;
             row += high;

@@ -349,8 +349,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         // The lanes beyond the rows are the last row with a query of zeros.
         for r in 0..tile.of.lanes {
             let row = (tile.of.rows.start + r).min(tile.of.rows.end - 1);
-            let (head, position) = self.position(row);
-            let (_, i) = self.job.plan.query_row(self.kv_head, row);
+            let (head, i) = self.job.plan.query_row(self.kv_head, row);
             let seen = self.job.problem.mask.range(&self.sequence, i);
             let start = seen.start.max(split * SPLIT_KV);
             let end = seen.end.min((split + 1) * SPLIT_KV);
@@ -360,14 +359,14 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             }
             let key = end - 1;
             let [dot, magnitude] = if r < tile.len() {
-                let (_, i) = self.row(row);
-                let rows = [query.rows(self.batch, head).slice(i), self.keys.slice(key)];
-                self.simd.vectorize(Dot(rows))
+                let query = query.rows(self.batch, head).slice(self.sequence.query + i);
+                self.simd.vectorize(Dot([query, self.keys.slice(key)]))
             } else {
                 [0.0; 2]
             };
             // A sum in another order than the kernel's must be near it.
             if magnitude * scale.abs() < MOST_MAGNITUDE {
+                let position = self.job.problem.position(&self.sequence, i);
                 let bias = terms.bias((head, heads), key as i128 - position);
                 let score = (terms.capped(scale * dot) + bias) as f32;
                 tile.of.split.row_ref.0[r] = score + care.headroom() / self.job.units.to_log2;

@@ -48,6 +48,19 @@ pub(crate) enum Order {
     Across,
 }
 
+/// The rows of the next tile where `rows` are left, the tile being two vectors wide and `most` rows
+/// high.
+#[inline(always)]
+pub(crate) fn height(most: usize, rows: usize) -> usize {
+    if rows >= most {
+        most
+    } else if most > 4 && rows >= 4 {
+        4
+    } else {
+        1
+    }
+}
+
 /// Covers `rows x width` with tiles of `ROWS` rows, `TWICE` being twice as many. Without `WIDE`, no
 /// tile is higher than four rows.
 #[inline(always)]
@@ -66,15 +79,15 @@ pub(crate) fn cover<S: Simd, T: Tiled, const ROWS: usize, const TWICE: usize, co
         } else if T::NARROW && WIDE && wide <= S::LANES && high >= TWICE {
             tiled.tile::<S, TWICE, 1, true>(s, row, column);
             TWICE
-        } else if WIDE && high >= ROWS {
-            across::<S, T, ROWS>(s, tiled, row, (column, wide));
-            ROWS
-        } else if ROWS > 4 && high >= 4 {
-            across::<S, T, 4>(s, tiled, row, (column, wide));
-            4
         } else {
-            across::<S, T, 1>(s, tiled, row, (column, wide));
-            1
+            let most = if WIDE { ROWS } else { 4 };
+            let height = height(most, high);
+            match height {
+                1 => across::<S, T, 1>(s, tiled, row, (column, wide)),
+                4 => across::<S, T, 4>(s, tiled, row, (column, wide)),
+                _ => across::<S, T, ROWS>(s, tiled, row, (column, wide)),
+            }
+            height
         };
         (row, column) = match order {
             Order::Down if row + done < rows => (row + done, column),

@@ -382,16 +382,14 @@ impl<T: Scoring> Sweep<'_, T> {
         key: usize,
     ) -> S::Mask {
         let sees = column.sees(key);
-        match self.dense {
-            Some(dense) if HIDES == MASK => {
-                let s = column.s;
-                // SAFETY: the caller's promise; `check` knows the length.
-                let dense = unsafe { s.load(dense.as_ptr().add(key * BLOCK_Q + column.lane)) };
-                // A NaN is visible.
-                s.and(sees, s.ne(dense, s.splat(f32::NEG_INFINITY)))
-            }
-            _ => sees,
+        if HIDES != MASK || self.dense.is_none() {
+            return sees;
         }
+        let s = column.s;
+        // SAFETY: the caller's promise; `check` knows the length.
+        let dense = unsafe { s.load(self.dense_at(column.lane, key)) };
+        // A NaN is visible.
+        s.and(sees, s.ne(dense, s.splat(f32::NEG_INFINITY)))
     }
 
     /// The largest visible score, -inf of none; a NaN is passed over, since the probability will

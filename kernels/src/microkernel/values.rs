@@ -66,6 +66,12 @@ impl OutRows {
     }
 }
 
+/// The rows of the highest tile of two vectors.
+#[inline(always)]
+pub(crate) fn most_rows(isa: Isa) -> usize {
+    if isa == Isa::Portable { 2 } else { 6 }
+}
+
 impl<const CAREFUL: bool> Kernel for Values<'_, CAREFUL> {
     /// Whether everything that was finished is finite.
     type Output = bool;
@@ -106,10 +112,8 @@ impl<const CAREFUL: bool> Values<'_, CAREFUL> {
     fn cover<S: Simd>(&mut self, s: S) {
         let extents = (self.rows, self.values.rows.width());
         // Selecting takes registers: only small tiles.
-        match (S::ISA, CAREFUL) {
-            (Isa::Portable, false) => {
-                outer::cover::<S, Self, 2, 4, true>(s, self, extents, Order::Down)
-            }
+        match (most_rows(S::ISA), CAREFUL) {
+            (2, false) => outer::cover::<S, Self, 2, 4, true>(s, self, extents, Order::Down),
             (_, false) => outer::cover::<S, Self, 6, 12, true>(s, self, extents, Order::Down),
             (_, true) => outer::cover::<S, Self, 6, 12, false>(s, self, extents, Order::Down),
         }

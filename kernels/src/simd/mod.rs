@@ -342,27 +342,46 @@ mod tests {
         unsafe { s.load(lanes.as_ptr()) }
     }
 
-    struct Exp2<'a>(&'a mut [f32]);
+    #[derive(Clone, Copy)]
+    enum Function {
+        Exp2,
+        Tanh,
+    }
 
-    impl Kernel for Exp2<'_> {
+    /// The function of every float.
+    struct Apply<'a>(Function, &'a mut [f32]);
+
+    impl Kernel for Apply<'_> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
-            for part in self.0.chunks_mut(S::LANES) {
+            for part in self.1.chunks_mut(S::LANES) {
                 // SAFETY: the part has this many floats.
                 unsafe {
                     let x = s.load_first(part.as_ptr(), part.len());
-                    let [power] = s.exp2([x]);
-                    s.store_first(part.as_mut_ptr(), part.len(), power);
+                    let [y] = match self.0 {
+                        Function::Exp2 => s.exp2([x]),
+                        Function::Tanh => s.tanh([x]),
+                    };
+                    s.store_first(part.as_mut_ptr(), part.len(), y);
                 }
             }
         }
     }
 
-    fn exp2(isa: Isa, x: f32) -> f32 {
-        let mut x = [x];
-        on(isa, Exp2(&mut x));
-        x[0]
+    fn apply(function: Function, isa: Isa, x: &[f32]) -> Vec<f32> {
+        let mut y = x.to_vec();
+        on(isa, Apply(function, &mut y));
+        y
+    }
+
+    /// Calls `test` with all floats, part by part.
+    fn with_every_float(test: impl Fn(&[f32]) + Sync) {
+        const PART: u32 = 1 << 16;
+        (0..=u32::MAX / PART).into_par_iter().for_each(|part| {
+            let x: Vec<f32> = (0..PART).map(|n| f32::from_bits(part * PART + n)).collect();
+            test(&x);
+        });
     }
 
     /// The relative error that [`Simd::exp2`] promises.
@@ -385,8 +404,7 @@ mod tests {
     fn assert_exp2(x: &[f32]) {
         let powers: Vec<f64> = x.iter().map(|&x| f64::from(x).exp2()).collect();
         for isa in Isa::available() {
-            let mut y = x.to_vec();
-            on(isa, Exp2(&mut y));
+            let y = apply(Function::Exp2, isa, x);
             for ((&x, &power), &y) in x.iter().zip(&powers).zip(&y) {
                 assert!(keeps_the_promise(x, power, y), "2^{x:?} = {y:?} on {isa}");
             }
@@ -406,35 +424,14 @@ mod tests {
         let x: Vec<f32> = coarse.chain(fine).chain(all).chain(ends).chain(last).collect();
         assert_exp2(&x);
         for isa in Isa::available() {
-            assert_eq!([0.0, -0.0].map(|zero| exp2(isa, zero)), [1.0; 2], "{isa}");
+            assert_eq!(apply(Function::Exp2, isa, &[0.0, -0.0]), [1.0; 2], "{isa}");
         }
     }
 
     #[test]
     #[ignore = "about a minute: cargo test --release -p headwise-kernels --lib -- --ignored"]
     fn exp2_keeps_its_promise_for_every_float() {
-        const PART: u32 = 1 << 16;
-        (0..=u32::MAX / PART).into_par_iter().for_each(|part| {
-            let x: Vec<f32> = (0..PART).map(|n| f32::from_bits(part * PART + n)).collect();
-            assert_exp2(&x);
-        });
-    }
-
-    struct Tanh<'a>(&'a mut [f32]);
-
-    impl Kernel for Tanh<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run<S: Simd>(self, s: S) {
-            for part in self.0.chunks_mut(S::LANES) {
-                // SAFETY: the part has this many floats.
-                unsafe {
-                    let x = s.load_first(part.as_ptr(), part.len());
-                    let [y] = s.tanh([x]);
-                    s.store_first(part.as_mut_ptr(), part.len(), y);
-                }
-            }
-        }
+        with_every_float(assert_exp2);
     }
 
     /// Says the largest relative error, of normal results.
@@ -442,8 +439,7 @@ mod tests {
         let expected: Vec<f64> = x.iter().map(|&x| f64::from(x).tanh()).collect();
         let mut worst = 0.0;
         for isa in Isa::available() {
-            let mut y = x.to_vec();
-            on(isa, Tanh(&mut y));
+            let y = apply(Function::Tanh, isa, x);
             for ((&x, &expected), &y) in x.iter().zip(&expected).zip(&y) {
                 if x.is_nan() {
                     assert!(y.is_nan(), "tanh of {x:?} on {isa}");
@@ -473,10 +469,8 @@ mod tests {
     #[test]
     #[ignore = "about a minute: cargo test --release -p headwise-kernels --lib -- --ignored"]
     fn tanh_keeps_its_promise_for_every_float() {
-        const PART: u32 = 1 << 16;
-        (0..=u32::MAX / PART).into_par_iter().for_each(|part| {
-            let x: Vec<f32> = (0..PART).map(|n| f32::from_bits(part * PART + n)).collect();
-            assert_tanh(&x);
+        with_every_float(|x| {
+            assert_tanh(x);
         });
     }
 
