@@ -37,7 +37,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::executor::{Crew, MAX_THREADS, for_each_tile};
 use crate::microkernel::fetch::fetch_row;
-use crate::microkernel::outer::{self, Operands, Order, Spaced, Tiled};
+use crate::microkernel::outer::{self, Operands, Order, Spaced, Straight, Tiled};
 use crate::problem::{check_unit_inner_stride, shape_error, value_error};
 use crate::simd::{Isa, Kernel, Simd, dispatch, l1_ways, prefetch};
 use crate::view::{Rows, View, ViewMut};
@@ -524,19 +524,13 @@ impl Tiled for Stripe<'_, '_> {
         // vectors, two of which divide a panel. Outputs and bias are touched up to `columns` only,
         // which end with the outputs at the latest.
         unsafe {
-            let operands = Operands {
-                a: x,
-                b,
-                first: 0,
-                column: output % PANEL,
-                depth: b.len(),
-                ahead: self.weights.panel(output / PANEL, &self.ahead).row(0),
-            };
+            let operands = Operands { a: x, b, first: 0, column: output % PANEL, depth: b.len() };
             // Low tiles are over before anything could arrive.
             let sum = if ROWS > 4 && !self.ahead.is_empty() {
-                outer::sum::<S, ROWS, VECS, 1, false, false, true>(s, operands)
+                let ahead = self.weights.panel(output / PANEL, &self.ahead).row(0);
+                outer::sum::<S, ROWS, VECS, 1, false, false>(s, operands, Straight(ahead))
             } else {
-                outer::sum::<S, ROWS, VECS, 1, false, false, false>(s, operands)
+                outer::sum::<S, ROWS, VECS, 1, false, false>(s, operands, ())
             };
             for v in 0..VECS {
                 let column = column + v * S::LANES;

@@ -1,21 +1,34 @@
 //! What to fetch ahead. There are two things that hardware finds only by missing: the next block of
 //! a long sequence's keys and values, which lie in the outer cache or in memory, and the rows with
 //! which the thread's next item begins, in a new place.
+//!
+//! An item of many rows computes for so long that the next block, asked for a few rows at a time, is
+//! there when it is wanted. One of few rows, as in decoding, waits for nothing but memory: it asks for
+//! the next two blocks, of the next item too.
 
 use std::ops::Range;
 
-use crate::microkernel::fetch::{Fetch, Queue, Stream};
-use crate::microkernel::{BLOCK_KV, GROUP};
+use crate::microkernel::fetch::{Blocks, Fetch, Queue, Stream, Twins};
+use crate::microkernel::{BLOCK_KV, BLOCK_Q};
 use crate::plan::{self, Plan};
 use crate::problem::Problem;
 use crate::view::Rows;
 
+/// The keys and values of one head.
+type Head<'p> = [Rows<'p, f32>; 2];
+
 /// The rows to fetch while one item is computed.
 pub(crate) struct Ahead<'p> {
-    /// The keys and values of the item's head.
-    head: [Rows<'p, f32>; 2],
+    head: Head<'p>,
+    /// Those of the next item, and the keys that its first rows see.
+    after: Option<(Head<'p>, Range<usize>)>,
+    /// The most rows of a tile.
+    rows: usize,
     pub(crate) fetch: Fetch,
 }
+
+/// The most rows for which memory sets the pace.
+const FEW: usize = 16;
 
 impl<'p> Ahead<'p> {
     /// For `item`, of which `head` are the keys and values, and after which `next` will probably
@@ -23,52 +36,82 @@ impl<'p> Ahead<'p> {
     pub(crate) fn new(
         (problem, plan): (&Problem<'p, f32>, &Plan),
         item: &plan::Item,
-        head: [Rows<'p, f32>; 2],
+        head: Head<'p>,
         next: Option<plan::Item>,
     ) -> Self {
-        let current = (item.sequence, item.kv_head);
-        let item = match next {
-            Some(next) => Queue::new(begin(problem, plan, &next, current)),
-            None => Queue::EMPTY,
+        let rows = item.rows.len().min(BLOCK_Q);
+        let mut this = Self { head, after: None, rows, fetch: Fetch::NONE };
+        let Some(next) = next else { return this };
+        let sequence = problem.mask.sequence(next.sequence);
+        let (query_head, query) = plan.query_row(next.kv_head, next.rows.start);
+        let keys = problem.mask.range(&sequence, query);
+        let head = [problem.keys(&sequence, next.kv_head), problem.values(&sequence, next.kv_head)];
+        let first = query_head - query_head % problem.dims().group_size();
+        let queries = problem.query.rows(sequence.batch, first);
+        let queries = queries.part(sequence.query, sequence.seq_q);
+        let group = (problem.dims().group_size(), problem.query.strides()[1]);
+        let queries = Stream::interleaved(queries, group, next.rows.clone());
+        let is_new = (next.sequence, next.kv_head) != (item.sequence, item.kv_head);
+        let begin = match is_new && !this.is_few() {
+            true => {
+                head.map(|rows| Stream::new(rows, keys.start..keys.end.min(keys.start + BLOCK_KV)))
+            }
+            false => [Stream::EMPTY; 2],
         };
-        Self { head, fetch: Fetch { block: Queue::EMPTY, item } }
+        this.fetch.item = Queue::new([queries, begin[0], begin[1]]);
+        this.after = Some((head, keys));
+        this
+    }
+
+    /// Whether memory sets the pace.
+    pub(crate) fn is_few(&self) -> bool {
+        self.rows <= FEW
     }
 
     /// The item sees about `keys` keys with `tiles` tiles.
     pub(crate) fn begin(&mut self, keys: usize, tiles: usize) {
-        self.fetch.item.pace(keys.div_ceil(GROUP).saturating_mul(tiles));
+        if self.is_few() {
+            // A few queries, all at once.
+            self.fetch.item.pace(1);
+            return self.fetch.step(1);
+        }
+        self.fetch.item.pace(self.work(keys.next_multiple_of(BLOCK_KV), tiles));
     }
 
-    /// The item's `tiles` tiles are at a block after which `keys` will come.
+    /// The item's `tiles` tiles are at a block; behind it they will come to `keys`.
     pub(crate) fn block(&mut self, keys: Range<usize>, tiles: usize) {
-        self.fetch.block = Queue::new(self.head.map(|rows| Stream::new(rows, keys.clone())));
-        self.fetch.block.pace(tiles * (BLOCK_KV / GROUP));
+        let near = self.upcoming(keys.start, keys.end);
+        let far = self.upcoming(keys.start + BLOCK_KV, keys.end).filter(|_| self.is_few());
+        let Some((head, keys)) = near else { return };
+        let mut twins = head.map(|rows| Twins::new(rows, keys.clone()));
+        if let Some((head, keys)) = far {
+            twins = [0, 1].map(|i| twins[i].with_far(head[i], keys.start));
+        }
+        self.fetch.blocks = Blocks::new(twins, self.work(BLOCK_KV, tiles));
     }
-}
 
-/// The rows with which `item` begins: its queries, and its first block's keys and values unless
-/// the `current` head has them.
-fn begin(
-    problem: &Problem<'_, f32>,
-    plan: &Plan,
-    item: &plan::Item,
-    current: (usize, usize),
-) -> [Stream; 3] {
-    let (head, _) = plan.query_row(item.kv_head, 0);
-    let sequence = problem.mask.sequence(item.sequence);
-    let group = (problem.dims().group_size(), problem.query.strides()[1]);
-    let queries = problem.query.rows(sequence.batch, head).part(sequence.query, sequence.seq_q);
-    let queries = Stream::interleaved(queries, group, item.rows.clone());
-    if (item.sequence, item.kv_head) == current {
-        return [queries, Stream::EMPTY, Stream::EMPTY];
+    /// The block at `start` of keys that end at `end`; behind the end, of the next item's keys where
+    /// memory sets the pace.
+    fn upcoming(&self, start: usize, end: usize) -> Option<(Head<'p>, Range<usize>)> {
+        let block = |head, start, end: usize| {
+            (start < end).then(|| (head, start..end.min(start + BLOCK_KV)))
+        };
+        if start < end {
+            return block(self.head, start, end);
+        }
+        let (head, keys) = self.after.as_ref().filter(|_| self.is_few())?;
+        let start = (keys.start / BLOCK_KV + (start - end) / BLOCK_KV) * BLOCK_KV;
+        block(*head, start, keys.end)
     }
-    let (_, query) = plan.query_row(item.kv_head, item.rows.start);
-    let keys = problem.mask.range(&sequence, query);
-    let keys = keys.start..keys.end.min(keys.start + BLOCK_KV);
-    let stream = |rows| Stream::new(rows, keys.clone());
-    [
-        queries,
-        stream(problem.keys(&sequence, item.kv_head)),
-        stream(problem.values(&sequence, item.kv_head)),
-    ]
+
+    /// What a block of `keys` keys is to [`Fetch::step`].
+    fn work(&self, keys: usize, tiles: usize) -> usize {
+        let [key, value] = self.head.map(|rows| rows.width());
+        let scores = match self.is_few() {
+            true => (self.rows + 2).saturating_mul(key),
+            false => self.rows.saturating_mul(key),
+        };
+        let values = if self.is_few() { self.rows.saturating_mul(value) } else { 0 };
+        scores.saturating_add(values).saturating_mul(keys).saturating_mul(tiles)
+    }
 }

@@ -3,6 +3,7 @@
 use super::tile::TileRows;
 use crate::element::Element;
 use crate::error::Result;
+use crate::microkernel::few;
 use crate::microkernel::outer::height;
 use crate::microkernel::values::most_rows;
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, GROUP, Seen};
@@ -21,7 +22,7 @@ pub struct Pairs {
     /// Those visible by structural and boolean masks.
     pub visible: u64,
     /// Those in the micro-tiles of the scores that the fused kernel computes: whole vectors of
-    /// queries by groups of keys.
+    /// queries by groups of keys, or a few queries by whole vectors of keys.
     pub scores: u64,
     /// Those in the micro-tiles of the values.
     pub values: u64,
@@ -92,7 +93,7 @@ impl<T: Element> Kernel for Count<'_, '_, T> {
                             seen: visit.seen.as_ref(),
                             keys: (visit.keys.start, visit.keys.end),
                         };
-                        pairs.scores += of_block.scores::<S>(lanes);
+                        pairs.scores += of_block.scores::<S>(tile.rows.len(), dims.head_dim);
                         pairs.values += of_block.values(S::ISA, tile.rows.len());
                     }
                 }
@@ -115,14 +116,22 @@ impl Block<'_> {
         self.seen.map_or(self.keys, |seen| seen.span(lane, lanes).within(start, end))
     }
 
-    /// Whole groups of keys, down to the block's last key, by each vector that sees one of them.
-    fn scores<S: Simd>(&self, lanes: usize) -> u64 {
+    /// Whole groups of keys, down to the block's last key, by each vector of `rows` that sees one of
+    /// them. A vector of few rows goes through all whole runs of the block's keys.
+    fn scores<S: Simd>(&self, rows: usize, head_dim: usize) -> u64 {
         let of_vector = |lane| {
-            let (start, end) = self.span(lane, S::LANES);
+            let (mut start, end) = self.span(lane, S::LANES);
+            let mut pairs = 0;
+            if few::fits(S::ISA, rows - lane, head_dim) {
+                let behind = self.keys.1 - (self.keys.1 - self.keys.0) % few::run::<S>();
+                pairs = (behind - self.keys.0) * few::tile_rows(rows - lane);
+                start = start.max(behind);
+            }
             let (first, behind) = (start / GROUP * GROUP, end.next_multiple_of(GROUP));
-            ((behind.min(self.keys.1) - first) * S::LANES) as u64
+            let groups = behind.min(self.keys.1).saturating_sub(first);
+            (pairs + groups * S::LANES) as u64
         };
-        (0..lanes).step_by(S::LANES).map(of_vector).sum()
+        (0..rows).step_by(S::LANES).map(of_vector).sum()
     }
 
     /// The keys from the first to the last that some row of a micro-tile sees, by its rows: those of

@@ -273,7 +273,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             }
             while block < split_end.min(end) {
                 let next = self.next_block(tiles, block + BLOCK_KV, end).min(end);
-                self.ahead.block(next..(next + BLOCK_KV).min(end), tiles.len());
+                self.ahead.block(next..end, tiles.len());
                 for tile in tiles.iter_mut() {
                     self.block(tile, block, care);
                 }
@@ -511,6 +511,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             fresh: std::mem::replace(&mut tile.fresh, false),
             acc_width: self.job.plan.layout.acc_width,
             finish,
+            fetch: if self.ahead.is_few() { Some(&mut self.ahead.fetch) } else { None },
         })
     }
 

@@ -7,11 +7,12 @@ use std::ops::Range;
 use crate::simd::prefetch;
 use crate::view::Rows;
 
+/// Floats in a cache line.
+const LINE: usize = 16;
+
 /// Asks for the `width` floats at `row`.
 #[inline(always)]
 pub(crate) fn fetch_row(row: *const f32, width: usize) {
-    /// Floats in a cache line.
-    const LINE: usize = 16;
     for column in (0..width).step_by(LINE) {
         prefetch(row.wrapping_add(column));
     }
@@ -61,7 +62,6 @@ impl Stream {
     }
 
     /// Asks for the next rows, at most `count`; says how many there were.
-    #[inline(always)]
     fn fetch(&mut self, count: usize) -> usize {
         let count = count.min(self.left);
         for _ in 0..count {
@@ -76,37 +76,126 @@ impl Stream {
     }
 }
 
-/// Streams one after the other, in a number of steps.
+/// How many rows are due: so many spread evenly over so much work.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// Parts of a row, and how many each unit of work adds.
+    owed: u64,
+    rate: u64,
+}
+
+impl Pace {
+    const PARTS: u64 = 1 << 32;
+    const NONE: Self = Self { owed: 0, rate: 0 };
+
+    fn new(rows: usize, work: usize) -> Self {
+        let rate = (rows as u64).saturating_mul(Self::PARTS).div_ceil(work.max(1) as u64);
+        Self { owed: 0, rate }
+    }
+
+    /// The rows that are due with so much work more.
+    #[inline(always)]
+    fn due(&mut self, work: usize) -> usize {
+        self.owed = self.owed.wrapping_add(self.rate.wrapping_mul(work as u64));
+        let due = self.owed / Self::PARTS;
+        self.owed %= Self::PARTS;
+        due as usize
+    }
+}
+
+/// Streams one after the other, spread over some work.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Queue<const N: usize> {
     streams: [Stream; N],
-    /// Parts of a row, and how many a step adds.
-    owed: usize,
-    rate: usize,
+    pace: Pace,
 }
 
 impl<const N: usize> Queue<N> {
-    const PARTS: usize = 256;
-    pub(crate) const EMPTY: Self = Self { streams: [Stream::EMPTY; N], owed: 0, rate: 0 };
+    pub(crate) const EMPTY: Self = Self { streams: [Stream::EMPTY; N], pace: Pace::NONE };
 
     pub(crate) fn new(streams: [Stream; N]) -> Self {
         Self { streams, ..Self::EMPTY }
     }
 
-    /// Spreads what is left over so many steps.
-    pub(crate) fn pace(&mut self, steps: usize) {
-        let rows = self.streams.iter().map(|stream| stream.left).sum::<usize>();
-        self.rate = rows.saturating_mul(Self::PARTS).div_ceil(steps.max(1));
+    /// Spreads what is left over so much work.
+    pub(crate) fn pace(&mut self, work: usize) {
+        self.pace = Pace::new(self.streams.iter().map(|stream| stream.left).sum(), work);
     }
 
-    /// Asks for the rows of one step.
-    #[inline(always)]
-    fn step(&mut self) {
-        self.owed += self.rate;
-        let mut count = self.owed / Self::PARTS;
-        self.owed %= Self::PARTS;
+    /// Asks for the rows that are due with so much work.
+    fn step(&mut self, work: usize) {
+        let mut due = self.pace.due(work);
         for stream in &mut self.streams {
-            count -= stream.fetch(count);
+            due -= stream.fetch(due);
+        }
+    }
+}
+
+/// Rows of a block, and those in the same places of a block behind it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Twins {
+    near: *const f32,
+    far: *const f32,
+    stride: isize,
+    width: usize,
+    left: usize,
+}
+
+impl Twins {
+    const EMPTY: Self =
+        Self { near: std::ptr::null(), far: std::ptr::null(), stride: 0, width: 0, left: 0 };
+
+    /// The rows of `range`; without others, the others are the same.
+    pub(crate) fn new(rows: Rows<'_, f32>, range: Range<usize>) -> Self {
+        let near = rows.row(range.start);
+        let (stride, width) = (rows.stride(), rows.width());
+        Self { near, far: near, stride, width, left: range.len() }
+    }
+
+    /// With those from row `first` on of a head with the same stride.
+    pub(crate) fn with_far(self, rows: Rows<'_, f32>, first: usize) -> Self {
+        Self { far: rows.row(first), ..self }
+    }
+}
+
+/// The keys and values of the next block and, where memory sets the pace, those of the block behind
+/// it: the processor drops requests that come while too many are under way, so that each row is asked
+/// for twice.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Blocks {
+    /// The keys, then the values.
+    now: Twins,
+    then: Twins,
+    pace: Pace,
+}
+
+impl Blocks {
+    const EMPTY: Self = Self { now: Twins::EMPTY, then: Twins::EMPTY, pace: Pace::NONE };
+
+    /// Spread over so much work.
+    pub(crate) fn new([now, then]: [Twins; 2], work: usize) -> Self {
+        Self { now, then, pace: Pace::new(now.left + then.left, work) }
+    }
+
+    #[inline(always)]
+    fn step(&mut self, work: usize) {
+        let mut due = self.pace.due(work);
+        while due > 0 {
+            let Twins { near, far, stride, width, left } = &mut self.now;
+            let count = due.min(*left);
+            for _ in 0..count {
+                fetch_row(*near, *width);
+                if *far != *near {
+                    fetch_row(*far, *width);
+                }
+                (*near, *far) = (near.wrapping_offset(*stride), far.wrapping_offset(*stride));
+            }
+            *left -= count;
+            due -= count;
+            if *left == 0 {
+                (self.now, self.then) = (self.then, Twins::EMPTY);
+                due = due.min(self.now.left);
+            }
         }
     }
 }
@@ -114,17 +203,26 @@ impl<const N: usize> Queue<N> {
 /// What a thread fetches while it computes a tile.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fetch {
-    /// The keys and values of the next block.
-    pub(crate) block: Queue<2>,
+    pub(crate) blocks: Blocks,
     /// The queries, keys and values with which the next item begins.
     pub(crate) item: Queue<3>,
 }
 
 impl Fetch {
-    /// Asks for some more rows.
-    pub(crate) fn step(&mut self) {
-        self.block.step();
-        self.item.step();
+    pub(crate) const NONE: Self = Self { blocks: Blocks::EMPTY, item: Queue::EMPTY };
+
+    /// Asks for the rows that are due with so much work: multiply-adds of a block's scores and, where
+    /// memory sets the pace, of its values.
+    #[inline(never)]
+    pub(crate) fn step(&mut self, work: usize) {
+        self.item.step(work);
+        self.blocks.step(work);
+    }
+
+    /// Of the next blocks' rows only, and without a call.
+    #[inline(always)]
+    pub(crate) fn step_blocks(&mut self, work: usize) {
+        self.blocks.step(work);
     }
 }
 
@@ -157,14 +255,15 @@ mod tests {
     #[test]
     fn a_queue_covers_its_rows_in_time() {
         let data = [0.0; 1000];
+        const WORK: usize = 12_345;
         for (rows, steps) in [(0, 5), (1, 7), (5, 0), (100, 7), (100, 100), (3, 100), (1000, 64)] {
             let stream = Stream::new(Rows::dense(&data, 1), 0..rows);
             let mut queue = Queue::new([Stream::EMPTY, stream]);
-            queue.pace(steps);
+            queue.pace(steps.max(1) * WORK);
             let mut most = 0;
             for _ in 0..steps.max(1) {
                 let before = queue.streams[1].left;
-                queue.step();
+                queue.step(WORK);
                 most = most.max(before - queue.streams[1].left);
             }
             assert_eq!(queue.streams[1].left, 0, "{rows} rows in {steps} steps");

@@ -12,6 +12,7 @@
 //! ```
 
 pub(crate) mod fetch;
+pub(crate) mod few;
 pub(crate) mod finish;
 pub(crate) mod hidden;
 pub(crate) mod outer;

@@ -17,6 +17,7 @@
 //! ```
 
 use super::BLOCK_Q;
+use super::fetch::Fetch;
 use crate::simd::{Simd, opaque, prefetch};
 use crate::view::Rows;
 
@@ -185,17 +186,50 @@ pub(crate) struct Operands<'a, L> {
     /// The tile's first column in `b`.
     pub(crate) column: usize,
     pub(crate) depth: usize,
-    /// What to fetch meanwhile, `AHEAD_STEP` floats for each k; any address will do.
-    pub(crate) ahead: *const f32,
 }
+
+/// What is fetched while a tile is computed.
+pub(crate) trait Meanwhile {
+    /// At `k`.
+    fn step(&mut self, k: usize);
+}
+
+/// Nothing.
+impl Meanwhile for () {
+    #[inline(always)]
+    fn step(&mut self, _k: usize) {}
+}
+
+/// The floats from an address on, [`AHEAD_STEP`] for each k; any address will do.
+#[derive(Clone, Copy)]
+pub(crate) struct Straight(pub(crate) *const f32);
 
 /// Floats fetched ahead for each k: a line in eight steps. Asking for it eight times costs less
 /// than a loop around the loop.
 pub(crate) const AHEAD_STEP: usize = 2;
 
+impl Meanwhile for Straight {
+    #[inline(always)]
+    fn step(&mut self, k: usize) {
+        prefetch(self.0.wrapping_add(k * AHEAD_STEP));
+    }
+}
+
+/// The rows of the next blocks that are due, every eight k: the multiply-adds of these.
+pub(crate) struct Due<'a>(pub(crate) &'a mut Fetch, pub(crate) usize);
+
+impl Meanwhile for Due<'_> {
+    #[inline(always)]
+    fn step(&mut self, k: usize) {
+        if k.is_multiple_of(8) {
+            self.0.step_blocks(self.1);
+        }
+    }
+}
+
 /// The sums of one tile, the last vector cut short to the end of `b`'s rows if `TAIL`. Each is the sum
 /// of `CHAINS` chains, which take the k in turn. `CAREFUL` leaves out the products of an `a` whose
-/// sign bit is set; `AHEAD` fetches ahead.
+/// sign bit is set.
 ///
 /// # Safety
 /// `a` must have `depth` by `ROWS` elements; `b` the rows `first .. first + depth`, with a float
@@ -208,21 +242,19 @@ pub(crate) unsafe fn sum<
     const CHAINS: usize,
     const TAIL: bool,
     const CAREFUL: bool,
-    const AHEAD: bool,
 >(
     s: S,
     operands: Operands<'_, impl Left>,
+    mut meanwhile: impl Meanwhile,
 ) -> [[S::Vector; VECS]; ROWS] {
     const { assert!(CHAINS == 1 || CHAINS == 2) };
-    let Operands { mut a, b, first, column, depth, ahead } = operands;
+    let Operands { mut a, b, first, column, depth } = operands;
     let tail = b.width() - column - (VECS - 1) * S::LANES;
     let mut sum = [[[s.splat(0.0); VECS]; ROWS]; CHAINS];
     let mut row = b.row(first).wrapping_add(column);
     macro_rules! step {
         ($k:expr, $chain:expr) => {
-            if AHEAD {
-                prefetch(ahead.wrapping_add($k * AHEAD_STEP));
-            }
+            meanwhile.step($k);
             // SAFETY: the caller's promise.
             unsafe {
                 let b: [S::Vector; VECS] = core::array::from_fn(|v| {
@@ -279,7 +311,7 @@ pub(crate) unsafe fn sum_pairs<S: Simd, const PAIRS: usize, const CHAINS: usize>
     operands: Operands<'_, Packed>,
 ) -> [S::Vector; PAIRS] {
     const { assert!(CHAINS == 1 || CHAINS == 2) };
-    let Operands { mut a, b, first, column, depth, ahead: _ } = operands;
+    let Operands { mut a, b, first, column, depth } = operands;
     let count = b.width() - column;
     let mut sum = [[s.splat(0.0); PAIRS]; CHAINS];
     let mut row = b.row(first).wrapping_add(column);

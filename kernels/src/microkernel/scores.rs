@@ -10,6 +10,9 @@
 //!     block_sum += prob of two keys
 //! ```
 //!
+//! A vector of few rows has its dot products made with keys along the lanes instead, by way of memory:
+//! microkernel/few.rs.
+//!
 //! Groups in which some row has no reference yet, or does not see every key, go by way of memory:
 //! the dot products are stored, and the sweep takes references and makes probabilities of them. So
 //! do whole blocks that have a mask but no terms, or a term that works in memory (`SWEPT`). A vector of rows that sees nothing of a
@@ -24,6 +27,7 @@
 //! the odd, 2 x 6 (12 of 16: 8 loads for 12).
 
 use super::fetch::Fetch;
+use super::few::{self, Few};
 use super::sweep::Sweep;
 use super::terms::Scoring;
 use super::{BLOCK_KV, BLOCK_Q, Block, GROUP, Span, together, unroll};
@@ -36,7 +40,7 @@ pub(crate) struct Scores<'a, T, const SWEPT: bool> {
     pub(crate) keys: Block<'a>,
     /// The rows, their references and sums, and where probabilities go.
     pub(crate) sweep: Sweep<'a, T>,
-    /// What to ask for between micro-tiles, a step for each group of keys.
+    /// What to ask for between micro-tiles.
     pub(crate) fetch: &'a mut Fetch,
 }
 
@@ -72,35 +76,51 @@ impl<T: Scoring, const SWEPT: bool> Scores<'_, T, SWEPT> {
     fn strips<S: Simd, const KEYS: usize, const VECS: usize, const HIGH: usize>(&mut self, s: S) {
         let mut lane = 0;
         while lane + VECS * S::LANES <= self.sweep.lanes {
-            self.strip::<S, KEYS, VECS, HIGH>(s, lane);
+            self.strip::<S, KEYS, VECS, HIGH>(s, lane, false);
             lane += VECS * S::LANES;
         }
         while lane < self.sweep.lanes {
-            self.strip::<S, HIGH, 1, HIGH>(s, lane);
+            let rows = self.sweep.len.saturating_sub(lane);
+            let few = few::fits(S::ISA, rows, self.keys.rows.width());
+            self.strip::<S, HIGH, 1, HIGH>(s, lane, few);
             lane += S::LANES;
         }
     }
 
+    /// `few` if the one vector of rows is nearly empty.
     #[inline(always)]
     fn strip<S: Simd, const KEYS: usize, const VECS: usize, const HIGH: usize>(
         &mut self,
         s: S,
         lane: usize,
+        few: bool,
     ) {
         let (start, end) = (self.keys.start, self.keys.end);
+        // Behind the last key whose dot products are in memory already.
+        let mut made = start;
         let spans: [Span; VECS] = core::array::from_fn(|v| match self.sweep.seen {
             None => Span::new(start, end),
             Some(seen) => seen.span(lane + v * S::LANES, S::LANES),
         });
         let mut known = !SWEPT && !self.sweep.row_ref.any_unset(s, lane, VECS);
         for group in (start..end).step_by(GROUP) {
-            self.fetch.step();
+            if VECS == 1 && few && group >= made {
+                made = self.few(s, lane, group);
+            }
+            let in_memory = VECS == 1 && group < made;
+            if !in_memory {
+                self.fetch.step(GROUP * VECS * S::LANES * self.keys.rows.width());
+            }
             if known && spans.iter().all(|span| span.covers(group)) {
-                self.group::<S, KEYS, VECS, true>(s, lane, group);
+                if in_memory {
+                    self.from_memory(s, lane, group);
+                } else {
+                    self.group::<S, KEYS, VECS, true>(s, lane, group);
+                }
                 continue;
             }
             let wide = spans.iter().all(|span| span.sees(group));
-            if wide {
+            if wide && !in_memory {
                 self.group::<S, KEYS, VECS, false>(s, lane, group);
             }
             for v in 0..VECS {
@@ -117,6 +137,43 @@ impl<T: Scoring, const SWEPT: bool> Scores<'_, T, SWEPT> {
                 }
             }
             known = !SWEPT && !self.sweep.row_ref.any_unset(s, lane, VECS);
+        }
+    }
+
+    /// The dot products of the keys from `group` on with the few rows of one vector, as many whole
+    /// groups as lie in the block; says behind which key they end.
+    #[inline(always)]
+    fn few<S: Simd>(&mut self, s: S, lane: usize, group: usize) -> usize {
+        let run = few::run::<S>();
+        if group + run > self.keys.end {
+            return group;
+        }
+        for key in (group..group + run).step_by(S::LANES) {
+            let few = Few {
+                keys: self.keys.rows,
+                key: self.keys.first + key,
+                q_t: self.q_t.as_ptr().wrapping_add(lane),
+                rows: self.sweep.len.saturating_sub(lane),
+                prob: self.sweep.prob.as_mut_ptr().wrapping_add(key * BLOCK_Q + lane),
+            };
+            // SAFETY: `run` checked the extents: the keys lie in the block, the lanes in the tile.
+            unsafe { few.dots(s, self.fetch) };
+        }
+        group + run
+    }
+
+    /// A group of keys of which the dot products with one vector of rows are in memory.
+    #[inline(always)]
+    fn from_memory<S: Simd>(&mut self, s: S, lane: usize, group: usize) {
+        const KEYS: usize = 4;
+        for key in (group..group + GROUP).step_by(KEYS) {
+            // SAFETY: `run` checked the extents: the keys lie in the block, the lanes in the tile.
+            unsafe {
+                let dots = self.sweep.prob.as_ptr().wrapping_add(key * BLOCK_Q + lane);
+                let dots: [S::Vector; KEYS] =
+                    core::array::from_fn(|k| s.load(dots.add(k * BLOCK_Q)));
+                self.column::<S, KEYS, true>(s, (lane, key), dots);
+            }
         }
     }
 

@@ -13,7 +13,8 @@
 //! A masked key's probability is -0.0 and usually multiplied like any other, which is exact as
 //! long as the value is finite. The careful body selects instead, with the same bits.
 
-use super::outer::{self, Operands, Order, Packed, Tiled};
+use super::fetch::Fetch;
+use super::outer::{self, Due, Meanwhile, Operands, Order, Packed, Tiled};
 use super::{BLOCK_KV, BLOCK_Q, Block, Lanes, Seen, together, unroll};
 use crate::simd::{Isa, Kernel, Simd};
 
@@ -34,6 +35,8 @@ pub(crate) struct Values<'a, const CAREFUL: bool> {
     pub(crate) acc_width: usize,
     /// Where the sums go if they are complete, instead of `acc`.
     pub(crate) finish: Option<Finish<'a>>,
+    /// What to ask for meanwhile, where memory sets the pace.
+    pub(crate) fetch: Option<&'a mut Fetch>,
 }
 
 /// The rows of the output that a tile's complete sums become.
@@ -112,7 +115,7 @@ impl<const CAREFUL: bool> Values<'_, CAREFUL> {
     fn cover<S: Simd>(&mut self, s: S) {
         let extents = (self.rows, self.values.rows.width());
         // Selecting takes registers: only small tiles.
-        match (most_rows(S::ISA), CAREFUL) {
+        match (most_rows(S::ISA), CAREFUL || self.fetch.is_some()) {
             (2, false) => outer::cover::<S, Self, 2, 4, true>(s, self, extents, Order::Down),
             (_, false) => outer::cover::<S, Self, 6, 12, true>(s, self, extents, Order::Down),
             (_, true) => outer::cover::<S, Self, 6, 12, false>(s, self, extents, Order::Down),
@@ -120,10 +123,10 @@ impl<const CAREFUL: bool> Values<'_, CAREFUL> {
     }
 }
 
-impl<const CAREFUL: bool> Values<'_, CAREFUL> {
+impl<'a, const CAREFUL: bool> Values<'a, CAREFUL> {
     /// The operands of the `rows` rows from `row` on: the keys that some of them see.
     #[inline(always)]
-    fn operands(&self, (row, rows): (usize, usize), column: usize) -> Operands<'_, Packed> {
+    fn operands(&self, (row, rows): (usize, usize), column: usize) -> Operands<'a, Packed> {
         let (mut start, mut end) = (self.values.start, self.values.end);
         if let Some(seen) = self.seen {
             (start, end) = seen.span(row, rows).within(start, end);
@@ -136,7 +139,26 @@ impl<const CAREFUL: bool> Values<'_, CAREFUL> {
             first: self.values.first + start,
             column,
             depth: end - start,
-            ahead: std::ptr::null(),
+        }
+    }
+
+    /// The sums of a tile over the keys of `operands`.
+    ///
+    /// # Safety
+    /// As [`outer::sum`].
+    #[inline(always)]
+    unsafe fn sum<S: Simd, const ROWS: usize, const VECS: usize, const TAIL: bool>(
+        s: S,
+        operands: Operands<'_, Packed>,
+        meanwhile: impl Meanwhile,
+    ) -> [[S::Vector; VECS]; ROWS] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if together(S::ISA) {
+                outer::sum::<S, ROWS, VECS, 2, TAIL, CAREFUL>(s, operands, meanwhile)
+            } else {
+                outer::sum::<S, ROWS, VECS, 1, TAIL, CAREFUL>(s, operands, meanwhile)
+            }
         }
     }
 
@@ -232,10 +254,13 @@ impl<const CAREFUL: bool> Tiled for Values<'_, CAREFUL> {
         // `OutRows::new`.
         unsafe {
             let operands = self.operands((row, ROWS), column);
-            let sum = if together(S::ISA) {
-                outer::sum::<S, ROWS, VECS, 2, TAIL, CAREFUL, false>(s, operands)
-            } else {
-                outer::sum::<S, ROWS, VECS, 1, TAIL, CAREFUL, false>(s, operands)
+            let sum = match &mut self.fetch {
+                // With it there are none but low tiles.
+                Some(fetch) if ROWS <= 4 => {
+                    let due = Due(fetch, 8 * ROWS * VECS * S::LANES);
+                    Self::sum::<S, ROWS, VECS, TAIL>(s, operands, due)
+                }
+                _ => Self::sum::<S, ROWS, VECS, TAIL>(s, operands, ()),
             };
             let kept = self.kept(row, column);
             let Some(finish) = &mut self.finish else {

@@ -152,6 +152,32 @@ unsafe impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn columns(self, fours: [*const f32; 4], stride: isize) -> [__m256; 4] {
+        // Vector r has four columns of the rows r and 4 + r.
+        let [first, fifth, ..] = fours;
+        let mut rows = [self.splat(0.0); 4];
+        // SAFETY: the token, and the caller's promise.
+        unsafe {
+            for r in 0..4 {
+                let at = stride.wrapping_mul(r as isize);
+                let low = _mm256_castps128_ps256(_mm_loadu_ps(first.wrapping_offset(at)));
+                let high = _mm_loadu_ps(fifth.wrapping_offset(at));
+                rows[r] = _mm256_insertf128_ps::<1>(low, high);
+            }
+            let [a, b, c, d] = rows;
+            let (ab, ab2) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let (cd, cd2) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            let [ab, ab2, cd, cd2] = [ab, ab2, cd, cd2].map(|v| _mm256_castps_pd(v));
+            [
+                _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)),
+                _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)),
+                _mm256_castpd_ps(_mm256_unpacklo_pd(ab2, cd2)),
+                _mm256_castpd_ps(_mm256_unpackhi_pd(ab2, cd2)),
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: &mut [__m256; MAX_LANES]) {
         // Pairs of floats, pairs of doubles, then halves.
         // SAFETY: the token proves that the instruction set is present.

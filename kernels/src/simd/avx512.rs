@@ -150,6 +150,34 @@ unsafe impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn columns(self, fours: [*const f32; 4], stride: isize) -> [__m512; 4] {
+        // Vector r has four columns of the rows r, 4 + r, 8 + r and 12 + r.
+        let [p0, p1, p2, p3] = fours;
+        let mut rows = [self.splat(0.0); 4];
+        // SAFETY: the token, and the caller's promise.
+        unsafe {
+            for r in 0..4 {
+                let at = stride.wrapping_mul(r as isize);
+                let quarter = |p: *const f32| _mm_loadu_ps(p.wrapping_offset(at));
+                let v = _mm512_castps128_ps512(quarter(p0));
+                let v = _mm512_mask_broadcast_f32x4(v, 0x00f0, quarter(p1));
+                let v = _mm512_mask_broadcast_f32x4(v, 0x0f00, quarter(p2));
+                rows[r] = _mm512_mask_broadcast_f32x4(v, 0xf000, quarter(p3));
+            }
+            let [a, b, c, d] = rows;
+            let (ab, ab2) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let (cd, cd2) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            let [ab, ab2, cd, cd2] = [ab, ab2, cd, cd2].map(|v| _mm512_castps_pd(v));
+            [
+                _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)),
+                _mm512_castpd_ps(_mm512_unpacklo_pd(ab2, cd2)),
+                _mm512_castpd_ps(_mm512_unpackhi_pd(ab2, cd2)),
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: &mut [__m512; MAX_LANES]) {
         // Three butterflies: pairs of floats, of doubles, then of 128-bit quarters twice.
         // SAFETY: the token proves that the instruction set is present.

@@ -238,6 +238,15 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     /// Transposes the square matrix of `LANES` rows in `rows`.
     #[doc(hidden)]
     fn transpose(self, rows: &mut [Self::Vector; MAX_LANES]);
+
+    /// The first four columns of `LANES` rows, each `stride` floats behind the one before it; `fours`
+    /// are the first row, the fifth and so on.
+    ///
+    /// # Safety
+    /// Four floats must be readable at each row, of any alignment.
+    #[doc(hidden)]
+    unsafe fn columns(self, fours: [*const f32; MAX_LANES / 4], stride: isize)
+    -> [Self::Vector; 4];
 }
 
 /// Polynomials for 2^f and Horner's rule for them. Fitted by iteratively re-weighted least squares
@@ -492,6 +501,30 @@ mod tests {
         }
     }
 
+    struct Columns;
+
+    impl Kernel for Columns {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let data: [f32; 8 * MAX_LANES] = std::array::from_fn(|i| i as f32);
+            for (first, stride) in [(0, 4), (1, 7), (8 * S::LANES - 8, -8), (5, 0)] {
+                // SAFETY: the rows lie in `data`.
+                let columns = unsafe {
+                    let row =
+                        |n: usize| data.as_ptr().add(first).wrapping_offset(stride * n as isize);
+                    s.columns([row(0), row(4), row(8), row(12)], stride)
+                };
+                for (c, v) in columns.into_iter().enumerate() {
+                    for r in 0..S::LANES {
+                        let expected = (first as isize + r as isize * stride) as f32 + c as f32;
+                        assert_eq!(lanes(s, v)[r], expected, "row {r}, column {c} on {}", S::ISA);
+                    }
+                }
+            }
+        }
+    }
+
     struct Partial;
 
     impl Kernel for Partial {
@@ -614,6 +647,7 @@ mod tests {
     fn vectors_do_what_the_trait_says() {
         for isa in Isa::available() {
             on(isa, Transpose);
+            on(isa, Columns);
             on(isa, Partial);
             on(isa, Halves);
             on(isa, Comparisons);

@@ -153,6 +153,17 @@ unsafe impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn columns(self, fours: [*const f32; 4], stride: isize) -> [float32x4_t; 4] {
+        let mut rows = [self.splat(0.0); MAX_LANES];
+        for (r, row) in rows.iter_mut().enumerate().take(4) {
+            // SAFETY: the caller's promise.
+            *row = unsafe { self.load(fours[0].wrapping_offset(stride.wrapping_mul(r as isize))) };
+        }
+        self.transpose(&mut rows);
+        [rows[0], rows[1], rows[2], rows[3]]
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: &mut [float32x4_t; MAX_LANES]) {
         // Pairs of floats, then of doubles.
         // SAFETY: the token proves that the instruction set is present.

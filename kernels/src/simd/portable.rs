@@ -176,6 +176,17 @@ unsafe impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn columns(self, fours: [*const f32; 4], stride: isize) -> [f32x4; 4] {
+        let mut rows = [self.splat(0.0); MAX_LANES];
+        for (r, row) in rows.iter_mut().enumerate().take(4) {
+            // SAFETY: the caller's promise.
+            *row = unsafe { self.load(fours[0].wrapping_offset(stride.wrapping_mul(r as isize))) };
+        }
+        self.transpose(&mut rows);
+        [rows[0], rows[1], rows[2], rows[3]]
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: &mut [f32x4; MAX_LANES]) {
         let square = [rows[0], rows[1], rows[2], rows[3]];
         rows[..4].copy_from_slice(&f32x4::transpose(square));

@@ -68,14 +68,14 @@ impl<'a> Instruction<'a> {
             .collect()
     }
 
-    /// The operand written to, without its mask, if the instruction writes one.
-    fn destination(&self) -> &'a str {
+    /// The operand written to, without its mask, if the instruction writes one; else any.
+    pub(crate) fn destination(&self) -> &'a str {
         let operands = self.operands();
         match self.arch {
             Arch::X86_64 => {
                 operands.last().map_or("", |last| last.split(" {").next().unwrap_or(""))
             }
-            Arch::Aarch64 => operands[0],
+            Arch::Aarch64 => operands.first().copied().unwrap_or(""),
         }
     }
 

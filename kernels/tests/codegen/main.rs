@@ -78,7 +78,11 @@ impl Verdict {
         let instructions = || found.instructions.iter();
         let multiply_adds: Vec<_> =
             instructions().filter_map(|i| i.multiply_add(isa.register)).collect();
-        let results: BTreeSet<_> = multiply_adds.iter().map(|m| m.sum).collect();
+        // A register that anything else writes begins anew in each turn, as a polynomial does.
+        let others = instructions().filter(|i| i.multiply_add(isa.register).is_none());
+        let begun: BTreeSet<_> = others.map(Instruction::destination).collect();
+        let results = multiply_adds.iter().map(|m| m.sum).filter(|sum| !begun.contains(sum));
+        let results: BTreeSet<_> = results.collect();
         let summing = || multiply_adds.iter().filter(|m| results.contains(m.addend));
         let hot = summing().count() >= isa.tile;
         let faults = instructions().filter(|_| hot);

@@ -1,0 +1,129 @@
+//! Scores of few queries, as in decoding: keys lie along the lanes, so that a vector is not mostly
+//! empty.
+//!
+//! ```text
+//! for each run of LANES keys
+//!   acc = 0                                        accumulators: 2 x ROWS vectors
+//!   for each four of head_dim
+//!     key_t = four columns of the keys             transposed as they are loaded
+//!     for d in 0..4
+//!       acc[d % 2][r] += key_t[d] * splat(q_t[d][r])
+//!   prob[key][r] = acc[0][r] + acc[1][r]           transposed back
+//! ```
+//!
+//! With AVX-512 a key of 128 floats takes 32 loads and 16 shuffles, whatever the rows, and 8
+//! multiply-adds a row, where queries along the lanes would take 128; up to 8 rows that is less. Each
+//! score is the sum of the same two chains in the same order as in a wide tile: its bits are the same.
+
+use super::fetch::Fetch;
+use super::{BLOCK_Q, GROUP};
+use crate::simd::{Isa, MAX_LANES, Simd, opaque};
+use crate::view::Rows;
+
+/// The most rows for which keys along the lanes are the faster way, on this instruction set.
+const fn most_rows(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512 => 8,
+        Isa::Avx2 | Isa::Neon => 4,
+        Isa::Portable => 2,
+    }
+}
+
+/// Whether a vector with so many rows of this width is computed so.
+#[inline(always)]
+pub(crate) fn fits(isa: Isa, rows: usize, width: usize) -> bool {
+    rows <= most_rows(isa) && width.is_multiple_of(4)
+}
+
+/// Keys that are taken together: whole vectors and whole groups.
+pub(crate) const fn run<S: Simd>() -> usize {
+    if S::LANES > GROUP { S::LANES } else { GROUP }
+}
+
+/// The rows that are computed for `rows` rows: there are tiles of 1, 2, 4 and 8.
+pub(crate) fn tile_rows(rows: usize) -> usize {
+    rows.next_power_of_two()
+}
+
+/// The multiply-adds, or as much other work, for `LANES` keys and `rows` rows over `columns`: to
+/// transpose a key costs about as much as two rows of it.
+#[inline(always)]
+pub(crate) fn work<S: Simd>(rows: usize, columns: usize) -> usize {
+    S::LANES * (rows + 2) * columns
+}
+
+/// A run of `LANES` keys against the rows of one vector.
+#[derive(Clone, Copy)]
+pub(crate) struct Few<'a> {
+    pub(crate) keys: Rows<'a, f32>,
+    /// The first key.
+    pub(crate) key: usize,
+    /// `[head_dim][BLOCK_Q]`, from the vector's first row on.
+    pub(crate) q_t: *const f32,
+    /// How many rows there are; the lanes behind them become 0.
+    pub(crate) rows: usize,
+    /// `[LANES][BLOCK_Q]`, from the vector's first row on: where dot products go.
+    pub(crate) prob: *mut f32,
+}
+
+impl Few<'_> {
+    /// # Safety
+    /// `LANES` keys from `key` on must exist; the rows and their width must be such as [`fits`]; a
+    /// vector of every row of `q_t` and `prob` must be readable and writable.
+    #[inline(always)]
+    pub(crate) unsafe fn dots<S: Simd>(self, s: S, fetch: &mut Fetch) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match tile_rows(self.rows) {
+                1 => self.tile::<S, 1>(s, fetch),
+                2 => self.tile::<S, 2>(s, fetch),
+                8 if most_rows(S::ISA) == 8 => self.tile::<S, 8>(s, fetch),
+                _ => self.tile::<S, 4>(s, fetch),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Few::dots`].
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const ROWS: usize>(self, s: S, fetch: &mut Fetch) {
+        let stride = self.keys.stride();
+        // One pointer for every four keys: with one for each the loop would have to reload them.
+        let mut keys: [*const f32; MAX_LANES / 4] =
+            core::array::from_fn(|n| self.keys.row(self.key + 4 * n));
+        let mut q = self.q_t;
+        let mut acc = [[s.splat(0.0); ROWS]; 2];
+        /// Columns between two requests for what comes later.
+        const STEP: usize = 16;
+        let width = self.keys.width();
+        for start in (0..width).step_by(STEP) {
+            let columns = (width - start).min(STEP);
+            fetch.step_blocks(work::<S>(ROWS, columns));
+            for _ in 0..columns / 4 {
+                // SAFETY: the caller's promise: four columns of each key, four rows of q_t.
+                unsafe {
+                    let columns = s.columns(keys, stride);
+                    for c in 0..4 {
+                        for r in 0..ROWS {
+                            let query = s.splat(*q.add(c * BLOCK_Q + r));
+                            acc[c % 2][r] = s.mul_add(columns[c], query, acc[c % 2][r]);
+                        }
+                    }
+                }
+                for key in &mut keys {
+                    *key = opaque(key.wrapping_add(4));
+                }
+                q = q.wrapping_add(4 * BLOCK_Q);
+            }
+        }
+        let mut square = [s.splat(0.0); MAX_LANES];
+        for r in 0..ROWS {
+            square[r] = s.add(acc[0][r], acc[1][r]);
+        }
+        s.transpose(&mut square);
+        for k in 0..S::LANES {
+            // SAFETY: the caller's promise.
+            unsafe { s.store(self.prob.add(k * BLOCK_Q), square[k]) };
+        }
+    }
+}
