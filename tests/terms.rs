@@ -406,7 +406,7 @@ fn poison_that_nobody_sees_changes_no_bit() {
         }
     });
     let [masked, hidden] = poisoned.get();
-    assert!(masked > 1000 && hidden > masked + 100, "{masked} and {hidden} keys");
+    assert!(masked > 1000 && hidden > masked, "{masked} and {hidden} keys");
 }
 
 /// One score of a block replaced by a number: what a term may come up with.
