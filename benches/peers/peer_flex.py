@@ -27,7 +27,8 @@ class FlexPeer(Peer):
 
     def ways(self, shape):
         """By the sides of the blocks that a mask's blocks are."""
-        return ["blocks of 128", "blocks of 64"] if shape["causal"] else ["no blocks"]
+        sides = (128, 64, 32)
+        return [f"blocks of {side}" for side in sides] if shape["causal"] else ["no blocks"]
 
     def prepare(self, shape, way, query, key, value):
         if shutil.which("g++") is None:
@@ -52,7 +53,7 @@ class FlexPeer(Peer):
 
 
 def block_mask(shape, side):
-    """The causal mask, and the window if there is one,."""
+    """The causal mask, and the window if there is one, in square blocks."""
     left = shape["seq_kv"] if shape["window_left"] is None else shape["window_left"]
 
     def visible(batch, head, query, key):
