@@ -78,9 +78,10 @@ class Headwise:
         output = subprocess.run(command, env=self.env, check=True, stdout=subprocess.PIPE)
         return [json.loads(line) for line in output.stdout.splitlines()]
 
-    def shapes(self, suite):
-        """The rows of a suite."""
-        return self.objects("bench", "--list", "--suite", suite)
+    def shapes(self, suites):
+        """The rows of some suites."""
+        lists = [self.objects("bench", "--list", "--suite", suite) for suite in suites]
+        return [row for rows in lists for row in rows]
 
     def machine(self):
         """What the machine has and can do at most."""
@@ -90,9 +91,6 @@ class Headwise:
         """The record of a measurement."""
         record, = self.objects("bench", "--shape", shape["shape"], "--samples", str(samples))
         return record
-
-
-PEERS = ("torch", "onnxruntime", "openvino", "candle")
 
 
 def start_peer(name, threads):

@@ -1,4 +1,4 @@
-"""The table of a run, in Markdown."""
+"""The tables of the runs, in Markdown."""
 
 from collections import Counter
 
@@ -21,16 +21,46 @@ median over the rounds of the ratio within a round, with its quartiles. {losses}
 
 """
 
+STRUCTURE = """\
+## Windows and terms
+
+Written by `{command}`; {threads} threads, `f32`, multiply-adds {peak:.0f} GFLOP/s in this run. The
+peer is FlexAttention of {versions}, compiled by `torch.compile` for these sizes, outside the time.
+`window-8k-d64` sees 512 keys; `long-8k-own` multiplies scores by a constant, here by a `ScoreTerm`,
+there by a `score_mod`. {losses}
+
+"""
+
 
 def markdown(found):
-    """The whole document."""
+    """The whole document of the suites' results, by their names."""
+    parts = [part(found[name]) for name, part in [("prefill", prefill), ("structure", structure)]
+             if name in found]
+    return "\n".join(parts)
+
+
+def structure(found):
+    """What a window and a term cost beside FlexAttention."""
+    peak = summary.machine_rate(found, "peak_gflops")
+    head = STRUCTURE.format(
+        command=found["command"], threads=found["threads"], peak=peak,
+        versions=", ".join(versions(found)), losses=losses(found))
+    return head + speed_table(found) + "\n" + ways_section(found)
+
+
+def versions(found):
+    """The packages of the peers."""
+    return [f"{package} {version}" for packages in found["versions"].values()
+            for package, version in packages.items()]
+
+
+def prefill(found):
+    """Attention beside all peers."""
     machine = found["machine"][0]
-    versions = [f"{package} {version}" for packages in found["versions"].values()
-                for package, version in packages.items()]
     head = HEAD.format(
         command=found["command"], processor=machine["processor"], isa=machine["isa"],
         threads=found["threads"], peak=summary.machine_rate(found, "peak_gflops"),
-        read=summary.machine_rate(found, "read_gbps"), versions=", ".join(versions),
+        read=summary.machine_rate(found, "read_gbps"), versions=", ".join(versions(found)),
         rounds=len(found["machine"]), losses=losses(found))
     return head + speed_table(found) + "\n" + ways_section(found)
 
@@ -49,7 +79,13 @@ def sizes(shape):
     heads = f"{shape['q_heads']}/{shape['kv_heads']}"
     parts = [str(shape["batch"]), heads, f"{shape['seq_q']} x {shape['seq_kv']}",
              str(shape["head_dim"])]
-    return ", ".join(parts + ["causal"] * shape["causal"])
+    if shape["causal"]:
+        parts.append("causal")
+    if shape.get("window_left") is not None:
+        parts.append(f"window of {shape['window_left'] + 1}")
+    if shape.get("term") == "own":
+        parts.append("a term")
+    return ", ".join(parts)
 
 
 def line(cells):

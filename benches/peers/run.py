@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Measures headwise beside other libraries: the shapes of `headwise bench`, all in one run, taking
-turns. Writes a table, pictures and every sample."""
+"""Measures headwise beside other libraries: the shapes of a suite, all in one run, taking turns.
+Writes tables, pictures and every sample."""
 
 import environment
 
@@ -23,9 +23,9 @@ import numpy as np
 import pictures
 import reference
 import report
-from contender import PEERS, Headwise, Refused, start_peer
+from contender import Headwise, Refused, start_peer
+from suites import SUITES
 
-RESULTS = environment.HERE / "results.json"
 # Relative to the largest magnitude of the checked rows: another problem is off by far more.
 TOLERANCE = 1e-3
 CHECKED_ROWS = 16
@@ -57,9 +57,10 @@ def make_inputs(shape, directory):
     query = array("query", shape["q_heads"], shape["seq_q"])
     key, value = (array(name, shape["kv_heads"], shape["seq_kv"]) for name in ("key", "value"))
     rows = np.unique(np.linspace(0, shape["seq_q"] - 1, CHECKED_ROWS).astype(int))
-    scale = shape["head_dim"] ** -0.5
+    factor = reference.OWN_FACTOR if shape.get("term") == "own" else 1.0
     expected = reference.attention(
-        query, key, value, scale=scale, causal=shape["causal"], rows=rows)
+        query, key, value, scale=factor * shape["head_dim"] ** -0.5, causal=shape["causal"],
+        left=shape["window_left"], rows=rows)
     return rows, expected
 
 
@@ -138,7 +139,9 @@ def take_turns(headwise, peers, shapes, ways, rounds):
 def measure(arguments):
     """Everything that a run finds, as it is written to the file of results."""
     headwise = Headwise(arguments.threads)
-    shapes = headwise.shapes(arguments.suite)
+    suite = SUITES[arguments.suite]
+    shapes = [shape for shape in headwise.shapes(suite.rows)
+              if suite.shapes is None or shape["shape"] in suite.shapes]
     known = [shape["shape"] for shape in shapes]
     for name in arguments.shapes or []:
         if name not in known:
@@ -160,24 +163,28 @@ def names(text):
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suite", choices=["prefill"], default="prefill",
-                        help="the part of the table of shapes (default: %(default)s)")
+    parser.add_argument("--suite", choices=list(SUITES), default="prefill",
+                        help="shapes and peers: attention without and with a causal mask, or a "
+                             "window and a term of the caller's (default: %(default)s)")
     parser.add_argument("--shapes", type=names, metavar="NAME,...", help="some of its shapes")
-    parser.add_argument("--peers", type=names, default=list(PEERS), metavar="NAME,...",
-                        help=f"some of {', '.join(PEERS)}")
+    peers = "; ".join(f"{name}: {', '.join(suite.peers)}" for name, suite in SUITES.items())
+    parser.add_argument("--peers", type=names, metavar="NAME,...",
+                        help=f"some of the suite's peers ({peers})")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="(default: 7)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="(default: 2)")
     parser.add_argument("--out", type=Path, metavar="DIR",
-                        help="where table, pictures and results.json go, instead of docs/ and, "
-                             "for the results, benches/peers/")
+                        help="where tables, pictures and results go, instead of docs/ and, for "
+                             "the results, benches/peers/")
     parser.add_argument("--redraw", action="store_true",
-                        help="measure nothing: table and pictures of the results there are")
+                        help="measure nothing: tables and pictures of the results there are")
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.threads < 1:
         parser.error("--rounds and --threads start at 1")
+    known = SUITES[arguments.suite].peers
+    arguments.peers = arguments.peers or known
     for name in arguments.peers:
-        if name not in PEERS:
-            parser.error(f"--peers: no peer {name!r}, expected some of {', '.join(PEERS)}")
+        if name not in known:
+            parser.error(f"--peers: no peer {name!r}, expected some of {', '.join(known)}")
     arguments.command = shlex.join(["python3", "benches/peers/run.py", *sys.argv[1:]])
     return arguments
 
@@ -186,14 +193,16 @@ def main():
     arguments = parse()
     # Ends by an exception, so that no stopped process is left behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    results = arguments.out / "results.json" if arguments.out else RESULTS
+    results = {name: (arguments.out or environment.HERE) / suite.results
+               for name, suite in SUITES.items()}
     out = arguments.out or environment.ROOT / "docs"
     out.mkdir(parents=True, exist_ok=True)
     if not arguments.redraw:
-        results.write_text(json.dumps(measure(arguments), indent=1) + "\n")
-    found = json.loads(results.read_text())
-    (out / "pictures").mkdir(exist_ok=True)
-    pictures.draw(found, out / "pictures")
+        results[arguments.suite].write_text(json.dumps(measure(arguments), indent=1) + "\n")
+    found = {name: json.loads(path.read_text()) for name, path in results.items() if path.exists()}
+    if "prefill" in found:
+        (out / "pictures").mkdir(exist_ok=True)
+        pictures.draw(found["prefill"], out / "pictures")
     text = report.markdown(found)
     (out / "peers.md").write_text(text)
     print(text, end="")

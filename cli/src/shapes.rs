@@ -31,11 +31,13 @@ pub enum Suite {
     Layer,
     /// What a score term costs: attention with it and without it.
     Terms,
+    /// What padding costs, and NaN in it.
+    Poison,
 }
 
 impl Suite {
     /// Every suite.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Prefill,
         Self::Decode,
         Self::Growth,
@@ -45,6 +47,7 @@ impl Suite {
         Self::Gemm,
         Self::Layer,
         Self::Terms,
+        Self::Poison,
     ];
 
     /// The name, as `--suite` takes it.
@@ -59,6 +62,7 @@ impl Suite {
             Self::Gemm => "gemm",
             Self::Layer => "layer",
             Self::Terms => "terms",
+            Self::Poison => "poison",
         }
     }
 }
@@ -157,6 +161,50 @@ pub struct TermShape {
     pub term: Term,
 }
 
+/// Keys that no query sees, in every sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Padding {
+    /// So many before all others.
+    Left(usize),
+    /// So many behind all others.
+    Right(usize),
+    /// Every third key, by a boolean mask.
+    Thirds,
+}
+
+impl Padding {
+    /// Whether key `key` of `seq_kv` is padding.
+    pub fn hides(self, key: usize, seq_kv: usize) -> bool {
+        match self {
+            Self::Left(count) => key < count,
+            Self::Right(count) => key + count >= seq_kv,
+            Self::Thirds => key % 3 == 2,
+        }
+    }
+}
+
+/// Attention with padding, to be compared with the same where the padding is NaN, and with the same
+/// on tensors without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct PoisonShape {
+    pub name: &'static str,
+    pub attention: AttentionShape,
+    pub padding: Padding,
+}
+
+impl PoisonShape {
+    fn flops(&self) -> f64 {
+        let AttentionShape { seq_q, seq_kv, causal, .. } = self.attention;
+        let visible: Vec<usize> =
+            (0..seq_kv).filter(|&key| !self.padding.hides(key, seq_kv)).collect();
+        let last = |i: usize| if causal { i + seq_kv - seq_q } else { seq_kv };
+        let pairs = (0..seq_q).map(|i| visible.partition_point(|&key| key <= last(i))).sum();
+        self.attention.extents().flops_of(pairs)
+    }
+}
+
 /// Rows to take the softmax of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -206,6 +254,8 @@ pub enum Shape {
     Attention(Suite, AttentionShape),
     /// Attention with a score term.
     Term(TermShape),
+    /// Attention with padding.
+    Poison(PoisonShape),
     /// Softmax alone.
     Softmax(SoftmaxShape),
     /// A linear layer's product.
@@ -220,6 +270,7 @@ impl Shape {
         match self {
             Self::Attention(_, shape) => shape.name,
             Self::Term(shape) => shape.name,
+            Self::Poison(shape) => shape.name,
             Self::Softmax(shape) => shape.name,
             Self::Gemm(shape) => shape.name,
             Self::Layer(shape) => shape.name,
@@ -231,6 +282,7 @@ impl Shape {
         match self {
             Self::Attention(suite, _) => *suite,
             Self::Term(_) => Suite::Terms,
+            Self::Poison(_) => Suite::Poison,
             Self::Softmax(_) => Suite::Softmax,
             Self::Gemm(_) => Suite::Gemm,
             Self::Layer(_) => Suite::Layer,
@@ -263,6 +315,7 @@ impl Shape {
         match self {
             Self::Attention(_, shape) => Some(shape.flops()),
             Self::Term(shape) => Some(shape.attention.flops()),
+            Self::Poison(shape) => Some(shape.flops()),
             Self::Softmax(_) => None,
             Self::Gemm(s) => Some(2.0 * s.m as f64 * s.k as f64 * s.n as f64),
             Self::Layer(shape) => Some(shape.flops()),
@@ -275,6 +328,7 @@ impl Shape {
         match self {
             Self::Attention(_, shape) => shape.extents().kv_bytes(),
             Self::Term(shape) => shape.attention.extents().kv_bytes(),
+            Self::Poison(shape) => shape.attention.extents().kv_bytes(),
             Self::Softmax(s) => (2 * s.rows * s.length * size_of::<f32>()) as f64,
             Self::Gemm(s) => (s.k * s.n * size_of::<f32>()) as f64,
             Self::Layer(s) => (4 * s.embed_dim * s.embed_dim * size_of::<f32>()) as f64,
@@ -435,6 +489,7 @@ const LAYER: [LayerShape; 4] = [
     layer("layer-1x512x768", 1, 512, 768, 12),
 ];
 
+const BERT_B8: AttentionShape = PREFILL[2];
 const GPT2: AttentionShape = PREFILL[4];
 const LLAMA: AttentionShape = PREFILL[6];
 const LLAMA_FULL: AttentionShape = PREFILL[7];
@@ -443,7 +498,7 @@ const fn term(name: &'static str, attention: AttentionShape, term: Term) -> Term
     TermShape { name, attention, term }
 }
 
-const TERMS: [TermShape; 11] = [
+const TERMS: [TermShape; 12] = [
     term("gpt2-1k-softcap", GPT2, Term::Softcap),
     term("gpt2-1k-alibi", GPT2, Term::Alibi),
     term("gpt2-1k-relative", GPT2, Term::Relative),
@@ -455,6 +510,21 @@ const TERMS: [TermShape; 11] = [
     term("llama-2k-bias", LLAMA, Term::Bias),
     term("llama-2k-own", LLAMA, Term::Own),
     term("llama-2k-full-bias", LLAMA_FULL, Term::Bias),
+    term("long-8k-own", LONG, Term::Own),
+];
+
+const fn poison(name: &'static str, attention: AttentionShape, padding: Padding) -> PoisonShape {
+    PoisonShape { name, attention, padding }
+}
+
+/// Paddings that end within a vector and a group of keys.
+const POISON: [PoisonShape; 6] = [
+    poison("bert-b8-left", BERT_B8, Padding::Left(5)),
+    poison("bert-b8-right", BERT_B8, Padding::Right(11)),
+    poison("bert-b8-thirds", BERT_B8, Padding::Thirds),
+    poison("llama-2k-left", LLAMA, Padding::Left(5)),
+    poison("llama-2k-right", LLAMA, Padding::Right(11)),
+    poison("llama-2k-thirds", LLAMA, Padding::Thirds),
 ];
 
 /// The whole table, suite by suite.
@@ -470,7 +540,8 @@ pub fn all() -> impl Iterator<Item = Shape> {
     let layer = LAYER.into_iter().map(Shape::Layer);
     let attention = prefill.chain(decode).chain(growth).chain(masks).chain(call);
     let terms = TERMS.into_iter().map(Shape::Term);
-    attention.chain(softmax).chain(gemm).chain(layer).chain(terms)
+    let poison = POISON.into_iter().map(Shape::Poison);
+    attention.chain(softmax).chain(gemm).chain(layer).chain(terms).chain(poison)
 }
 
 /// The shapes of `suite`, or of every suite; with `name`, that one of them.
@@ -536,6 +607,19 @@ mod tests {
         let documents = AttentionShape { document: Some(30), ..small(MASKS[2]) };
         assert_eq!(documents.documents(), Some(vec![0, 30, 60, 90, 100]));
         assert_eq!(pairs(documents), f64::from(3 * 465 + 55));
+    }
+
+    /// Work on padding is not useful.
+    #[test]
+    fn padded_work() {
+        let small = AttentionShape { seq_q: 9, seq_kv: 9, ..LLAMA };
+        let pairs = |padding| {
+            let flops = poison("small", small, padding).flops();
+            flops / (4.0 * 32.0 * 128.0)
+        };
+        assert_eq!(pairs(Padding::Left(2)), 28.0);
+        assert_eq!(pairs(Padding::Right(2)), 28.0 + 2.0 * 7.0);
+        assert_eq!(pairs(Padding::Thirds), 45.0 - 7.0 - 4.0 - 1.0);
     }
 
     #[test]

@@ -3,14 +3,17 @@
 use headwise::layers::{LayerWorkspace, Linear, MultiHeadAttention, Projections};
 use headwise::{
     Algorithm, Alibi, At, AttentionOptions, Documents, Executor, Isa, Offsets, Outputs,
-    PackedLinear, RelativeBias, Scale, ScoreTerm, Settings, Simd, Tensor, Workspace,
+    PackedLinear, RelativeBias, Scale, ScoreTerm, Settings, Simd, Tensor, View, Workspace,
     attention_into, attention_with_into, linear, softmax_in_place, softmax_into,
 };
 
 use crate::Result;
 use crate::extents::Extents;
 use crate::inputs::Normal;
-use crate::shapes::{AttentionShape, GemmShape, LayerShape, Shape, SoftmaxShape, Term, TermShape};
+use crate::shapes::{
+    AttentionShape, GemmShape, LayerShape, Padding, PoisonShape, Shape, SoftmaxShape, Term,
+    TermShape,
+};
 
 /// A way to run work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,8 +22,10 @@ pub enum Way {
     Fused,
     /// By the plain three steps.
     Unfused,
-    /// Fused, without the term whose cost is measured.
-    WithoutTerm,
+    /// Fused, without the term or the padding whose cost is measured.
+    Without,
+    /// Fused, with NaN wherever no query looks.
+    Poisoned,
 }
 
 impl Way {
@@ -58,6 +63,7 @@ pub fn prepare(shape: &Shape, isa: Isa) -> Result<Box<dyn Work>> {
     Ok(match shape {
         Shape::Attention(_, shape) => Box::new(AttentionWork::synthetic(shape, isa)?),
         Shape::Term(shape) => Box::new(TermWork::new(shape, isa)?),
+        Shape::Poison(shape) => Box::new(PoisonWork::new(shape, isa)?),
         Shape::Softmax(shape) => Box::new(SoftmaxWork::new(shape, isa)?),
         Shape::Gemm(shape) => Box::new(GemmWork::new(shape, isa)?),
         Shape::Layer(shape) => Box::new(LayerWork::new(shape, isa)?),
@@ -204,7 +210,7 @@ impl ScoreTerm for Times {
 
 impl Work for TermWork {
     fn run(&mut self, way: Way, executor: &dyn Executor) -> Result<()> {
-        if way == Way::WithoutTerm {
+        if way == Way::Without {
             return self.attention.run(way, executor);
         }
         let AttentionWork { problem, isa, out, workspace, .. } = &mut self.attention;
@@ -223,6 +229,95 @@ impl Work for TermWork {
             }
         };
         attention_into(q, k, v, &options, outputs, workspace)?;
+        Ok(())
+    }
+
+    fn operands(&self) -> Vec<&[f32]> {
+        self.attention.operands()
+    }
+}
+
+/// Attention with padding among the keys.
+struct PoisonWork {
+    attention: AttentionWork,
+    /// Keys and values that are NaN where they are padding.
+    poisoned: [Tensor; 2],
+    hidden: Hidden,
+}
+
+/// Padding as the library takes it.
+struct Hidden {
+    padding: Padding,
+    /// Where each sequence's keys begin, and where they end.
+    starts: Vec<usize>,
+    ends: Vec<usize>,
+    /// Which keys are no padding.
+    mask: Vec<bool>,
+}
+
+impl Hidden {
+    fn new(padding: Padding, s: &AttentionShape) -> Self {
+        let (start, end) = match padding {
+            Padding::Left(count) => (count, s.seq_kv),
+            Padding::Right(count) => (0, s.seq_kv - count),
+            Padding::Thirds => (0, s.seq_kv),
+        };
+        let mask = (0..s.seq_kv).map(|key| !padding.hides(key, s.seq_kv)).collect();
+        Self { padding, starts: vec![start; s.batch], ends: vec![end; s.batch], mask }
+    }
+
+    fn hide<'a>(&'a self, options: AttentionOptions<'a>) -> Result<AttentionOptions<'a>> {
+        Ok(match self.padding {
+            Padding::Left(_) => options.key_starts(&self.starts),
+            Padding::Right(_) => options.key_lengths(&self.ends),
+            Padding::Thirds => options.mask(View::bhsd(&self.mask, [1, 1, 1, self.mask.len()])?),
+        })
+    }
+
+    /// Keys or values from the start to the end, where they lie.
+    fn cut<'a>(&self, tensor: &'a Tensor) -> Result<View<'a, f32>> {
+        let [batch, heads, _, width] = tensor.shape();
+        let (start, end) = (self.starts[0], self.ends[0]);
+        let shape = [batch, heads, end - start, width];
+        Ok(View::strided(tensor.data(), start * width, shape, tensor.view().strides())?)
+    }
+}
+
+impl PoisonWork {
+    fn new(s: &PoisonShape, isa: Isa) -> Result<Self> {
+        let attention = AttentionWork::synthetic(&s.attention, isa)?;
+        let hidden = Hidden::new(s.padding, &s.attention);
+        let mut poisoned = [attention.problem.key.clone(), attention.problem.value.clone()];
+        for tensor in &mut poisoned {
+            let rows = tensor.data_mut().chunks_exact_mut(s.attention.head_dim);
+            for (row, _) in rows.zip(hidden.mask.iter().cycle()).filter(|&(_, &sees)| !sees) {
+                row.fill(f32::NAN);
+            }
+        }
+        Ok(Self { attention, poisoned, hidden })
+    }
+}
+
+impl Work for PoisonWork {
+    fn run(&mut self, way: Way, executor: &dyn Executor) -> Result<()> {
+        let Self { attention, poisoned, hidden } = self;
+        let AttentionWork { problem, isa, out, workspace, .. } = attention;
+        let options = problem.options().isa(*isa).algorithm(way.algorithm()).executor(executor);
+        let (q, k, v) = (problem.query.view(), &problem.key, &problem.value);
+        let (k, v, options) = match way {
+            Way::Without => {
+                // The diagonal stays where it is.
+                let offset = k.shape()[2] as i64 - q.shape()[2] as i64 - hidden.starts[0] as i64;
+                let options = if problem.causal { options.causal_offset(offset) } else { options };
+                (hidden.cut(k)?, hidden.cut(v)?, options)
+            }
+            Way::Poisoned => {
+                let [k, v] = poisoned;
+                (k.view(), v.view(), hidden.hide(options)?)
+            }
+            Way::Fused | Way::Unfused => (k.view(), v.view(), hidden.hide(options)?),
+        };
+        attention_into(q, k, v, &options, Outputs::new(out.view_mut()), workspace)?;
         Ok(())
     }
 
@@ -354,5 +449,33 @@ impl Work for LayerWork {
 
     fn operands(&self) -> Vec<&[f32]> {
         self.weights.iter().map(Tensor::data).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shapes::{Suite, select};
+    use headwise::Rayon;
+
+    /// The same numbers whatever the padding holds, and without it.
+    #[test]
+    fn padding_is_padding_whatever_it_holds() -> Result<()> {
+        for shape in select(Some(Suite::Poison), None)? {
+            let Shape::Poison(mut shape) = shape else { panic!("{shape:?}") };
+            (shape.attention.seq_q, shape.attention.seq_kv) = (150, 300);
+            let mut work = PoisonWork::new(&shape, Isa::widest())?;
+            let mut run = |way| {
+                work.run(way, &Rayon)?;
+                Ok::<_, crate::Error>(work.attention.out.data().to_vec())
+            };
+            let [clean, poisoned] = [run(Way::Fused)?, run(Way::Poisoned)?];
+            assert!(clean.iter().all(|x| x.is_finite()) && clean == poisoned, "{}", shape.name);
+            let without = run(Way::Without)?;
+            let error = |(a, b): (&f32, &f32)| (a - b).abs();
+            let error = clean.iter().zip(&without).map(error).fold(0.0, f32::max);
+            assert_eq!(error < 1e-5, shape.padding != Padding::Thirds, "{}: {error}", shape.name);
+        }
+        Ok(())
     }
 }

@@ -139,6 +139,16 @@ fn terms_are_measured_beside_none() {
 }
 
 #[test]
+fn padding_is_measured_beside_none_and_poisoned() {
+    let objects = bench("--json --shape bert-b8-left").objects(0);
+    let [record] = &objects[..] else { panic!("{objects:?}") };
+    assert_eq!((&record["suite"], &record["padding"]["left"]), (&"poison".into(), &5.into()));
+    assert!(record["pct_padding"].as_f64().unwrap() > -50.0 && record["pct_term"].is_null());
+    assert!(record["times_poisoned"].as_f64().unwrap() > 0.5);
+    bench("--suite poison --algorithm unfused").refuses(&["--algorithm", "padding"]);
+}
+
+#[test]
 fn a_list_measures_nothing() {
     let objects = headwise(["bench", "--list", "--json", "--suite", "decode"]).objects(0);
     let names: Vec<_> = objects.iter().filter_map(|object| object["shape"].as_str()).collect();
@@ -166,7 +176,9 @@ fn a_table_for_people() {
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
     let lines: Vec<_> = ran.stdout.lines().collect();
     assert_eq!(lines.len(), 3);
-    assert!(lines[0].contains("vs unfused") && lines[1].ends_with("x            -"));
+    assert!(lines[0].contains("vs unfused"));
+    let cells: Vec<_> = lines[1].split_whitespace().rev().take(4).collect();
+    assert!(cells[..3] == ["-"; 3] && cells[3].ends_with('x'));
 }
 
 #[test]

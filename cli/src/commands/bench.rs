@@ -7,7 +7,7 @@ use crate::args::{BenchArgs, Which};
 use crate::extents::Extents;
 use crate::measure::{Measurement, Protocol, Timing, measure};
 use crate::progress::Progress;
-use crate::shapes::{self, AttentionShape, LayerShape, Shape, Suite, Term};
+use crate::shapes::{self, AttentionShape, LayerShape, Padding, Shape, Suite, Term};
 use crate::table::{Column, Table, milliseconds, number};
 use crate::work::{Way, prepare};
 use crate::{Error, Result};
@@ -17,7 +17,7 @@ const DTYPE: &str = "f32";
 const TABLE: Table<'_> = Table(&[
     Column::Text("shape", 22),
     Column::Text("B, heads, queries x keys, dim", 29),
-    Column::Text("mask", 11),
+    Column::Text("mask", 14),
     Column::Text("isa", 8),
     Column::Number("threads", 7),
     Column::Text("algorithm", 9),
@@ -31,13 +31,15 @@ const TABLE: Table<'_> = Table(&[
     Column::Number("% busy", 6),
     Column::Number("vs unfused", 10),
     Column::Number("term's cost", 11),
+    Column::Number("padding's", 9),
+    Column::Number("poisoned", 8),
 ]);
 
 const LISTING: Table<'_> = Table(&[
     Column::Text("suite", 7),
     Column::Text("shape", 22),
     Column::Text("B, heads, queries x keys, dim", 29),
-    Column::Text("mask", 11),
+    Column::Text("mask", 14),
     Column::Number("GFLOP", 8),
     Column::Number("MB", 7),
 ]);
@@ -85,6 +87,10 @@ struct Record {
     vs_unfused: Option<f64>,
     /// How much longer it takes than without its term, where both were measured.
     pct_term: Option<f64>,
+    /// How much longer it takes than on tensors without its padding, where both were measured.
+    pct_padding: Option<f64>,
+    /// How many times as long it takes where its padding is NaN, where both were measured.
+    times_poisoned: Option<f64>,
 }
 
 #[derive(Clone, Copy, Serialize)]
@@ -98,6 +104,8 @@ enum Sizes {
         document: Option<usize>,
         #[serde(skip_serializing_if = "Option::is_none")]
         term: Option<Term>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        padding: Option<Padding>,
     },
     Softmax {
         rows: usize,
@@ -118,20 +126,22 @@ enum Sizes {
 }
 
 impl Sizes {
-    fn attention(s: AttentionShape, term: Option<Term>) -> Self {
+    fn attention(s: AttentionShape, term: Option<Term>, padding: Option<Padding>) -> Self {
         Self::Attention {
             extents: s.extents(),
             causal: s.causal,
             window_left: s.window_left,
             document: s.document,
             term,
+            padding,
         }
     }
 
     fn of(shape: &Shape) -> Self {
         match *shape {
-            Shape::Attention(_, s) => Self::attention(s, None),
-            Shape::Term(s) => Self::attention(s.attention, Some(s.term)),
+            Shape::Attention(_, s) => Self::attention(s, None, None),
+            Shape::Term(s) => Self::attention(s.attention, Some(s.term), None),
+            Shape::Poison(s) => Self::attention(s.attention, None, Some(s.padding)),
             Shape::Softmax(s) => {
                 Self::Softmax { rows: s.rows, length: s.length, in_place: s.in_place }
             }
@@ -145,7 +155,7 @@ impl Sizes {
     /// Sizes and mask in words.
     fn describe(self) -> (String, String) {
         let (sizes, mask) = match self {
-            Self::Attention { extents, causal, window_left, document, term: _ } => {
+            Self::Attention { extents, causal, window_left, document, term: _, padding } => {
                 let mut mask = if causal { "causal" } else { "none" }.to_owned();
                 if let Some(left) = window_left {
                     mask = format!("{mask} -{left}");
@@ -153,6 +163,12 @@ impl Sizes {
                 if let Some(length) = document {
                     mask = format!("{mask} /{length}");
                 }
+                mask += match padding {
+                    None => "",
+                    Some(Padding::Left(_)) => ", left",
+                    Some(Padding::Right(_)) => ", right",
+                    Some(Padding::Thirds) => ", thirds",
+                };
                 return (extents.to_string(), mask);
             }
             Self::Gemm { m, k, n } => (format!("{m} x {k} times {k} x {n}"), "-"),
@@ -178,7 +194,8 @@ pub(super) fn bench(session: &mut Session, args: &BenchArgs) -> Result<Verdict> 
         shapes.retain(Shape::has_unfused);
     }
     if shapes.is_empty() {
-        let expected = "fused: softmax, products, layers and terms are measured in one way";
+        let expected =
+            "fused: softmax, products, layers, terms and padding are measured in one way";
         return Err(Error::input("--algorithm", "unfused", expected));
     }
     let protocol = Protocol { samples: args.samples.map(usize::from), ..Protocol::thorough() };
@@ -214,7 +231,8 @@ fn list(session: &mut Session, shapes: &[Shape]) -> Result<Verdict> {
 fn ways(shape: &Shape, which: Which) -> &'static [Way] {
     match (which, shape) {
         (Which::Unfused, _) => &[Way::Unfused],
-        (_, Shape::Term(_)) => &[Way::Fused, Way::WithoutTerm],
+        (_, Shape::Term(_)) => &[Way::Fused, Way::Without],
+        (_, Shape::Poison(_)) => &[Way::Fused, Way::Without, Way::Poisoned],
         (Which::Both, shape) if shape.has_unfused() => &[Way::Fused, Way::Unfused],
         (Which::Fused | Which::Both, _) => &[Way::Fused],
     }
@@ -231,27 +249,34 @@ fn run_shape(
     let protocol = Protocol { pause: shape.pause(), ..protocol };
     let measured = measure(&mut *work, ways, shape.executor(), protocol)?;
     let computed = work.computed_flops()?;
-    let results = Results { session, shape, measured: &measured, computed };
-    let pairs = ways.iter().zip(&measured.timings).filter(|&(&way, _)| way != Way::WithoutTerm);
-    Ok(pairs.map(|(&way, timing)| results.record(way, timing)).collect())
+    let results = Results { session, shape, ways, measured: &measured, computed };
+    Ok([Way::Fused, Way::Unfused].into_iter().filter_map(|way| results.record(way)).collect())
 }
 
 struct Results<'a> {
     session: &'a Session,
     shape: &'a Shape,
+    ways: &'a [Way],
     measured: &'a Measurement,
     /// Operations that a run by the fused kernels computes.
     computed: Option<f64>,
 }
 
 impl Results<'_> {
-    fn record(&self, way: Way, timing: &Timing) -> Record {
-        let Measurement { timings, peak_flops, read_rate, samples } = self.measured;
+    /// What was measured of a way, if it was.
+    fn timing(&self, way: Way) -> Option<&Timing> {
+        let nth = self.ways.iter().position(|&other| other == way)?;
+        self.measured.timings.get(nth)
+    }
+
+    fn record(&self, way: Way) -> Option<Record> {
+        let timing = self.timing(way)?;
+        let Measurement { timings: _, peak_flops, read_rate, samples } = self.measured;
         let rate = self.shape.flops().map(|flops| flops / timing.median);
         let bytes = self.shape.bytes() / timing.median;
-        let other = timings.get(1).filter(|_| way == Way::Fused);
-        let has_term = matches!(self.shape, Shape::Term(_));
-        Record {
+        let beside = |other| self.timing(other).filter(|_| way == Way::Fused);
+        let without = beside(Way::Without).map(|t| 100.0 * (timing.median / t.median - 1.0));
+        Some(Record {
             suite: self.shape.suite(),
             shape: self.shape.name(),
             dtype: DTYPE,
@@ -273,12 +298,16 @@ impl Results<'_> {
             read_gbps: read_rate / 1e9,
             pct_read: 100.0 * bytes / read_rate,
             pct_busy: 100.0 * timing.busy,
-            vs_unfused: other.filter(|_| !has_term).map(|unfused| unfused.median / timing.median),
-            pct_term: other
-                .filter(|_| has_term)
-                .map(|without| 100.0 * (timing.median / without.median - 1.0)),
-        }
+            vs_unfused: beside(Way::Unfused).map(|unfused| unfused.median / timing.median),
+            pct_term: without.filter(|_| matches!(self.shape, Shape::Term(_))),
+            pct_padding: without.filter(|_| matches!(self.shape, Shape::Poison(_))),
+            times_poisoned: beside(Way::Poisoned).map(|poison| poison.median / timing.median),
+        })
     }
+}
+
+fn percent(cost: Option<f64>) -> String {
+    cost.map_or_else(|| "-".into(), |cost| format!("{cost:.1} %"))
 }
 
 fn show(session: &mut Session, record: &Record) -> Result<()> {
@@ -300,6 +329,8 @@ fn show(session: &mut Session, record: &Record) -> Result<()> {
         number(Some(record.pct_read), 1),
         number(Some(record.pct_busy), 1),
         record.vs_unfused.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}x")),
-        record.pct_term.map_or_else(|| "-".into(), |cost| format!("{cost:.1} %")),
+        percent(record.pct_term),
+        percent(record.pct_padding),
+        record.times_poisoned.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}x")),
     ]))
 }

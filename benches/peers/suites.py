@@ -1,0 +1,20 @@
+"""What is measured beside whom."""
+
+from typing import NamedTuple
+
+
+class Suite(NamedTuple):
+    # Suites of `headwise bench`, and some of their shapes, or all.
+    rows: tuple
+    shapes: tuple | None
+    peers: tuple
+    # The name of the file of results.
+    results: str
+
+
+SUITES = {
+    "prefill": Suite(("prefill",), None, ("torch", "onnxruntime", "openvino", "candle"),
+                     "results.json"),
+    "structure": Suite(("masks", "terms"), ("window-8k-d64", "long-8k-own"), ("flex",),
+                       "structure.json"),
+}
