@@ -41,6 +41,7 @@
 //! | [`onnx`]: the operator `Attention`, opsets 23 to 25 (`f16` and `bf16` by way of `f32`) | yes | yes |
 //! | [`softmax_into`], [`softmax_in_place`] | yes | |
 //! | [`linear`] with [`PackedLinear`] weights | yes | |
+//! | [`kv_cache`]: contiguous, ring and paged caches; rotary embeddings and norms of queries and keys | yes | |
 //! | [`layers`]: self-, cross- and multi-head attention with projections | yes | |
 //!
 //! # Features
@@ -50,6 +51,7 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+pub mod kv_cache;
 pub mod layers;
 pub mod onnx;
 #[cfg(feature = "safetensors")]
@@ -70,6 +72,7 @@ pub use headwise_kernels::{
     alibi_slope, linear, linear_all, linear_workspace_bytes, scalar, softmax_in_place,
     softmax_into, softmax_workspace_bytes, tiles,
 };
+pub use kv_cache::{ContiguousCache, KvView, NewTokens, PagedCache, QkNorm, RingCache, Rope};
 pub use tensor::Tensor;
 
 /// What the library is tested and measured against.
@@ -86,3 +89,8 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/semantics.md")]
 struct Semantics;
+
+/// And that of the caches.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/kv-cache.md")]
+struct KvCache;

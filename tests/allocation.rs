@@ -1,5 +1,6 @@
 //! With a workspace of the size that the library names, it allocates nothing: on one thread, on a
-//! caller's executor, inside a rayon pool. And that size does not grow with the sequence.
+//! caller's executor, inside a rayon pool. And that size does not grow with the sequence. Caches of keys
+//! and values allocate nothing once they are there.
 
 mod common;
 
@@ -8,11 +9,16 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
+use common::Rng;
 use common::case::{Case, Data, DenseMask, Dims, Inputs, Masks};
 use common::everything::{Everything, Want};
 use common::layers::{Form, Model, Spec};
 use common::strided::{Layout, Strided};
 use common::structure::{Kinds, Packing};
+use headwise::kv_cache::{
+    ContiguousCache, Frequencies, KvShape, NewTokens, PagedCache, PagedCapacity, Positions, QkNorm,
+    QkTransform, RingCache, Rope, RopeLayout, RopeScaling, SequenceId, TableBuffer,
+};
 use headwise::layers::{EncoderCache, LayerWorkspace, Memory as Hidden};
 use headwise::{
     AttentionOptions, Causal, Executor, Isa, Outputs, Pick, Rayon, Result, Serial, Settings, Stage,
@@ -474,4 +480,177 @@ fn a_call_allocates_the_same_however_long_the_sequence() {
             }
         }
     }
+}
+
+#[test]
+fn caches_allocate_nothing_within_their_capacity() -> Result<()> {
+    let _alone = alone();
+    const TOKENS: usize = 64;
+    let shape = KvShape { kv_heads: 2, head_dim: 8, value_dim: 4 };
+    let capacity =
+        PagedCapacity { pages: 64, page_size: 4, sequences: 3, pages_per_sequence: TOKENS };
+    let mut contiguous = ContiguousCache::new(shape, 2, TOKENS)?;
+    let mut ring = RingCache::new(shape, 2, 7)?;
+    let mut paged = PagedCache::new(shape, capacity)?;
+    let ids = [paged.create()?, paged.create()?];
+    let mut tables = TableBuffer::with_capacity(3, 3 * TOKENS);
+    let frequencies = Frequencies::new(8, 1e4, RopeScaling::Unscaled)?;
+    let rope = Rope::new(RopeLayout::HalfSplit, &frequencies, TOKENS)?;
+    let norm = QkNorm::new(&[1.0; 8], 1e-6)?;
+    let mut query = Strided::filled([2, 4, 1, 8], Layout::Bshd, 1.0);
+    let key = Strided::filled([2, 2, 1, 8], Layout::Bshd, 1.0);
+    let value = Strided::filled([2, 2, 1, 4], Layout::Padded, 1.0);
+    let count = allocations(|| {
+        for position in 0..TOKENS {
+            let new = NewTokens::new(key.view(), value.view()).norm(&norm).rope(&rope);
+            assert_eq!(contiguous.append(&new), Ok(()));
+            assert_eq!(ring.append_to(&[1, 0], &new), Ok(()));
+            assert_eq!(paged.append(&ids, &new), Ok(()));
+            let transform = QkTransform::new().norm(&norm).rope(&rope);
+            assert_eq!(transform.apply(query.view_mut(), Positions::From(position)), Ok(()));
+            assert_eq!(contiguous.view().tables().lengths, [position + 1; 2]);
+            assert_eq!(ring.view().tables().lengths, [position + 1; 2]);
+            assert!(paged.view(&ids, &mut tables).is_ok());
+            if position == TOKENS / 2 {
+                assert_eq!(paged.evict(ids[0], position - 9), Ok(()));
+                let forked = paged.fork(ids[1]).and_then(|id| paged.free(id));
+                assert_eq!(forked, Ok(()));
+            }
+        }
+    });
+    assert_eq!(count, 0);
+    // Growth is a call of its own, and is seen.
+    assert!(
+        bytes_allocated(|| assert_eq!(contiguous.reserve(2 * TOKENS), Ok(()))) >= 2 * 2 * 128 * 12
+    );
+    Ok(())
+}
+
+/// 10,000 sequences that begin alike in groups, and that come, grow, are cut and go.
+struct Churn {
+    cache: PagedCache,
+    live: Vec<SequenceId>,
+    tables: TableBuffer,
+    rng: Rng,
+}
+
+impl Churn {
+    const SHAPE: KvShape = KvShape { kv_heads: 1, head_dim: 4, value_dim: 4 };
+    const CAPACITY: PagedCapacity =
+        PagedCapacity { pages: 60_000, page_size: 4, sequences: 10_000, pages_per_sequence: 16 };
+    /// Tokens of a call, at most.
+    const TOKENS: usize = 9;
+
+    fn new() -> Result<Self> {
+        let mut live = Vec::new();
+        live.reserve_exact(Self::CAPACITY.sequences);
+        let cache = PagedCache::new(Self::SHAPE, Self::CAPACITY)?;
+        Ok(Self { cache, live, tables: TableBuffer::with_capacity(1, 16), rng: Rng(10_000) })
+    }
+
+    /// One of the sequences.
+    fn any(&mut self) -> (usize, SequenceId) {
+        let nth = self.rng.below(self.live.len());
+        (nth, self.live[nth])
+    }
+
+    fn append(&mut self, id: SequenceId) -> Result<()> {
+        let room = 4 * Self::CAPACITY.pages_per_sequence;
+        let length = self.cache.length(id)? - self.cache.start(id)? / 4 * 4;
+        let count = (1 + self.rng.below(Self::TOKENS)).min(room - length);
+        let data = [1.0; 4 * Self::TOKENS];
+        let rows = View::bhsd(&data, [1, 1, count, 4])?;
+        self.cache.append(&[id], &NewTokens::new(rows, rows))
+    }
+
+    fn free(&mut self) -> Result<()> {
+        let (nth, id) = self.any();
+        self.live.swap_remove(nth);
+        self.cache.free(id)
+    }
+
+    /// One of everything that can happen, on some sequence. Half of those that come begin as another
+    /// does, up to some token.
+    fn step(&mut self) -> Result<()> {
+        if self.live.len() == Self::CAPACITY.sequences || self.cache.free_pages() < Self::TOKENS {
+            self.free()?;
+        }
+        if self.live.is_empty() || self.rng.one_in(20) {
+            self.live.push(self.cache.create()?);
+        }
+        let (_, id) = self.any();
+        let (start, length) = (self.cache.start(id)?, self.cache.length(id)?);
+        let somewhere = start + self.rng.below(length - start + 1);
+        match self.rng.below(8) {
+            0..3 if self.live.len() < Self::CAPACITY.sequences => {
+                let forked = self.cache.fork(id)?;
+                self.live.push(forked);
+                self.cache.truncate(forked, somewhere.max(length - (length - start) / 4))
+            }
+            0..6 => self.append(id),
+            6 if self.rng.one_in(8) => self.cache.evict(id, somewhere),
+            6 if self.rng.one_in(8) => self.cache.truncate(id, somewhere),
+            _ => {
+                let view = self.cache.view(&[id], &mut self.tables)?;
+                assert_eq!(view.key_row(0, somewhere, 0).is_some(), somewhere < length);
+                Ok(())
+            }
+        }
+    }
+
+    fn held(&self) -> usize {
+        let mut held = vec![false; Self::CAPACITY.pages];
+        for &id in &self.live {
+            for &page in self.cache.pages(id).unwrap_or_default() {
+                held[page as usize] = true;
+            }
+        }
+        held.into_iter().filter(|&held| held).count()
+    }
+
+    /// Goes on as long as `more` says; nothing is allocated, and no page is lost.
+    fn run(&mut self, mut more: impl FnMut() -> bool) {
+        let bytes = bytes_allocated(|| {
+            while more() {
+                assert_eq!(self.step(), Ok(()));
+            }
+        });
+        assert_eq!(bytes, 0);
+        assert_eq!(self.held() + self.cache.free_pages(), Self::CAPACITY.pages);
+        assert_eq!(self.live.len() + self.cache.free_sequences(), Self::CAPACITY.sequences);
+    }
+
+    fn end(mut self) -> Result<()> {
+        assert!(self.live.len() > 9_000, "{} sequences", self.live.len());
+        // They share: apart they would hold half as much again.
+        let apart: usize =
+            self.live.iter().map(|&id| self.cache.pages(id).map_or(0, <[_]>::len)).sum();
+        assert!(3 * self.held() < 2 * apart, "{} pages, {apart} apart", self.held());
+        while !self.live.is_empty() {
+            self.free()?;
+        }
+        assert_eq!(self.cache.free_pages(), Self::CAPACITY.pages);
+        Ok(())
+    }
+}
+
+#[test]
+fn ten_thousand_sequences_churn_in_constant_memory() -> Result<()> {
+    let _alone = alone();
+    let mut churn = Churn::new()?;
+    for _ in 0..5 {
+        let mut steps = 0..200_000;
+        churn.run(|| steps.next().is_some());
+    }
+    churn.end()
+}
+
+#[test]
+#[ignore = "takes a minute"]
+fn ten_thousand_sequences_churn_for_a_minute() -> Result<()> {
+    let _alone = alone();
+    let mut churn = Churn::new()?;
+    let start = std::time::Instant::now();
+    churn.run(|| start.elapsed().as_secs() < 60);
+    churn.end()
 }

@@ -59,6 +59,18 @@ pub enum Error {
         /// The domain.
         expected: String,
     },
+    /// A cache has no room for what should go in. It is as it was before the call.
+    #[error("{argument}: {needed} needed, {free} free; expected {expected}")]
+    Exhausted {
+        /// What there is not enough of.
+        argument: &'static str,
+        /// How much of it the call needs.
+        needed: usize,
+        /// How much of it there is.
+        free: usize,
+        /// What would do.
+        expected: String,
+    },
     /// The processor, or this build, does not have the requested instruction set.
     #[error("isa: {requested} is not available here, expected one of {available}")]
     IsaUnavailable {

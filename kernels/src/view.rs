@@ -348,6 +348,21 @@ impl<'a, T> View<'a, T> {
         inside.then(|| unsafe { &*self.ptr.offset(self.offset(index)) })
     }
 
+    /// The row at `[batch, head, seq]`, or `None` outside the shape or where the last axis is not
+    /// contiguous.
+    pub fn row_slice(&self, [batch, head, seq]: [usize; 3]) -> Option<&'a [T]> {
+        let [batches, heads, rows, dim] = self.shape;
+        let inside = batch < batches && head < heads && seq < rows;
+        if dim == 0 {
+            return inside.then_some(&[]);
+        }
+        let contiguous = self.strides[3] == 1 || dim == 1;
+        // SAFETY: the constructors guarantee every index inside the shape, and the row's elements
+        // follow one another.
+        (inside && contiguous)
+            .then(|| unsafe { std::slice::from_raw_parts(self.row(batch, head, seq), dim) })
+    }
+
     /// The elements in order batch, heads, seq, dim.
     pub fn to_vec(&self) -> Vec<T>
     where
@@ -476,6 +491,20 @@ impl<'a, T> ViewMut<'a, T> {
         inside
     }
 
+    /// The row at `[batch, head, seq]`, to read and to write, or `None` as of [`View::row_slice`].
+    pub fn row_slice_mut(&mut self, [batch, head, seq]: [usize; 3]) -> Option<&mut [T]> {
+        let [batches, heads, rows, dim] = self.shape;
+        let inside = batch < batches && head < heads && seq < rows;
+        if dim == 0 {
+            return inside.then_some(&mut []);
+        }
+        let contiguous = self.strides[3] == 1 || dim == 1;
+        // SAFETY: the constructors guarantee every index inside the shape, the row's elements
+        // follow one another, and the view is borrowed as long as the row.
+        (inside && contiguous)
+            .then(|| unsafe { std::slice::from_raw_parts_mut(self.row(batch, head, seq), dim) })
+    }
+
     /// The address of `[batch, head, seq, 0]`.
     pub(crate) fn row(&self, batch: usize, head: usize, seq: usize) -> *mut T {
         // In a tensor without elements the offset is never dereferenced.
@@ -535,6 +564,28 @@ mod tests {
         assert_eq!(b.strides(), [24, 4, 8, 1]);
         assert_eq!(b.get([0, 1, 2, 0]), Some(&20.0));
         assert_eq!(a.to_vec(), data);
+        Ok(())
+    }
+
+    #[test]
+    fn rows_are_slices_where_they_are_contiguous() -> Result<()> {
+        let mut data: Vec<f32> = (0..24).map(|x| x as f32).collect();
+        let backwards = View::strided(&data, 20, [1, 2, 3, 4], [0, -12, -4, 1])?;
+        assert_eq!(backwards.row_slice([0, 1, 2]), Some(&[0.0, 1.0, 2.0, 3.0][..]));
+        for outside in [[1, 0, 0], [0, 2, 0], [0, 0, 3]] {
+            assert_eq!(backwards.row_slice(outside), None);
+        }
+        assert_eq!(View::bhsd(&data, [1, 2, 3, 0])?.row_slice([0, 1, 2]), Some(&[][..]));
+        let spread = [0, 0, 12, 2];
+        assert_eq!(View::strided(&data, 0, [1, 1, 2, 6], spread)?.row_slice([0, 0, 1]), None);
+        let mut view = ViewMut::bshd(&mut data, [1, 2, 3, 4])?;
+        assert_eq!(view.row_slice_mut([0, 2, 0]), None);
+        view.row_slice_mut([0, 1, 2]).into_iter().for_each(|row| row.fill(-1.0));
+        assert_eq!(data[19..], [19.0, -1.0, -1.0, -1.0, -1.0]);
+        assert_eq!(
+            ViewMut::strided(&mut data, 0, [1, 1, 2, 6], spread)?.row_slice_mut([0; 3]),
+            None
+        );
         Ok(())
     }
 

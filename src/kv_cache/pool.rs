@@ -1,0 +1,113 @@
+//! The memory of a cache: pages of keys and pages of values.
+
+use std::ops::Range;
+
+use super::KvShape;
+use crate::{Element, Result, Tensor, View};
+
+/// Pages, `[pages, kv_heads, page_size, head_dim]` and the same with `value_dim`: the rows of a head
+/// follow one another. In debug builds, rows that are no token's hold NaN.
+#[derive(Debug, Clone)]
+pub(super) struct Pool<T: Element = f32> {
+    key: Tensor<T>,
+    value: Tensor<T>,
+}
+
+impl<T: Element> Pool<T> {
+    pub(super) fn new(shape: KvShape, pages: usize, page_size: usize) -> Result<Self> {
+        shape.check()?;
+        let [key, value] = shape.pools(pages, page_size);
+        let mut pool = Self { key: Tensor::zeros(key)?, value: Tensor::zeros(value)? };
+        (0..pages).for_each(|page| pool.poison(page, 0..page_size));
+        Ok(pool)
+    }
+
+    /// The same pages and more behind them.
+    pub(super) fn with_pages(&self, pages: usize) -> Result<Self> {
+        let mut pool = Self::new(self.shape(), pages, self.page_size())?;
+        for (tensor, old) in [(&mut pool.key, &self.key), (&mut pool.value, &self.value)] {
+            tensor.data_mut()[..old.data().len()].copy_from_slice(old.data());
+        }
+        Ok(pool)
+    }
+
+    pub(super) fn key(&self) -> View<'_, T> {
+        self.key.view()
+    }
+
+    pub(super) fn value(&self) -> View<'_, T> {
+        self.value.view()
+    }
+
+    pub(super) fn shape(&self) -> KvShape {
+        let [_, kv_heads, _, head_dim] = self.key.shape();
+        KvShape { kv_heads, head_dim, value_dim: self.value.shape()[3] }
+    }
+
+    pub(super) fn pages(&self) -> usize {
+        self.key.shape()[0]
+    }
+
+    pub(super) fn page_size(&self) -> usize {
+        self.key.shape()[2]
+    }
+
+    /// The key and the value of a head in a row of a page.
+    pub(super) fn row_mut(&mut self, page: usize, head: usize, row: usize) -> (&mut [T], &mut [T]) {
+        let (key, value) =
+            (elements(&self.key, page, head, row), elements(&self.value, page, head, row));
+        (&mut self.key.data_mut()[key], &mut self.value.data_mut()[value])
+    }
+
+    /// Copies rows of a page to the same rows of another.
+    pub(super) fn copy(&mut self, from: usize, to: usize, rows: Range<usize>) {
+        for head in 0..self.shape().kv_heads {
+            for tensor in [&mut self.key, &mut self.value] {
+                let source = span(tensor, from, head, rows.clone());
+                let target = span(tensor, to, head, rows.clone()).start;
+                tensor.data_mut().copy_within(source, target);
+            }
+        }
+    }
+
+    /// Copies rows of a page of another pool, whose tokens have the same shape.
+    pub(super) fn copy_from(&mut self, other: &Self, page: usize, from: Range<usize>, to: usize) {
+        for head in 0..self.shape().kv_heads {
+            for (tensor, other) in [(&mut self.key, &other.key), (&mut self.value, &other.value)] {
+                let target = span(tensor, page, head, to..to + from.len());
+                let source = span(other, page, head, from.clone());
+                tensor.data_mut()[target].copy_from_slice(&other.data()[source]);
+            }
+        }
+    }
+
+    /// In debug builds, fills rows that are no token's any more with NaN, which whoever reads them
+    /// would notice.
+    pub(super) fn poison(&mut self, page: usize, rows: Range<usize>) {
+        if !cfg!(debug_assertions) {
+            return;
+        }
+        for head in 0..self.shape().kv_heads {
+            for tensor in [&mut self.key, &mut self.value] {
+                let rows = span(tensor, page, head, rows.clone());
+                tensor.data_mut()[rows].fill(T::from_f64(f64::NAN));
+            }
+        }
+    }
+}
+
+/// Where rows of a head of a page lie in a pool.
+fn span<T: Element>(
+    tensor: &Tensor<T>,
+    page: usize,
+    head: usize,
+    rows: Range<usize>,
+) -> Range<usize> {
+    let [_, heads, page_size, dim] = tensor.shape();
+    let first = (page * heads + head) * page_size;
+    (first + rows.start) * dim..(first + rows.end) * dim
+}
+
+fn elements<T: Element>(tensor: &Tensor<T>, page: usize, head: usize, row: usize) -> Range<usize> {
+    span(tensor, page, head, row..row + 1)
+}

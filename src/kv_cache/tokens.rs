@@ -1,0 +1,157 @@
+//! What goes into a cache.
+
+use std::ops::Range;
+
+use super::pool::Pool;
+use super::positions::{Positions, Run};
+use super::transform::copy_row;
+use super::{KvShape, QkNorm, QkTransform, Rope, value_error};
+use crate::{Error, Result, View};
+
+/// Keys and values of new tokens, with what is done to the keys on the way in.
+///
+/// ```
+/// use headwise::View;
+/// use headwise::kv_cache::{
+///     ContiguousCache, Frequencies, KvShape, NewTokens, Rope, RopeLayout, RopeScaling,
+/// };
+///
+/// let shape = KvShape { kv_heads: 2, head_dim: 8, value_dim: 8 };
+/// let mut cache = ContiguousCache::new(shape, 1, 100)?;
+/// let frequencies = Frequencies::new(8, 10_000.0, RopeScaling::Unscaled)?;
+/// let rope = Rope::new(RopeLayout::HalfSplit, &frequencies, 100)?;
+/// // Rows of a fused projection: keys of both heads, then values.
+/// let rows: Vec<f32> = (0..3 * 32).map(|i| i as f32).collect();
+/// let part = |first| View::strided(&rows, first, [1, 2, 3, 8], [96, 8, 32, 1]);
+/// cache.append(&NewTokens::new(part(0)?, part(16)?).rope(&rope))?;
+/// assert_eq!(cache.lengths(), [3]);
+/// # Ok::<(), headwise::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct NewTokens<'a> {
+    key: View<'a, f32>,
+    value: View<'a, f32>,
+    offsets: Option<&'a [usize]>,
+    positions: Option<Positions<'a>>,
+    transform: QkTransform<'a>,
+}
+
+impl<'a> NewTokens<'a> {
+    /// Keys `[sequences, kv_heads, new_tokens, head_dim]` and values, the same with `value_dim`, of
+    /// any strides.
+    pub fn new(key: View<'a, f32>, value: View<'a, f32>) -> Self {
+        Self { key, value, offsets: None, positions: None, transform: QkTransform::new() }
+    }
+
+    /// The sequences are packed one behind the other, `[1, kv_heads, tokens, dim]`: those of
+    /// sequence `s` are `offsets[s]..offsets[s + 1]`.
+    #[must_use]
+    pub fn ragged(mut self, offsets: &'a [usize]) -> Self {
+        self.offsets = Some(offsets);
+        self
+    }
+
+    /// Keys are normalised, before they are rotated.
+    #[must_use]
+    pub fn norm(mut self, norm: &'a QkNorm) -> Self {
+        self.transform = self.transform.norm(norm);
+        self
+    }
+
+    /// Keys are rotated by their positions.
+    #[must_use]
+    pub fn rope(mut self, rope: &'a Rope) -> Self {
+        self.transform = self.transform.rope(rope);
+        self
+    }
+
+    /// Positions to rotate by, where they are not those at which the tokens go into the cache:
+    /// drafts of a tree stand at their depth.
+    #[must_use]
+    pub fn positions(mut self, positions: Positions<'a>) -> Self {
+        self.positions = Some(positions);
+        self
+    }
+
+    /// Whether these are tokens of that shape for so many sequences.
+    pub(super) fn check(&self, shape: KvShape, sequences: usize) -> Result<()> {
+        let seq = self.key.shape()[2];
+        let batch = if self.offsets.is_some() { 1 } else { sequences };
+        let parts = [("key", self.key, shape.head_dim), ("value", self.value, shape.value_dim)];
+        for (argument, view, dim) in parts {
+            let expected = [batch, shape.kv_heads, seq, dim];
+            if view.shape() != expected {
+                return Err(Error::Shape {
+                    argument,
+                    got: format!("{:?}", view.shape()),
+                    expected: format!("{expected:?} for {sequences} sequences"),
+                });
+            }
+        }
+        if let Some(offsets) = self.offsets {
+            check_offsets(offsets, sequences, seq)?;
+        }
+        let positions = self.positions.map_or(Ok(()), |p| p.check(sequences, batch * seq));
+        positions?;
+        self.transform.check(shape.head_dim)
+    }
+
+    /// The tokens of a checked call's sequence.
+    pub(super) fn run(&self, sequence: usize) -> Run {
+        match self.offsets {
+            None => Run::of_entry(sequence, self.key.shape()[2]),
+            Some(offsets) => {
+                let first = offsets[sequence];
+                let count = offsets[sequence + 1] - first;
+                Run { sequence, batch: 0, first, count, nth: first }
+            }
+        }
+    }
+
+    /// Whether the keys of a run can be rotated where `length` tokens are in the cache.
+    pub(super) fn check_positions(&self, run: Run, length: usize) -> Result<()> {
+        self.transform.check_positions(self.positions_after(length), run)
+    }
+
+    fn positions_after(&self, length: usize) -> Positions<'a> {
+        self.positions.unwrap_or(Positions::From(length))
+    }
+
+    /// Writes tokens of a checked run to the rows of a page from `row` on, where `length` tokens of
+    /// the sequence were in the cache before the run.
+    pub(super) fn write(
+        &self,
+        (run, length): (Run, usize),
+        tokens: Range<usize>,
+        pool: &mut Pool,
+        (page, row): (usize, usize),
+    ) {
+        let positions = self.positions_after(length);
+        for (row, token) in (row..).zip(tokens) {
+            let position = positions.at(run, token);
+            for head in 0..self.key.shape()[1] {
+                let index = [run.batch, head, run.first + token];
+                let (key, value) = pool.row_mut(page, head, row);
+                copy_row(self.key, index, key);
+                self.transform.apply_row(position, key);
+                copy_row(self.value, index, value);
+            }
+        }
+    }
+}
+
+fn check_offsets(offsets: &[usize], sequences: usize, tokens: usize) -> Result<()> {
+    if offsets.len() != sequences + 1 {
+        return Err(Error::Shape {
+            argument: "offsets",
+            got: format!("[{}]", offsets.len()),
+            expected: format!("[{}], for {sequences} sequences", sequences + 1),
+        });
+    }
+    let ends = offsets[0] == 0 && offsets[sequences] == tokens;
+    if !(ends && offsets.is_sorted()) {
+        let expected = format!("from 0 to {tokens}, the tokens there are, not decreasing");
+        return Err(value_error("offsets", format!("{offsets:?}"), expected));
+    }
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! Keys and values in pages: what attention reads of every kind of cache.
+
+use super::value_error;
+use crate::{Error, Result, Shape, View};
+
+/// Which pages hold which positions of which sequence. Position `p` of sequence `s` lies in row `p %
+/// page_size` of page `pages[(p / page_size) % pages.len()]`, `pages` being
+/// `table[offsets[s]..offsets[s + 1]]`: a contiguous cache has one page for a sequence, and a ring is
+/// a table that wraps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageTables<'a> {
+    /// The pages of all sequences, one sequence behind the other.
+    pub table: &'a [u32],
+    /// Where each sequence's pages begin, and where the last one's end: one more than sequences.
+    pub offsets: &'a [usize],
+    /// The tokens of each sequence so far, those that exist no more included.
+    pub lengths: &'a [usize],
+    /// The first position of each sequence that still exists.
+    pub starts: &'a [usize],
+}
+
+/// Keys and values of sequences, in pages of two pools. Every cache gives one, and so can an engine
+/// that keeps pages of its own.
+///
+/// ```
+/// use headwise::View;
+/// use headwise::kv_cache::{KvView, PageTables};
+///
+/// // Three pages of four rows in an engine's own order, pages, rows, heads, dim.
+/// let pool: Vec<f32> = (0..3 * 4 * 2 * 8).map(|i| i as f32).collect();
+/// let pool = View::bshd(&pool, [3, 2, 4, 8])?;
+/// // One sequence of six tokens, in pages 2 and 0.
+/// let tables = PageTables { table: &[2, 0], offsets: &[0, 2], lengths: &[6], starts: &[0] };
+/// let view = KvView::new(pool, pool, tables)?;
+/// assert_eq!(view.place(0, 5), Some((0, 1)));
+/// assert_eq!(view.key_row(0, 5, 1), pool.row_slice([0, 1, 1]));
+/// # Ok::<(), headwise::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct KvView<'a, T = f32> {
+    key: View<'a, T>,
+    value: View<'a, T>,
+    tables: PageTables<'a>,
+}
+
+impl<'a, T> KvView<'a, T> {
+    /// Pools of keys, `[pages, kv_heads, page_size, head_dim]`, and values, the same with
+    /// `value_dim`, with contiguous rows and any other strides.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the pools or the tables do not fit each other, [`Error::Stride`] where
+    /// rows are not contiguous, [`Error::Value`] where `page_size` is 0, offsets decrease, a page is
+    /// not in the pools, or a sequence has more positions than its pages have rows.
+    pub fn new(key: View<'a, T>, value: View<'a, T>, tables: PageTables<'a>) -> Result<Self> {
+        check_pools(&key, &value)?;
+        tables.check(key.shape())?;
+        Ok(Self { key, value, tables })
+    }
+
+    /// Of a cache, whose book-keeping vouches for the tables.
+    pub(super) fn of_cache(key: View<'a, T>, value: View<'a, T>, tables: PageTables<'a>) -> Self {
+        debug_assert_eq!(tables.check(key.shape()), Ok(()));
+        Self { key, value, tables }
+    }
+
+    /// The pool of keys, `[pages, kv_heads, page_size, head_dim]`.
+    pub fn key(&self) -> View<'a, T> {
+        self.key
+    }
+
+    /// The pool of values, `[pages, kv_heads, page_size, value_dim]`.
+    pub fn value(&self) -> View<'a, T> {
+        self.value
+    }
+
+    /// Which pages hold what.
+    pub fn tables(&self) -> PageTables<'a> {
+        self.tables
+    }
+
+    /// The rows of a page.
+    pub fn page_size(&self) -> usize {
+        self.key.shape()[2]
+    }
+
+    /// How many sequences there are.
+    pub fn sequences(&self) -> usize {
+        self.tables.lengths.len()
+    }
+
+    /// The page and the row that hold a position of a sequence, if it exists.
+    pub fn place(&self, sequence: usize, position: usize) -> Option<(usize, usize)> {
+        let PageTables { table, offsets, lengths, starts } = self.tables;
+        let exists = (*starts.get(sequence)?..lengths[sequence]).contains(&position);
+        exists.then(|| {
+            let pages = &table[offsets[sequence]..offsets[sequence + 1]];
+            let size = self.page_size();
+            (pages[position / size % pages.len()] as usize, position % size)
+        })
+    }
+
+    /// The key of a head at a position of a sequence, if it exists.
+    pub fn key_row(&self, sequence: usize, position: usize, head: usize) -> Option<&'a [T]> {
+        let (page, row) = self.place(sequence, position)?;
+        self.key.row_slice([page, head, row])
+    }
+
+    /// The value of a head at a position of a sequence, if it exists.
+    pub fn value_row(&self, sequence: usize, position: usize, head: usize) -> Option<&'a [T]> {
+        let (page, row) = self.place(sequence, position)?;
+        self.value.row_slice([page, head, row])
+    }
+}
+
+fn check_pools<T>(key: &View<'_, T>, value: &View<'_, T>) -> Result<()> {
+    let [pages, heads, page_size, _] = key.shape();
+    if value.shape()[..3] != key.shape()[..3] {
+        return Err(Error::Shape {
+            argument: "value",
+            got: format!("{:?}", value.shape()),
+            expected: format!("[{pages}, {heads}, {page_size}, value_dim], as the pool of keys"),
+        });
+    }
+    if page_size == 0 {
+        return Err(value_error("page_size", 0, "at least 1"));
+    }
+    for (argument, pool) in [("key", key), ("value", value)] {
+        if pool.strides()[3] != 1 && pool.shape()[3] > 1 {
+            return Err(Error::Stride {
+                argument,
+                got: format!("{:?}", pool.strides()),
+                expected: "an inner stride of 1, so that rows are contiguous".into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+impl PageTables<'_> {
+    /// Whether the tables stay within a pool of this shape.
+    fn check(&self, [pages, _, page_size, _]: Shape) -> Result<()> {
+        let sequences = self.lengths.len();
+        self.check_extents(sequences)?;
+        if let Some(page) = self.table.iter().find(|&&page| page as usize >= pages) {
+            return Err(value_error("table", page, format!("below {pages}, the pages there are")));
+        }
+        for sequence in 0..sequences {
+            let (begin, end) = (self.offsets[sequence], self.offsets[sequence + 1]);
+            if begin > end || end > self.table.len() {
+                let got = format!("{begin} to {end} of sequence {sequence}");
+                let expected = format!("not to decrease, up to {}", self.table.len());
+                return Err(value_error("offsets", got, expected));
+            }
+            let (start, length) = (self.starts[sequence], self.lengths[sequence]);
+            if start > length {
+                let got = format!("{start} of sequence {sequence}");
+                return Err(value_error("starts", got, format!("at most its length, {length}")));
+            }
+            let rows = (end - begin).saturating_mul(page_size);
+            if length - start > rows {
+                let got = format!("{start} to {length} of sequence {sequence}");
+                let expected = format!("at most {rows} positions, the rows of its pages");
+                return Err(value_error("lengths", got, expected));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there are as many entries as sequences.
+    fn check_extents(&self, sequences: usize) -> Result<()> {
+        let counts = [
+            ("starts", self.starts.len(), sequences),
+            ("offsets", self.offsets.len(), sequences + 1),
+        ];
+        for (argument, got, expected) in counts {
+            if got != expected {
+                return Err(Error::Shape {
+                    argument,
+                    got: format!("[{got}]"),
+                    expected: format!("[{expected}], for {sequences} sequences"),
+                });
+            }
+        }
+        let ends = (self.offsets.first().copied(), self.offsets.last().copied());
+        if ends != (Some(0), Some(self.table.len())) {
+            let got = format!("{ends:?} at its ends");
+            let expected = format!("0 first and {} last, the table's length", self.table.len());
+            return Err(value_error("offsets", got, expected));
+        }
+        Ok(())
+    }
+}
