@@ -113,7 +113,7 @@ impl<T: Scoring, const SWEPT: bool> Scores<'_, T, SWEPT> {
             }
             if known && spans.iter().all(|span| span.covers(group)) {
                 if in_memory {
-                    self.from_memory(s, lane, group);
+                    self.stored(s, lane, group);
                 } else {
                     self.group::<S, KEYS, VECS, true>(s, lane, group);
                 }
@@ -164,7 +164,7 @@ impl<T: Scoring, const SWEPT: bool> Scores<'_, T, SWEPT> {
 
     /// A group of keys of which the dot products with one vector of rows are in memory.
     #[inline(always)]
-    fn from_memory<S: Simd>(&mut self, s: S, lane: usize, group: usize) {
+    fn stored<S: Simd>(&mut self, s: S, lane: usize, group: usize) {
         const KEYS: usize = 4;
         for key in (group..group + GROUP).step_by(KEYS) {
             // SAFETY: `run` checked the extents: the keys lie in the block, the lanes in the tile.
