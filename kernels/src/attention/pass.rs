@@ -279,11 +279,9 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
                 }
                 block = next;
             }
-            if self.job.plan.layout.merged > 0 {
-                for tile in tiles.iter_mut() {
-                    self.merge_split(tile);
-                    tile.reset_split();
-                }
+            for tile in tiles.iter_mut().filter(|tile| tile.merges) {
+                self.merge_split(tile);
+                tile.reset_split();
             }
         }
     }
@@ -295,11 +293,11 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             return from;
         }
         let sees = |tile: &Tile<'_>, first: usize| {
-            let visit = tile.of.visit(first);
-            let keys = first + visit.keys.start..first + visit.keys.end;
-            !keys.is_empty()
-                && (!mask.needs_bits(&self.sequence, &keys)
-                    || self.bits(tile, &visit).iter().any(|&row| row != 0))
+            let any = &tile.of.any;
+            let block = any.start.max(first)..any.end.min(first + BLOCK_KV);
+            !block.is_empty()
+                && (!mask.needs_bits(&self.sequence, &block)
+                    || self.bits(tile, &tile.of.visit(first)).iter().any(|&row| row != 0))
         };
         let mut blocks = (from..end).step_by(BLOCK_KV);
         blocks.find(|&first| tiles.iter().any(|tile| sees(tile, first))).unwrap_or(end)
@@ -409,7 +407,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     /// `None`: nothing was done, since there is more to come or a row's sum is no positive number.
     fn last_values(&mut self, tile: &mut Tile<'_>, visit: &Visit) -> Option<bool> {
         let is_last = visit.first + BLOCK_KV >= tile.of.any.end;
-        if !is_last || self.job.plan.layout.merged > 0 {
+        if !is_last || tile.merges {
             return None;
         }
         let sums = &tile.of.split.row_sum.0[..tile.len()];
@@ -667,10 +665,6 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
 
     /// The sums over all splits.
     pub(super) fn totals<'t>(&self, tile: &'t Tile<'_>) -> (&'t [f32], &'t Softmax) {
-        if self.job.plan.layout.merged > 0 {
-            (&*tile.total_acc, &tile.of.total)
-        } else {
-            (&*tile.acc, &tile.of.split)
-        }
+        if tile.merges { (&*tile.total_acc, &tile.of.total) } else { (&*tile.acc, &tile.of.split) }
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::mask::rows::RowBits;
 use crate::mask::{Sequence, bits};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, Block, GROUP, Lanes, Seen};
-use crate::plan::{Layout, Plan};
+use crate::plan::{Layout, Plan, SPLIT_KV};
 use crate::problem::Problem;
 use crate::view::Rows;
 
@@ -81,13 +81,14 @@ impl TileRows {
         let last = self.rows.end - 1;
         let (mut first, mut last_end) = (usize::MAX, 0);
         let mut all = 0..usize::MAX;
+        let mut ranges = mask.ranges(sequence);
         let mut query = usize::MAX;
         let mut keys = 0..0;
         for (lane, range) in self.ranges.iter_mut().enumerate().take(lanes) {
             let i = (self.rows.start + lane).min(last) / group_size;
             if i != query {
                 query = i;
-                keys = mask.range(sequence, i);
+                keys = ranges.at(i);
             }
             *range = (keys.start, keys.end);
             all = all.start.max(keys.start)..all.end.min(keys.end);
@@ -190,8 +191,10 @@ pub(crate) struct Tile<'a> {
     pub(crate) term_rows: &'a mut [f32],
     /// `[BLOCK_Q][acc_width]`: the weighted values of the current split.
     pub(crate) acc: &'a mut [f32],
-    /// Those of the splits before it; empty where there is but one.
+    /// Those of the splits before it, if the tile merges.
     pub(crate) total_acc: &'a mut [f32],
+    /// Whether the rows see keys of more than one split.
+    pub(crate) merges: bool,
     /// Whether `acc` has nothing of the current split yet.
     pub(crate) fresh: bool,
     /// Whether the outputs were written with the last block and, if so, whether they are finite.
@@ -207,6 +210,7 @@ impl<'a> Tile<'a> {
             term_rows: &mut [],
             acc: &mut [],
             total_acc: &mut [],
+            merges: false,
             fresh: true,
             written: None,
         }
@@ -227,14 +231,18 @@ impl<'a> Tile<'a> {
         (self.q_t, self.acc, self.total_acc) = (q_t, acc, total_acc);
         self.term_rows = term_rows;
         self.of.begin(problem, sequence, rows, lanes);
+        let any = &self.of.any;
+        self.merges = !any.is_empty() && any.start / SPLIT_KV != (any.end - 1) / SPLIT_KV;
     }
 
     /// Forgets all sums.
     pub(crate) fn reset(&mut self) {
         self.written = None;
         self.reset_split();
-        self.total_acc.fill(0.0);
-        self.of.total = Softmax::EMPTY;
+        if self.merges {
+            self.total_acc.fill(0.0);
+            self.of.total = Softmax::EMPTY;
+        }
     }
 
     /// Forgets the sums of the current split.

@@ -93,23 +93,29 @@ impl<'a> Packed<'a> {
         &key[entry + sequence.key..][..sequence.seq_kv]
     }
 
-    /// The number of query `i`, 0 where there are no numbers.
-    pub(super) fn id(&self, sequence: &Sequence, i: usize) -> i32 {
-        let Self::Ids { query, shared, .. } = self else { return 0 };
-        let entry = if *shared { 0 } else { sequence.batch * sequence.seq_q };
-        query[entry + sequence.query + i]
+    /// The document of query `i`: its number or, where documents are ranges, its place among them.
+    pub(super) fn id(&self, sequence: &Sequence, i: usize) -> i64 {
+        match self {
+            Self::Offsets(Offsets { query, .. }) => {
+                query.partition_point(|&o| o <= sequence.query + i) as i64 - 1
+            }
+            Self::Ids { query, shared, .. } => {
+                let entry = if *shared { 0 } else { sequence.batch * sequence.seq_q };
+                query[entry + sequence.query + i].into()
+            }
+        }
     }
 
-    /// From the first key of query `i`'s document to behind the last.
-    pub(super) fn range(&self, sequence: &Sequence, i: usize) -> Range<usize> {
+    /// From the first key of a document to behind the last.
+    pub(super) fn range(&self, sequence: &Sequence, id: i64) -> Range<usize> {
         match self {
-            Self::Offsets(Offsets { query, key }) => {
-                let document = query.partition_point(|&o| o <= sequence.query + i) - 1;
+            Self::Offsets(Offsets { key, .. }) => {
+                let document = id as usize;
                 let own = |offset: usize| offset.saturating_sub(sequence.key).min(sequence.seq_kv);
                 own(key[document])..own(key[document + 1])
             }
             Self::Ids { sorted, .. } => {
-                let (id, keys) = (self.id(sequence, i), self.keys(sequence));
+                let (id, keys) = (id as i32, self.keys(sequence));
                 if *sorted {
                     keys.partition_point(|&key| key < id)..keys.partition_point(|&key| key <= id)
                 } else {
@@ -121,8 +127,9 @@ impl<'a> Packed<'a> {
     }
 
     /// The keys of document `id` in the block at `first`.
-    pub(super) fn bits(&self, sequence: &Sequence, id: i32, block: Range<usize>) -> u128 {
+    pub(super) fn bits(&self, sequence: &Sequence, id: i64, block: Range<usize>) -> u128 {
         let keys = &self.keys(sequence)[block];
+        let id = id as i32;
         let mut same = [false; u128::BITS as usize];
         same.iter_mut().zip(keys).for_each(|(same, &key)| *same = key == id);
         bits::of_flags(&same)

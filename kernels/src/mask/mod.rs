@@ -28,7 +28,7 @@ use crate::view::{Shape, View};
 use dense::Boolean;
 use documents::Packed;
 use keys::Existing;
-use positions::Positions;
+use positions::{Band, Positions};
 use ragged::Sequences;
 
 /// Which keys each query sees, and what is added to its scores. All parts combine: a key is
@@ -212,16 +212,18 @@ impl<'a> Mask<'a> {
 
     /// The keys that query `i` sees, but for bits.
     pub(crate) fn range(&self, sequence: &Sequence, i: usize) -> Range<usize> {
-        let existing = self.existing.end(sequence);
-        let keys = self.positions.range(sequence, existing, i);
-        let mut keys = both(keys, self.existing.range(sequence));
-        if let Some(documents) = &self.documents {
-            keys = both(keys, documents.range(sequence, i));
+        self.ranges(sequence).at(i)
+    }
+
+    /// The same of many queries of a sequence.
+    pub(crate) fn ranges(&self, sequence: &Sequence) -> Ranges<'_, 'a> {
+        Ranges {
+            mask: self,
+            sequence: *sequence,
+            existing: self.existing.range(sequence),
+            band: self.positions.band(sequence, self.existing.end(sequence)),
+            document: None,
         }
-        if let Some(tree) = &self.tree {
-            keys = both(keys, tree.range(sequence, existing, i));
-        }
-        keys
     }
 
     /// An estimate, quickly found, of how many keys a query sees: the mean over some of `queries`.
@@ -233,12 +235,45 @@ impl<'a> Mask<'a> {
             return sequence.seq_kv as f64;
         }
         let count = if self.has_uniform_ranges() { 1 } else { queries.len().min(SAMPLES) };
+        let mut ranges = self.ranges(sequence);
         let keys: usize = (0..count)
             .map(|n| queries.start + (2 * n + 1) * queries.len() / (2 * count))
-            .map(|i| self.range(sequence, i).len())
+            .map(|i| ranges.at(i).len())
             .sum();
         let density = self.blocks.map_or(1.0, |blocks| blocks.density(sequence, queries));
         keys as f64 / count.max(1) as f64 * density
+    }
+}
+
+/// The ranges of a sequence's queries: what they share is found once.
+#[derive(Debug)]
+pub(crate) struct Ranges<'m, 'a> {
+    mask: &'m Mask<'a>,
+    sequence: Sequence,
+    existing: Range<usize>,
+    band: Band,
+    /// The last document, and its keys.
+    document: Option<(i64, Range<usize>)>,
+}
+
+impl Ranges<'_, '_> {
+    /// The keys that query `i` sees, but for bits.
+    pub(crate) fn at(&mut self, i: usize) -> Range<usize> {
+        let Self { mask, sequence, existing, .. } = self;
+        let mut keys = both(self.band.range(i), existing.clone());
+        if let Some(documents) = &mask.documents {
+            let id = documents.id(sequence, i);
+            let own = match self.document.take() {
+                Some((last, keys)) if last == id => keys,
+                _ => documents.range(sequence, id),
+            };
+            keys = both(keys, own.clone());
+            self.document = Some((id, own));
+        }
+        if let Some(tree) = &mask.tree {
+            keys = both(keys, tree.range(sequence, mask.existing.end(sequence), i));
+        }
+        keys
     }
 }
 

@@ -85,17 +85,43 @@ impl<'a> Positions<'a> {
             }
     }
 
-    /// The keys that query `i` sees of such a sequence.
-    pub(super) fn range(&self, sequence: &Sequence, existing: usize, i: usize) -> Range<usize> {
-        let position = self.position(sequence, existing, i);
-        let clamp = |x: i128| x.clamp(0, sequence.seq_kv as i128) as usize;
-        let start = self.window.left.map_or(0, |left| clamp(position - left as i128));
-        let mut end = self.window.right.map_or(sequence.seq_kv, |right| {
-            clamp(position.saturating_add(right as i128).saturating_add(1))
-        });
-        if self.causal.is_some() {
-            let prefix = self.prefix.map_or(0, |prefix| prefix[sequence.index % prefix.len()]);
-            end = end.min(clamp(position + 1).max(prefix));
+    /// What the queries of such a sequence see.
+    pub(super) fn band(&self, sequence: &Sequence, existing: usize) -> Band {
+        let first = self.position(sequence, existing, 0);
+        // Beyond these bounds a query's number makes no difference.
+        let bound = |x: i128| x.clamp(-(1 << 62), 1 << 62) as i64;
+        let Window { left, right } = self.window;
+        let prefix = self.prefix.map_or(0, |prefix| prefix[sequence.index % prefix.len()]);
+        Band {
+            seq_kv: sequence.seq_kv,
+            left: left.map(|left| bound(first - left as i128)),
+            right: right.map(|right| bound(first + right as i128 + 1)),
+            diagonal: self.causal.map(|_| bound(first + 1)),
+            prefix,
+        }
+    }
+}
+
+/// What a query's position lets it see, of one sequence: each bound is that of query 0, and goes on by
+/// one with every query.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Band {
+    seq_kv: usize,
+    left: Option<i64>,
+    /// Behind the last key of the window, and behind the diagonal.
+    right: Option<i64>,
+    diagonal: Option<i64>,
+    prefix: usize,
+}
+
+impl Band {
+    /// The keys that query `i` sees.
+    pub(super) fn range(&self, i: usize) -> Range<usize> {
+        let at = |bound: i64| bound.saturating_add(i as i64).clamp(0, self.seq_kv as i64) as usize;
+        let start = self.left.map_or(0, at);
+        let mut end = self.right.map_or(self.seq_kv, at);
+        if let Some(diagonal) = self.diagonal {
+            end = end.min(at(diagonal).max(self.prefix));
         }
         start.min(end)..end
     }

@@ -28,7 +28,7 @@ pub(crate) struct RowBits<'m, 'a> {
     sequence: Sequence,
     /// The keys of the block, from its first on.
     block: Range<usize>,
-    documents: Last<i32>,
+    documents: Last<i64>,
     tree: Last<usize>,
     blocks: Last<(*const bool, usize)>,
     boolean: [Last<*const u8>; 2],
