@@ -66,10 +66,17 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// One test counts at a time.
+/// Threads of pools that have not ended yet, and may still allocate.
+static POOLED: AtomicUsize = AtomicUsize::new(0);
+
+/// One test counts at a time, when the threads of those before it have ended.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    let guard = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    while POOLED.load(Ordering::SeqCst) > 0 {
+        std::thread::yield_now();
+    }
+    guard
 }
 
 /// Runs `f` with this thread taking part, or not.
@@ -121,9 +128,15 @@ impl Executor for Caller {
 
 /// A pool whose threads take part.
 fn pool() -> rayon::ThreadPool {
+    const THREADS: usize = 3;
+    POOLED.fetch_add(THREADS, Ordering::SeqCst);
     rayon::ThreadPoolBuilder::new()
-        .num_threads(3)
+        .num_threads(THREADS)
         .start_handler(|_| TAKES_PART.set(true))
+        .exit_handler(|_| {
+            TAKES_PART.set(false);
+            POOLED.fetch_sub(1, Ordering::SeqCst);
+        })
         .build()
         .unwrap_or_else(|error| panic!("{error}"))
 }
