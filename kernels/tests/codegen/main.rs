@@ -78,8 +78,10 @@ impl Verdict {
         let instructions = || found.instructions.iter();
         let multiply_adds: Vec<_> =
             instructions().filter_map(|i| i.multiply_add(isa.register)).collect();
-        // A register that anything else writes begins anew in each turn, as a polynomial does.
-        let others = instructions().filter(|i| i.multiply_add(isa.register).is_none());
+        // A register that anything else writes begins anew in each turn, as a polynomial does, unless
+        // it comes back from where it was spilt.
+        let others = instructions()
+            .filter(|i| i.multiply_add(isa.register).is_none() && !i.names_stack(framed));
         let begun: BTreeSet<_> = others.map(Instruction::destination).collect();
         let results = multiply_adds.iter().map(|m| m.sum).filter(|sum| !begun.contains(sum));
         let results: BTreeSet<_> = results.collect();
