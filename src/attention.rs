@@ -4,9 +4,9 @@
 use headwise_kernels::{Masking, Problem, computed_pairs, workspace_bytes, workspace_bytes_with};
 
 use crate::{
-    Algorithm, Alibi, Bias, BlockPattern, Causal, Documents, Element, Executor, Isa, Offsets,
-    Outputs, Pairs, RelativeBias, Result, Scale, ScoreTerm, Settings, Shape, Tensor, Terms, Tree,
-    View, Window, Workspace,
+    Algorithm, Alibi, Bias, BlockPattern, Causal, Documents, Element, Executor, Isa, KvView,
+    Offsets, Outputs, Pairs, RelativeBias, Result, Scale, ScoreTerm, Settings, Shape, Tensor,
+    Terms, Tree, View, Window, Workspace,
 };
 
 /// What to compute beyond the plain case, and how to run it.
@@ -253,6 +253,31 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
         self
     }
 
+    /// For [`attention_cached`]: the queries of all sequences lie one behind the other in one batch
+    /// entry, as many of each as it has new tokens: prefilling and decoding in one call. The list has the
+    /// first query of every sequence and the length of the tensor.
+    ///
+    /// ```
+    /// use headwise::{AttentionOptions, ContiguousCache, NewTokens, View, attention_cached};
+    /// use headwise::kv_cache::KvShape;
+    ///
+    /// let shape = KvShape { kv_heads: 1, head_dim: 4, value_dim: 4 };
+    /// let mut cache = ContiguousCache::new(shape, 2, 16)?;
+    /// let rows = [0.5_f32; 6 * 4];
+    /// let packed = View::bhsd(&rows, [1, 1, 6, 4])?;
+    /// // A prompt of five tokens for one sequence, the next token of another.
+    /// cache.append(&NewTokens::ragged(packed, packed, &[0, 5, 6]))?;
+    /// let options = AttentionOptions::new().causal().query_offsets(&[0, 5, 6]);
+    /// let result = attention_cached(packed, &cache.view(), &options)?;
+    /// assert_eq!(result.out.data(), [0.5; 6 * 4]);
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    #[must_use]
+    pub fn query_offsets(mut self, offsets: &'a [usize]) -> Self {
+        self.masking.query_offsets = Some(offsets);
+        self
+    }
+
     /// A term added to the scaled and capped scores; exactly -inf masks. Shaped as a boolean mask, of
     /// the tensors' element type or, with the feature `half`, `f16` or `bf16`.
     #[must_use]
@@ -455,6 +480,31 @@ impl AttentionOptions<'_> {
     }
 }
 
+impl<'a> AttentionOptions<'a> {
+    /// The bytes of [`Workspace`] with which [`attention_cached_into`] allocates nothing, as long as the
+    /// executor does not either.
+    ///
+    /// # Errors
+    /// Where the queries do not fit the cache.
+    pub fn workspace_bytes_cached(
+        &self,
+        query: View<'_, f32>,
+        cache: &KvView<'_>,
+    ) -> Result<usize> {
+        Ok(workspace_bytes(&self.cached(query, cache)?, &self.settings))
+    }
+
+    fn cached<'p>(&self, query: View<'p, f32>, cache: &KvView<'p>) -> Result<Problem<'p, f32>>
+    where
+        'a: 'p,
+    {
+        let scale = self.scale.unwrap_or(Scale::InvSqrtHeadDim);
+        let mut masking: Masking<'p, f32> = self.masking;
+        masking.pages = Some(cache.tables());
+        Problem::new(query, cache.key(), cache.value(), scale, &masking)?.with_terms(&self.terms)
+    }
+}
+
 /// The results of a call.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -582,6 +632,59 @@ pub fn attention_with_into<U: ScoreTerm>(
 ) -> Result<Isa> {
     let problem = options.problem(query, key, value, Scale::InvSqrtHeadDim)?;
     headwise_kernels::attention_with(&problem, term, outputs, &options.settings, workspace)
+}
+
+/// [`attention`] to the keys and values of a cache, to the bits that they would give in tensors of
+/// their own.
+///
+/// `query` is `[sequences, q_heads, seq_q, head_dim]`, the last `seq_q` tokens of each sequence of the
+/// cache, or as [`AttentionOptions::query_offsets`] says. Append their keys and values first:
+/// [`AttentionOptions::causal`] has the last query see the last key. Positions count from each
+/// sequence's first token, though a ring or a paged cache may have let go of it; what it let go of is
+/// hidden. Weights are `[batch, q_heads, seq_q, tokens of the longest sequence]`.
+///
+/// ```
+/// use headwise::{AttentionOptions, ContiguousCache, NewTokens, View, attention_cached};
+/// use headwise::kv_cache::KvShape;
+///
+/// let mut cache = ContiguousCache::new(KvShape { kv_heads: 2, head_dim: 8, value_dim: 8 }, 1, 64)?;
+/// for token in 0..5 {
+///     // Four query heads, two of keys and values.
+///     let (query, rows) = ([0.1 * token as f32; 4 * 8], [0.5_f32; 2 * 8]);
+///     let rows = View::bshd(&rows, [1, 2, 1, 8])?;
+///     cache.append(&NewTokens::new(rows, rows))?;
+///     let query = View::bshd(&query, [1, 4, 1, 8])?;
+///     let result = attention_cached(query, &cache.view(), &AttentionOptions::new().causal())?;
+///     assert_eq!(result.out.shape(), [1, 4, 1, 8]);
+/// }
+/// # Ok::<(), headwise::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`attention`]; with options that a cache has no use for: ragged keys, documents, starts of keys,
+/// [`Algorithm::Unfused`].
+pub fn attention_cached(
+    query: View<'_, f32>,
+    cache: &KvView<'_>,
+    options: &AttentionOptions<'_>,
+) -> Result<Attention> {
+    options.compute(&options.cached(query, cache)?)
+}
+
+/// [`attention_cached`] into the caller's memory. With a workspace of
+/// [`AttentionOptions::workspace_bytes_cached`] the library allocates nothing.
+///
+/// # Errors
+/// As [`attention_cached`], and where the outputs do not fit; then nothing is written.
+pub fn attention_cached_into(
+    query: View<'_, f32>,
+    cache: &KvView<'_>,
+    options: &AttentionOptions<'_>,
+    outputs: Outputs<'_, f32>,
+    workspace: &mut Workspace,
+) -> Result<Isa> {
+    let problem = options.cached(query, cache)?;
+    headwise_kernels::attention(&problem, outputs, &options.settings, workspace)
 }
 
 /// Dot-product attention, `softmax(query key^T) value`: [`attention`] without a scale unless the

@@ -59,17 +59,18 @@ pub mod safetensors;
 mod tensor;
 
 pub use attention::{
-    Attention, AttentionOptions, attention, attention_into, attention_with, attention_with_into,
-    dot_product_attention, dot_product_attention_into,
+    Attention, AttentionOptions, attention, attention_cached, attention_cached_into,
+    attention_into, attention_with, attention_with_into, dot_product_attention,
+    dot_product_attention_into,
 };
 #[cfg(feature = "rayon")]
 pub use headwise_kernels::Rayon;
 pub use headwise_kernels::{
     Algorithm, Alibi, At, Bias, BlockPattern, Causal, Documents, Element, Error, Executor, Isa,
-    MAX_LANES, MAX_POSITION, NO_KEY, NoTerm, Offsets, Outputs, PackedLinear, Pairs, Pick, Position,
-    Product, RelativeBias, Result, Row, Scalar, Scale, ScoreTerm, ScoreTile, Serial, Settings,
-    Shape, Simd, Stage, Strides, Terms, TileTerm, Tree, View, ViewMut, Window, Workspace,
-    alibi_slope, linear, linear_all, linear_workspace_bytes, scalar, softmax_in_place,
+    MAX_LANES, MAX_POSITION, NO_KEY, NoTerm, Offsets, Outputs, PackedLinear, PageTables, Pairs,
+    Pick, Position, Product, RelativeBias, Result, Row, Scalar, Scale, ScoreTerm, ScoreTile,
+    Serial, Settings, Shape, Simd, Stage, Strides, Terms, TileTerm, Tree, View, ViewMut, Window,
+    Workspace, alibi_slope, linear, linear_all, linear_workspace_bytes, scalar, softmax_in_place,
     softmax_into, softmax_workspace_bytes, tiles,
 };
 pub use kv_cache::{ContiguousCache, KvView, NewTokens, PagedCache, QkNorm, RingCache, Rope};

@@ -31,6 +31,7 @@ mod gemm;
 mod mask;
 mod microkernel;
 mod outputs;
+mod pages;
 mod plan;
 pub mod probe;
 mod problem;
@@ -52,6 +53,7 @@ pub use executor::{Executor, Serial};
 pub use gemm::{PackedLinear, Product, linear, linear_all, linear_workspace_bytes};
 pub use mask::{BlockPattern, Causal, Documents, Masking, Offsets, Tree, Window};
 pub use outputs::{NO_KEY, Outputs, Pick, Stage};
+pub use pages::PageTables;
 pub use problem::{Bias, Dims, Problem, Scale};
 pub use settings::{
     Algorithm, Settings, attention, attention_with, workspace_bytes, workspace_bytes_with,

@@ -36,6 +36,8 @@ pub(crate) struct Layout {
     pub(crate) acc: usize,
     pub(crate) merged: usize,
     pub(crate) dense: usize,
+    /// A block's keys and values, gathered from pages.
+    pub(crate) gathered: [usize; 2],
     pub(crate) tiles: usize,
     /// The pitch of a row of `acc`: `value_dim` in whole vectors of any instruction set.
     pub(crate) acc_width: usize,
@@ -52,7 +54,9 @@ impl Layout {
     }
 
     fn lines(&self) -> usize {
-        Line::count(self.tiles.saturating_mul(self.tile()).saturating_add(Self::PROB + self.dense))
+        let [keys, values] = self.gathered;
+        let blocks = (Self::PROB + self.dense).saturating_add(keys).saturating_add(values);
+        Line::count(self.tiles.saturating_mul(self.tile()).saturating_add(blocks))
     }
 }
 
@@ -173,6 +177,11 @@ impl Plan {
             acc,
             merged: if dims.seq_kv > SPLIT_KV { acc } else { 0 },
             dense: if problem.has_dense_term() { Layout::PROB } else { 0 },
+            gathered: match problem.is_paged() {
+                true => [dims.head_dim, dims.value_dim]
+                    .map(|dim| BLOCK_KV.saturating_mul(dim.next_multiple_of(MAX_LANES))),
+                false => [0; 2],
+            },
             tiles,
             acc_width,
         };

@@ -7,6 +7,7 @@ use std::ops::Range;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::mask::{Mask, Masking, Sequence, stretched};
+use crate::pages::{KvRows, PageTables, PagedRows};
 use crate::term::{MAX_POSITION, Terms};
 use crate::view::{Rows, Shape, Strides, View};
 
@@ -135,6 +136,7 @@ pub struct Problem<'a, T: Element> {
     pub(crate) query: View<'a, T>,
     pub(crate) key: View<'a, T>,
     pub(crate) value: View<'a, T>,
+    pages: Option<PageTables<'a>>,
     pub(crate) bias: Option<Bias<'a, T>>,
     pub(crate) mask: Mask<'a>,
     pub(crate) terms: Terms<'a>,
@@ -175,7 +177,7 @@ impl<'a, T: Element> Problem<'a, T> {
     ///
     /// `query` is `[batch, q_heads, seq_q, head_dim]`, `key` `[batch, kv_heads, seq_kv,
     /// head_dim]`, `value` `[batch, kv_heads, seq_kv, value_dim]`; of a ragged batch, `batch` is 1
-    /// and the sequences lie one behind the other.
+    /// and the sequences lie one behind the other; with pages, `key` and `value` are their pools.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Stride`] or [`Error::Value`] with the argument that does not
@@ -187,7 +189,10 @@ impl<'a, T: Element> Problem<'a, T> {
         scale: Scale,
         masking: &Masking<'a, T>,
     ) -> Result<Self> {
-        let dims = check_dims(query.shape(), key.shape(), value.shape())?;
+        let dims = check_dims(query.shape(), key.shape(), value.shape(), masking.pages.is_some())?;
+        if let Some(pages) = &masking.pages {
+            pages.check(key.shape())?;
+        }
         for (argument, view) in [("query", &query), ("key", &key), ("value", &value)] {
             check_unit_inner_stride(argument, view.shape(), view.strides())?;
         }
@@ -202,6 +207,7 @@ impl<'a, T: Element> Problem<'a, T> {
             query,
             key,
             value,
+            pages: masking.pages,
             bias: masking.bias.map(|bias| bias.stretched(whole)).transpose()?,
             mask,
             terms: Terms::default(),
@@ -269,13 +275,35 @@ impl<'a, T: Element> Problem<'a, T> {
     }
 
     /// The keys of one head of a sequence.
-    pub(crate) fn keys(&self, sequence: &Sequence, kv_head: usize) -> Rows<'a, T> {
-        self.key.rows(sequence.batch, kv_head).part(sequence.key, sequence.seq_kv)
+    pub(crate) fn keys(&self, sequence: &Sequence, kv_head: usize) -> KvRows<'a, T> {
+        self.rows(&self.key, sequence, kv_head)
     }
 
     /// Its values.
-    pub(crate) fn values(&self, sequence: &Sequence, kv_head: usize) -> Rows<'a, T> {
-        self.value.rows(sequence.batch, kv_head).part(sequence.key, sequence.seq_kv)
+    pub(crate) fn values(&self, sequence: &Sequence, kv_head: usize) -> KvRows<'a, T> {
+        self.rows(&self.value, sequence, kv_head)
+    }
+
+    fn rows(&self, view: &View<'a, T>, sequence: &Sequence, kv_head: usize) -> KvRows<'a, T> {
+        match &self.pages {
+            None => {
+                let rows = view.rows(sequence.batch, kv_head);
+                KvRows::Even(rows.part(sequence.key, sequence.seq_kv))
+            }
+            Some(pages) => {
+                let table = pages.of(sequence.index);
+                if table.is_empty() {
+                    return KvRows::Even(Rows::dense(&[], view.shape()[3]));
+                }
+                let page = view.rows(0, kv_head);
+                KvRows::Paged(PagedRows::new(page, view.strides()[0], table, sequence.seq_kv))
+            }
+        }
+    }
+
+    /// Whether keys and values lie in pages.
+    pub(crate) fn is_paged(&self) -> bool {
+        self.pages.is_some()
     }
 
     /// Whether `f32` scores are powers of e, as their terms need, and not of 2: with a bias or other
@@ -297,7 +325,8 @@ impl<'a, T: Element> Problem<'a, T> {
     }
 }
 
-fn check_dims(q: Shape, k: Shape, v: Shape) -> Result<Dims> {
+/// With `paged` pools.
+fn check_dims(q: Shape, k: Shape, v: Shape, paged: bool) -> Result<Dims> {
     for (argument, shape) in [("query", q), ("key", k), ("value", v)] {
         if shape[1] == 0 || shape[3] == 0 {
             return shape_error(
@@ -307,12 +336,13 @@ fn check_dims(q: Shape, k: Shape, v: Shape) -> Result<Dims> {
             );
         }
     }
-    if k[0] != q[0] || k[3] != q[3] {
-        return shape_error(
-            "key",
-            k,
-            format!("[{}, kv_heads, seq_kv, {}] to fit query {q:?}", q[0], q[3]),
-        );
+    if (k[0] != q[0] && !paged) || k[3] != q[3] {
+        let expected = if paged {
+            format!("[pages, kv_heads, page_size, {}] to fit query {q:?}", q[3])
+        } else {
+            format!("[{}, kv_heads, seq_kv, {}] to fit query {q:?}", q[0], q[3])
+        };
+        return shape_error("key", k, expected);
     }
     if !q[1].is_multiple_of(k[1]) {
         return shape_error(

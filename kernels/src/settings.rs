@@ -140,6 +140,10 @@ fn checked<T: Element>(
     run: impl FnOnce() -> Result<Isa>,
 ) -> Result<Isa> {
     outputs.check(problem)?;
+    if problem.is_paged() && T::path(settings.algorithm) == Path::Unfused {
+        let expected = "none: only f32 reads pages, by the fused algorithm";
+        return value_error("pages", settings.algorithm, expected.into());
+    }
     if problem.dims().has_rows() {
         return run();
     }

@@ -13,6 +13,7 @@ use crate::mask::rows::RowBits;
 use crate::microkernel::BLOCK_KV;
 use crate::microkernel::row_softmax::RowSoftmax;
 use crate::outputs::{Outputs, Stage};
+use crate::pages::KvRows;
 use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::simd::{Isa, Kernel, Simd, dispatch};
@@ -172,7 +173,7 @@ struct Chunk<'a, 'p, T: Element> {
     rows: std::ops::Range<usize>,
 }
 
-impl<T: Plain> Chunk<'_, '_, T> {
+impl<'p, T: Plain> Chunk<'_, 'p, T> {
     fn run<S: Simd>(&self, simd: S, scores: &mut [T]) {
         let problem = self.problem;
         let dims = problem.dims();
@@ -180,8 +181,11 @@ impl<T: Plain> Chunk<'_, '_, T> {
         let (seq_kv, rows) = (self.sequence.seq_kv, self.rows.len());
         let (batch, first) = (self.sequence.batch, self.sequence.query + self.rows.start);
         let query = problem.query.row(batch, self.head, first);
-        let keys = problem.keys(&self.sequence, kv_head);
-        let values = problem.values(&self.sequence, kv_head);
+        // In no pages: `Settings` knows.
+        let even = |rows: KvRows<'p, T>| rows.even(0, rows.len());
+        let keys = even(problem.keys(&self.sequence, kv_head));
+        let values = even(problem.values(&self.sequence, kv_head));
+        let (Some(keys), Some(values)) = (keys, values) else { return };
         if seq_kv > 0 {
             let (q_step, k_step) = (problem.query.strides()[2], problem.key.strides()[2]);
             // SAFETY: the views vouch for these rows of head_dim contiguous elements, and scores

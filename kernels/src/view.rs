@@ -92,6 +92,11 @@ impl<'a, T> Rows<'a, T> {
         Self { ptr: self.row(first), len, ..self }
     }
 
+    /// As many rows, each so many elements further on, which must be rows of the same view.
+    pub(crate) fn moved(self, by: isize) -> Self {
+        Self { ptr: self.ptr.wrapping_offset(by), ..self }
+    }
+
     /// Elements from one row to the next.
     #[inline(always)]
     pub(crate) fn stride(&self) -> isize {

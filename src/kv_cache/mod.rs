@@ -44,7 +44,9 @@ pub use shape::KvShape;
 pub use table_buffer::TableBuffer;
 pub use tokens::NewTokens;
 pub use transform::QkTransform;
-pub use view::{KvView, PageTables};
+pub use view::KvView;
+
+pub use crate::PageTables;
 
 use crate::Error;
 

@@ -1,23 +1,7 @@
 //! Keys and values in pages: what attention reads of every kind of cache.
 
 use super::value_error;
-use crate::{Error, Result, Shape, View};
-
-/// Which pages hold which positions of which sequence. Position `p` of sequence `s` lies in row `p %
-/// page_size` of page `pages[(p / page_size) % pages.len()]`, `pages` being
-/// `table[offsets[s]..offsets[s + 1]]`: a contiguous cache has one page for a sequence, and a ring is
-/// a table that wraps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PageTables<'a> {
-    /// The pages of all sequences, one sequence behind the other.
-    pub table: &'a [u32],
-    /// Where each sequence's pages begin, and where the last one's end: one more than sequences.
-    pub offsets: &'a [usize],
-    /// The tokens of each sequence so far, those that exist no more included.
-    pub lengths: &'a [usize],
-    /// The first position of each sequence that still exists.
-    pub starts: &'a [usize],
-}
+use crate::{Error, PageTables, Result, View};
 
 /// Keys and values of sequences, in pages of two pools. Every cache gives one, and so can an engine
 /// that keeps pages of its own.
@@ -134,59 +118,4 @@ fn check_pools<T>(key: &View<'_, T>, value: &View<'_, T>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-impl PageTables<'_> {
-    /// Whether the tables stay within a pool of this shape.
-    fn check(&self, [pages, _, page_size, _]: Shape) -> Result<()> {
-        let sequences = self.lengths.len();
-        self.check_extents(sequences)?;
-        if let Some(page) = self.table.iter().find(|&&page| page as usize >= pages) {
-            return Err(value_error("table", page, format!("below {pages}, the pages there are")));
-        }
-        for sequence in 0..sequences {
-            let (begin, end) = (self.offsets[sequence], self.offsets[sequence + 1]);
-            if begin > end || end > self.table.len() {
-                let got = format!("{begin} to {end} of sequence {sequence}");
-                let expected = format!("not to decrease, up to {}", self.table.len());
-                return Err(value_error("offsets", got, expected));
-            }
-            let (start, length) = (self.starts[sequence], self.lengths[sequence]);
-            if start > length {
-                let got = format!("{start} of sequence {sequence}");
-                return Err(value_error("starts", got, format!("at most its length, {length}")));
-            }
-            let rows = (end - begin).saturating_mul(page_size);
-            if length - start > rows {
-                let got = format!("{start} to {length} of sequence {sequence}");
-                let expected = format!("at most {rows} positions, the rows of its pages");
-                return Err(value_error("lengths", got, expected));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether there are as many entries as sequences.
-    fn check_extents(&self, sequences: usize) -> Result<()> {
-        let counts = [
-            ("starts", self.starts.len(), sequences),
-            ("offsets", self.offsets.len(), sequences + 1),
-        ];
-        for (argument, got, expected) in counts {
-            if got != expected {
-                return Err(Error::Shape {
-                    argument,
-                    got: format!("[{got}]"),
-                    expected: format!("[{expected}], for {sequences} sequences"),
-                });
-            }
-        }
-        let ends = (self.offsets.first().copied(), self.offsets.last().copied());
-        if ends != (Some(0), Some(self.table.len())) {
-            let got = format!("{ends:?} at its ends");
-            let expected = format!("0 first and {} last, the table's length", self.table.len());
-            return Err(value_error("offsets", got, expected));
-        }
-        Ok(())
-    }
 }

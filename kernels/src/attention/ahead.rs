@@ -10,12 +10,24 @@ use std::ops::Range;
 
 use crate::microkernel::fetch::{Blocks, Fetch, Queue, Stream, Twins};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q};
+use crate::pages::KvRows;
 use crate::plan::{self, Plan};
 use crate::problem::Problem;
 use crate::view::Rows;
 
 /// The keys and values of one head.
-type Head<'p> = [Rows<'p, f32>; 2];
+type Head<'p> = [KvRows<'p, f32>; 2];
+
+/// Those of the block at `start`, of keys up to `end`, if there are any and they are evenly spaced: rows
+/// of several pages are not fetched.
+fn block<'p>(head: Head<'p>, start: usize, end: usize) -> Option<[Rows<'p, f32>; 2]> {
+    let end = end.min(start + BLOCK_KV);
+    if start >= end {
+        return None;
+    }
+    let [key, value] = head;
+    Some([key.even(start, end)?, value.even(start, end)?])
+}
 
 /// The rows to fetch while one item is computed.
 pub(crate) struct Ahead<'p> {
@@ -52,12 +64,8 @@ impl<'p> Ahead<'p> {
         let group = (problem.dims().group_size(), problem.query.strides()[1]);
         let queries = Stream::interleaved(queries, group, next.rows.clone());
         let is_new = (next.sequence, next.kv_head) != (item.sequence, item.kv_head);
-        let begin = match is_new && !this.is_few() {
-            true => {
-                head.map(|rows| Stream::new(rows, keys.start..keys.end.min(keys.start + BLOCK_KV)))
-            }
-            false => [Stream::EMPTY; 2],
-        };
+        let begin = if is_new && !this.is_few() { block(head, keys.start, keys.end) } else { None };
+        let begin = begin.map_or([Stream::EMPTY; 2], |rows| rows.map(Stream::new));
         this.fetch.item = Queue::new([queries, begin[0], begin[1]]);
         this.after = Some((head, keys));
         this
@@ -82,20 +90,17 @@ impl<'p> Ahead<'p> {
     pub(crate) fn block(&mut self, keys: Range<usize>, tiles: usize) {
         let near = self.upcoming(keys.start, keys.end);
         let far = self.upcoming(keys.start + BLOCK_KV, keys.end).filter(|_| self.is_few());
-        let Some((head, keys)) = near else { return };
-        let mut twins = head.map(|rows| Twins::new(rows, keys.clone()));
-        if let Some((head, keys)) = far {
-            twins = [0, 1].map(|i| twins[i].with_far(head[i], keys.start));
+        let Some(near) = near else { return };
+        let mut twins = near.map(Twins::new);
+        if let Some(far) = far {
+            twins = [0, 1].map(|i| twins[i].with_far(far[i]));
         }
         self.fetch.blocks = Blocks::new(twins, self.work(BLOCK_KV, tiles));
     }
 
     /// The block at `start` of keys that end at `end`; behind the end, of the next item's keys where
     /// memory sets the pace.
-    fn upcoming(&self, start: usize, end: usize) -> Option<(Head<'p>, Range<usize>)> {
-        let block = |head, start, end: usize| {
-            (start < end).then(|| (head, start..end.min(start + BLOCK_KV)))
-        };
+    fn upcoming(&self, start: usize, end: usize) -> Option<[Rows<'p, f32>; 2]> {
         if start < end {
             return block(self.head, start, end);
         }

@@ -2,6 +2,7 @@
 //! threads, and [`pass`] takes an item's tiles through the key blocks.
 
 mod ahead;
+mod current;
 mod outputs;
 pub(crate) mod pairs;
 pub(crate) mod pass;

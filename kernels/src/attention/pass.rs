@@ -25,6 +25,7 @@
 //! what is not finite even then comes from the inputs.
 
 use super::ahead::Ahead;
+use super::current::CurrentBlock;
 use super::tile::{Softmax, Tile, TileRows, Visit};
 use crate::mask::Sequence;
 use crate::microkernel::finish::{Combine, Dot, Normalize, OutRow};
@@ -36,11 +37,11 @@ use crate::microkernel::terms::Scoring;
 use crate::microkernel::values::{Finish, OutRows, Values};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, Lanes};
 use crate::outputs::{Outputs, Stage};
+use crate::pages::KvRows;
 use crate::plan::{self, Layout, Plan, SPLIT_KV};
 use crate::problem::{Bias, Problem};
 use crate::simd::Simd;
 use crate::term::{ROW_FACTS, Row};
-use crate::view::Rows;
 
 /// Everything about a call that its items share.
 pub(crate) struct Job<'a, 'p, T> {
@@ -133,8 +134,9 @@ pub(crate) struct Item<'a, 'p, S, T> {
     /// The batch entry in the tensors: see [`Item::row`].
     pub(super) batch: usize,
     kv_head: usize,
-    keys: Rows<'p, f32>,
-    values: Rows<'p, f32>,
+    /// The keys and the values of the head.
+    head: [KvRows<'p, f32>; 2],
+    block: CurrentBlock<'a>,
     pub(super) prob: &'a mut [f32],
     dense: &'a mut [f32],
     ahead: Ahead<'p>,
@@ -153,20 +155,21 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let layout = &job.plan.layout;
         let (prob, scratch) = scratch.split_at_mut(Layout::PROB);
         let (dense, scratch) = scratch.split_at_mut(layout.dense);
+        let (keys_here, scratch) = scratch.split_at_mut(layout.gathered[0]);
+        let (values_here, scratch) = scratch.split_at_mut(layout.gathered[1]);
         let (sequence, kv_head) = (job.problem.mask.sequence(item.sequence), item.kv_head);
-        let keys = job.problem.keys(&sequence, kv_head);
-        let values = job.problem.values(&sequence, kv_head);
+        let head = [job.problem.keys(&sequence, kv_head), job.problem.values(&sequence, kv_head)];
         let mut this = Self {
             simd,
             job,
             batch: sequence.batch,
             sequence,
             kv_head,
-            keys,
-            values,
+            head,
+            block: CurrentBlock::new([keys_here, values_here], head),
             prob,
             dense,
-            ahead: Ahead::new((job.problem, &job.plan), &item, [keys, values], next),
+            ahead: Ahead::new((job.problem, &job.plan), &item, head, next),
         };
         let mut tiles = local.each_mut().map(Tile::new);
         let tiles = &mut tiles[..item.rows.len().div_ceil(BLOCK_Q)];
@@ -306,6 +309,9 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     /// What the tile sees of the block at `first`; makes the block's dense term if it has one.
     pub(super) fn visit(&mut self, tile: &Tile<'_>, first: usize) -> Visit {
         let mut visit = tile.of.visit(first);
+        if !visit.keys.is_empty() {
+            self.block.enter(first, self.head);
+        }
         if self.job.dense && !visit.keys.is_empty() {
             self.look_closer(tile, &mut visit);
         }
@@ -358,7 +364,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             let key = end - 1;
             let [dot, magnitude] = if r < tile.len() {
                 let query = query.rows(self.batch, head).slice(self.sequence.query + i);
-                self.simd.vectorize(Dot([query, self.keys.slice(key)]))
+                self.simd.vectorize(Dot([query, self.head[0].slice(key)]))
             } else {
                 [0.0; 2]
             };
@@ -471,7 +477,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     ) {
         self.simd.vectorize(Scores::<T, SWEPT> {
             q_t: tile.q_t,
-            keys: visit.block(self.keys),
+            keys: visit.block(self.block.rows(0)),
             sweep: Sweep {
                 prob: self.prob,
                 dense: visit.dense.then_some(&*self.dense),
@@ -502,7 +508,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     ) -> bool {
         self.simd.vectorize(Values::<CAREFUL> {
             prob: self.prob,
-            values: visit.block(self.values),
+            values: visit.block(self.block.rows(1)),
             rows: tile.len(),
             seen: visit.seen.as_ref(),
             acc: tile.acc,

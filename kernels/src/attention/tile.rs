@@ -175,9 +175,9 @@ impl Visit {
         self.seen = (!open).then_some(seen);
     }
 
-    /// The block's keys, or values.
+    /// What it sees of the block's keys, or values.
     pub(super) fn block<'r>(&self, rows: Rows<'r, f32>) -> Block<'r> {
-        Block { rows, first: self.first, start: self.keys.start, end: self.keys.end }
+        Block { rows, start: self.keys.start, end: self.keys.end }
     }
 }
 

@@ -23,7 +23,8 @@ pub(crate) use ragged::Sequence;
 pub use tree::Tree;
 
 use crate::error::Result;
-use crate::problem::{Bias, Dims};
+use crate::pages::PageTables;
+use crate::problem::{Bias, Dims, value_error};
 use crate::view::{Shape, View};
 use dense::Boolean;
 use documents::Packed;
@@ -76,6 +77,12 @@ pub struct Masking<'a, T> {
     pub packed: Option<View<'a, u8>>,
     /// Added to the scaled and capped scores; exactly -inf masks. Shaped as `boolean`.
     pub bias: Option<Bias<'a, T>>,
+    /// Keys and values are pools of pages, `[pages, kv_heads, page_size, dim]`, and these say which hold
+    /// what: a sequence's keys are all that it has so far, and those that exist no more are hidden.
+    pub pages: Option<PageTables<'a>>,
+    /// With pages: the queries of all sequences lie one behind the other, and each sequence's begin
+    /// here; one offset more than sequences. Without, a sequence's are those of its batch entry.
+    pub query_offsets: Option<&'a [usize]>,
     /// The tensors are a ragged batch: a query sees the keys of its own sequence, in which positions
     /// count from 0.
     pub ragged: Option<Offsets<'a>>,
@@ -95,8 +102,36 @@ impl<T> Default for Masking<'_, T> {
             boolean: None,
             packed: None,
             bias: None,
+            pages: None,
+            query_offsets: None,
             ragged: None,
         }
+    }
+}
+
+impl<T> Masking<'_, T> {
+    /// Refuses what cannot be beside pages, and what cannot be without.
+    fn check_pages(&self) -> Result<()> {
+        if self.pages.is_none() {
+            return match self.query_offsets {
+                None => Ok(()),
+                Some(offsets) => {
+                    let expected = "none without pages: a ragged batch has offsets of both kinds";
+                    value_error("query_offsets", offsets, expected.into())
+                }
+            };
+        }
+        let expected = "none beside pages, whose sequences have";
+        if let Some(starts) = self.key_starts {
+            return value_error("key_starts", starts, format!("{expected} starts of their own"));
+        }
+        if let Some(ragged) = self.ragged {
+            return value_error("ragged", ragged, format!("{expected} tables of their own"));
+        }
+        if let Some(documents) = self.documents {
+            return value_error("documents", documents, format!("{expected} no documents"));
+        }
+        Ok(())
     }
 }
 
@@ -121,12 +156,17 @@ impl<'a> Mask<'a> {
         (query, key): (Shape, Shape),
         dims: Dims,
     ) -> Result<(Self, Dims)> {
-        let sequences = Sequences::new(query, key, masking.ragged)?;
+        let sequences = match masking.pages {
+            Some(pages) => Sequences::paged(query, masking.query_offsets, pages.lengths)?,
+            None => Sequences::new(query, key, masking.ragged)?,
+        };
+        masking.check_pages()?;
         let (most_q, most_kv) = sequences.longest();
         let dims = Dims { seq_kv: most_kv, ..dims };
         let keys = |s: usize| sequences.at(s).seq_kv;
         let count = sequences.count();
-        let existing = Existing::new(masking.key_starts, masking.key_lengths, (count, keys))?;
+        let starts = masking.pages.map(|pages| pages.starts).or(masking.key_starts);
+        let existing = Existing::new(starts, masking.key_lengths, (count, keys))?;
         let Masking { causal, window, prefix, .. } = *masking;
         if let Some(tree) = &masking.tree {
             tree.check(count, |s| existing.end(&sequences.at(s)))?;

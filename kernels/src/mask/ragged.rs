@@ -22,20 +22,8 @@ impl Offsets<'_> {
         seq_q: usize,
         seq_kv: usize,
     ) -> Result<()> {
-        for (argument, offsets, length) in [(query, self.query, seq_q), (key, self.key, seq_kv)] {
-            let ends = (offsets.first(), offsets.last());
-            if ends != (Some(&0), Some(&length)) {
-                let expected = format!("offsets from 0 to {length}, the length of the tensor");
-                return value_error(argument, offsets, expected);
-            }
-            if let Some(n) = offsets.windows(2).position(|pair| pair[1] < pair[0]) {
-                return value_error(
-                    argument,
-                    format_args!("{} before {}", offsets[n], offsets[n + 1]),
-                    "offsets that do not decrease".into(),
-                );
-            }
-        }
+        check_offsets(query, self.query, seq_q)?;
+        check_offsets(key, self.key, seq_kv)?;
         if self.query.len() != self.key.len() {
             return value_error(
                 key,
@@ -45,6 +33,23 @@ impl Offsets<'_> {
         }
         Ok(())
     }
+}
+
+/// Checks that offsets cover `length` tokens.
+fn check_offsets(argument: &'static str, offsets: &[usize], length: usize) -> Result<()> {
+    let ends = (offsets.first(), offsets.last());
+    if ends != (Some(&0), Some(&length)) {
+        let expected = format!("offsets from 0 to {length}, the length of the tensor");
+        return value_error(argument, offsets, expected);
+    }
+    if let Some(n) = offsets.windows(2).position(|pair| pair[1] < pair[0]) {
+        return value_error(
+            argument,
+            format_args!("{} before {}", offsets[n], offsets[n + 1]),
+            "offsets that do not decrease".into(),
+        );
+    }
+    Ok(())
 }
 
 /// One sequence: where it lies in the tensors.
@@ -72,6 +77,12 @@ pub(super) enum Sequences<'a> {
         seq_kv: usize,
     },
     Ragged(Offsets<'a>),
+    /// One to each table of pages, with queries of its own batch entry or, by offsets, packed.
+    Paged {
+        query: Option<&'a [usize]>,
+        seq_q: usize,
+        lengths: &'a [usize],
+    },
 }
 
 impl<'a> Sequences<'a> {
@@ -87,14 +98,44 @@ impl<'a> Sequences<'a> {
         Ok(Self::Ragged(offsets))
     }
 
+    /// The sequences of `lengths`, with the queries of a tensor of this shape.
+    pub(super) fn paged(
+        query: Shape,
+        offsets: Option<&'a [usize]>,
+        lengths: &'a [usize],
+    ) -> Result<Self> {
+        let Some(offsets) = offsets else {
+            if query[0] != lengths.len() {
+                let expected = format!("{} batch entries, as many as sequences", lengths.len());
+                return shape_error("query", query, expected);
+            }
+            return Ok(Self::Paged { query: None, seq_q: query[2], lengths });
+        };
+        if query[0] != 1 {
+            let expected = "one batch entry, in which the queries of all sequences are packed";
+            return shape_error("query", query, expected.into());
+        }
+        if offsets.len() != lengths.len() + 1 {
+            let expected = format!("{}, one more than sequences", lengths.len() + 1);
+            return value_error(
+                "query_offsets",
+                format_args!("{} offsets", offsets.len()),
+                expected,
+            );
+        }
+        check_offsets("query_offsets", offsets, query[2])?;
+        Ok(Self::Paged { query: Some(offsets), seq_q: 0, lengths })
+    }
+
     pub(super) fn are_ragged(&self) -> bool {
-        matches!(self, Self::Ragged(_))
+        matches!(self, Self::Ragged(_) | Self::Paged { query: Some(_), .. })
     }
 
     pub(super) fn count(&self) -> usize {
         match self {
             Self::Batch { count, .. } => *count,
             Self::Ragged(offsets) => offsets.query.len() - 1,
+            Self::Paged { lengths, .. } => lengths.len(),
         }
     }
 
@@ -104,6 +145,18 @@ impl<'a> Sequences<'a> {
             Self::Batch { seq_q, seq_kv, .. } => {
                 Sequence { index, batch: index, query: 0, seq_q, key: 0, seq_kv }
             }
+            Self::Paged { query: None, seq_q, lengths } => {
+                let seq_kv = lengths[index];
+                Sequence { index, batch: index, query: 0, seq_q, key: 0, seq_kv }
+            }
+            Self::Paged { query: Some(query), lengths, .. } => Sequence {
+                index,
+                batch: 0,
+                query: query[index],
+                seq_q: query[index + 1] - query[index],
+                key: 0,
+                seq_kv: lengths[index],
+            },
             Self::Ragged(Offsets { query, key }) => Sequence {
                 index,
                 batch: 0,
@@ -119,7 +172,7 @@ impl<'a> Sequences<'a> {
     pub(super) fn longest(&self) -> (usize, usize) {
         match self {
             Self::Batch { seq_q, seq_kv, .. } => (*seq_q, *seq_kv),
-            Self::Ragged(_) => (0..self.count())
+            Self::Ragged(_) | Self::Paged { .. } => (0..self.count())
                 .map(|s| self.at(s))
                 .fold((0, 0), |most, s| (most.0.max(s.seq_q), most.1.max(s.seq_kv))),
         }

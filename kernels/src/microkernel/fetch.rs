@@ -36,10 +36,9 @@ impl Stream {
     pub(crate) const EMPTY: Self =
         Self { row: std::ptr::null(), width: 0, left: 0, step: 0, jump: 0, turn: 1, at: 0 };
 
-    /// The rows of `range`.
-    pub(crate) fn new(rows: Rows<'_, f32>, range: Range<usize>) -> Self {
-        let (row, jump) = (rows.row(range.start), rows.stride());
-        Self { row, width: rows.width(), left: range.len(), jump, ..Self::EMPTY }
+    pub(crate) fn new(rows: Rows<'_, f32>) -> Self {
+        let (row, jump) = (rows.row(0), rows.stride());
+        Self { row, width: rows.width(), left: rows.len(), jump, ..Self::EMPTY }
     }
 
     /// The rows `range` of `count` heads, `step` apart and taken in turn: first row 0 of each.
@@ -145,16 +144,15 @@ impl Twins {
     const EMPTY: Self =
         Self { near: std::ptr::null(), far: std::ptr::null(), stride: 0, width: 0, left: 0 };
 
-    /// The rows of `range`; without others, the others are the same.
-    pub(crate) fn new(rows: Rows<'_, f32>, range: Range<usize>) -> Self {
-        let near = rows.row(range.start);
-        let (stride, width) = (rows.stride(), rows.width());
-        Self { near, far: near, stride, width, left: range.len() }
+    /// These rows; without others, the others are the same.
+    pub(crate) fn new(rows: Rows<'_, f32>) -> Self {
+        let (near, stride, width) = (rows.row(0), rows.stride(), rows.width());
+        Self { near, far: near, stride, width, left: rows.len() }
     }
 
-    /// With those from row `first` on of a head with the same stride.
-    pub(crate) fn with_far(self, rows: Rows<'_, f32>, first: usize) -> Self {
-        Self { far: rows.row(first), ..self }
+    /// With those of a block with the same stride.
+    pub(crate) fn with_far(self, rows: Rows<'_, f32>) -> Self {
+        Self { far: rows.row(0), ..self }
     }
 }
 
@@ -244,7 +242,7 @@ mod tests {
     fn a_stream_follows_its_rows() {
         let data = [0.0; 100];
         let head = Rows::dense(&data, 5);
-        assert_eq!(rows(Stream::new(head, 3..6), &data), [15, 20, 25]);
+        assert_eq!(rows(Stream::new(head.part(3, 3)), &data), [15, 20, 25]);
         // Three heads two floats apart: row n is row n / 3 of head n % 3.
         let stream = Stream::interleaved(head, (3, 2), 4..9);
         assert_eq!(rows(stream, &data), [7, 9, 10, 12, 14]);
@@ -257,7 +255,7 @@ mod tests {
         let data = [0.0; 1000];
         const WORK: usize = 12_345;
         for (rows, steps) in [(0, 5), (1, 7), (5, 0), (100, 7), (100, 100), (3, 100), (1000, 64)] {
-            let stream = Stream::new(Rows::dense(&data, 1), 0..rows);
+            let stream = Stream::new(Rows::dense(&data[..rows], 1));
             let mut queue = Queue::new([Stream::EMPTY, stream]);
             queue.pace(steps.max(1) * WORK);
             let mut most = 0;

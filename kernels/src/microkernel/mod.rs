@@ -169,15 +169,13 @@ impl Span {
     }
 }
 
-/// The keys or values of one key block: rows `first + start .. first + end` of `rows`.
+/// The keys or values of one key block: rows `start .. end` of the block's.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Block<'a> {
     pub(crate) rows: Rows<'a, f32>,
-    /// The key that the block starts with, a multiple of [`BLOCK_KV`].
-    pub(crate) first: usize,
-    /// The first key wanted, counted from `first`.
+    /// The first key wanted.
     pub(crate) start: usize,
-    /// Behind the last key wanted, counted from `first`; at most [`BLOCK_KV`].
+    /// Behind the last key wanted; at most [`BLOCK_KV`].
     pub(crate) end: usize,
 }
 
@@ -185,6 +183,6 @@ impl Block<'_> {
     /// Checks what the loops rely on.
     pub(crate) fn check(&self) {
         assert!(self.start <= self.end && self.end <= BLOCK_KV);
-        assert!(self.end == 0 || self.first + self.end <= self.rows.len());
+        assert!(self.end <= self.rows.len());
     }
 }

@@ -151,7 +151,7 @@ impl<T: Scoring, const SWEPT: bool> Scores<'_, T, SWEPT> {
         for key in (group..group + run).step_by(S::LANES) {
             let few = Few {
                 keys: self.keys.rows,
-                key: self.keys.first + key,
+                key,
                 q_t: self.q_t.as_ptr().wrapping_add(lane),
                 rows: self.sweep.len.saturating_sub(lane),
                 prob: self.sweep.prob.as_mut_ptr().wrapping_add(key * BLOCK_Q + lane),
@@ -219,7 +219,7 @@ impl<T: Scoring, const SWEPT: bool> Scores<'_, T, SWEPT> {
         const { assert!(BLOCK_KV.is_multiple_of(GROUP) && GROUP.is_multiple_of(KEYS)) };
         const { assert!(KEYS.is_multiple_of(2)) };
         let keys = self.keys.rows;
-        let mut row = keys.row(self.keys.first + key);
+        let mut row = keys.row(key);
         let rows: [*const f32; KEYS] = core::array::from_fn(|k| {
             // The last row stands in for those behind it. Step by step, without multiplications.
             if k > 0 && key + k < self.keys.end {

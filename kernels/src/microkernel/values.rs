@@ -136,7 +136,7 @@ impl<'a, const CAREFUL: bool> Values<'a, CAREFUL> {
         Operands {
             a: Packed(self.prob.as_ptr().wrapping_add(start * BLOCK_Q + row)),
             b: self.values.rows,
-            first: self.values.first + start,
+            first: start,
             column,
             depth: end - start,
         }
