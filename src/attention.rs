@@ -266,7 +266,7 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
     /// let rows = [0.5_f32; 6 * 4];
     /// let packed = View::bhsd(&rows, [1, 1, 6, 4])?;
     /// // A prompt of five tokens for one sequence, the next token of another.
-    /// cache.append(&NewTokens::ragged(packed, packed, &[0, 5, 6]))?;
+    /// cache.append(&NewTokens::new(packed, packed).ragged(&[0, 5, 6]))?;
     /// let options = AttentionOptions::new().causal().query_offsets(&[0, 5, 6]);
     /// let result = attention_cached(packed, &cache.view(), &options)?;
     /// assert_eq!(result.out.data(), [0.5; 6 * 4]);
