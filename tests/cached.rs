@@ -311,6 +311,15 @@ fn what_does_not_fit_a_cache() {
     refused(query, &plain.documents(ids), "documents");
     let offsets = attention(query, query, query, &plain.query_offsets(&[0, 1])).err();
     assert!(matches!(offsets, Some(Error::Value { argument: "query_offsets", .. })), "{offsets:?}");
+    // Neither is there where all that was there is gone, beside a sequence that has something.
+    let pages = [(0, 5), (9, 9)];
+    let mut gone = Pool::new(shape, 4, &pages, &mut Rng(1));
+    gone.table.truncate(gone.offsets[1]);
+    gone.offsets[2] = gone.offsets[1];
+    let result = attention_cached(query, &gone.view(), &plain.executor(&Serial));
+    let result = result.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(bits(&result.out.data()[32..]), [0; 32]);
+    assert!(result.out.data()[..32].iter().all(|&x| x != 0.0));
     // Without a page there is nothing to see.
     let empty = Pool::new(shape, 4, &[(0, 0), (0, 0)], &mut Rng(1));
     let result = attention_cached(query, &empty.view(), &plain).unwrap_or_else(|e| panic!("{e}"));

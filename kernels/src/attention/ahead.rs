@@ -67,7 +67,8 @@ impl<'p> Ahead<'p> {
         let begin = if is_new && !this.is_few() { block(head, keys.start, keys.end) } else { None };
         let begin = begin.map_or([Stream::EMPTY; 2], |rows| rows.map(Stream::new));
         this.fetch.item = Queue::new([queries, begin[0], begin[1]]);
-        this.after = Some((head, keys));
+        // Where nothing is seen there may be no rows at all.
+        this.after = (!keys.is_empty()).then_some((head, keys));
         this
     }
 
