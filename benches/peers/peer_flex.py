@@ -5,7 +5,8 @@ import shutil
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from peer import Call, Peer
+from peer import Call
+from peer_torch import TorchPeer
 from reference import OWN_FACTOR
 
 
@@ -13,17 +14,12 @@ def times(score, batch, head, query, key):
     return score * OWN_FACTOR
 
 
-class FlexPeer(Peer):
+class FlexPeer(TorchPeer):
     name = "FlexAttention"
 
     def __init__(self, threads):
         super().__init__(threads)
-        torch.set_num_threads(threads)
-        torch.set_grad_enabled(False)
         self.compiled = torch.compile(flex_attention, dynamic=False)
-
-    def versions(self):
-        return {"torch": torch.__version__}
 
     def ways(self, shape):
         """By the sides of the blocks that a mask's blocks are."""
