@@ -1,8 +1,8 @@
 //! Keys and values in pages of a pool.
 
 use crate::error::{Error, Result};
-use crate::problem::value_error;
-use crate::view::{Rows, Shape};
+use crate::problem::{check_unit_inner_stride, shape_error, value_error};
+use crate::view::{Rows, View};
 
 /// Which pages hold which positions of which sequence. Position `p` of sequence `s` lies in row `p %
 /// page_size` of page `pages[(p / page_size) % pages.len()]`, `pages` being
@@ -26,11 +26,42 @@ impl<'a> PageTables<'a> {
         &self.table[self.offsets[sequence]..self.offsets[sequence + 1]]
     }
 
-    /// Checks that the tables stay within a pool of this shape, `[pages, kv_heads, page_size, dim]`.
+    /// The page and the row that hold a position of a sequence, if it exists.
+    pub fn place(
+        &self,
+        page_size: usize,
+        sequence: usize,
+        position: usize,
+    ) -> Option<(usize, usize)> {
+        let exists = *self.starts.get(sequence)?..*self.lengths.get(sequence)?;
+        let pages = *self.offsets.get(sequence)?..*self.offsets.get(sequence + 1)?;
+        let pages = self.table.get(pages).filter(|pages| !pages.is_empty() && page_size > 0)?;
+        exists.contains(&position).then(|| place(pages, page_size, position))
+    }
+
+    /// Checks that pools of keys and values, `[pages, kv_heads, page_size, dim]`, fit each other, and
+    /// that the tables stay within them.
     ///
     /// # Errors
-    /// [`Error::Shape`] or [`Error::Value`] with what does not fit.
-    pub fn check(&self, [pages, _, page_size, _]: Shape) -> Result<()> {
+    /// [`Error::Shape`], [`Error::Stride`] or [`Error::Value`] with what does not fit.
+    pub fn check<T>(&self, key: &View<'_, T>, value: &View<'_, T>) -> Result<()> {
+        let [pages, heads, page_size, _] = key.shape();
+        if value.shape()[..3] != key.shape()[..3] {
+            let expected =
+                format!("[{pages}, {heads}, {page_size}, value_dim], as the pool of keys");
+            return shape_error("value", value.shape(), expected);
+        }
+        if page_size == 0 {
+            return value_error("page_size", 0, "at least 1".into());
+        }
+        for (argument, pool) in [("key", key), ("value", value)] {
+            check_unit_inner_stride(argument, pool.shape(), pool.strides())?;
+        }
+        self.check_tables(pages, page_size)
+    }
+
+    /// Whether they stay within so many pages of so many rows.
+    fn check_tables(&self, pages: usize, page_size: usize) -> Result<()> {
         let sequences = self.lengths.len();
         self.check_extents(sequences)?;
         if let Some(page) = self.table.iter().find(|&&page| page as usize >= pages) {
@@ -87,6 +118,12 @@ impl<'a> PageTables<'a> {
     }
 }
 
+/// The page and the row that hold a position.
+#[inline(always)]
+fn place(pages: &[u32], page_size: usize, position: usize) -> (usize, usize) {
+    (pages[position / page_size % pages.len()] as usize, position % page_size)
+}
+
 /// The keys or values of one head of a sequence: evenly spaced, or in pages.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum KvRows<'a, T> {
@@ -106,18 +143,16 @@ pub(crate) struct PagedRows<'a, T> {
 }
 
 impl<'a, T: Copy> PagedRows<'a, T> {
-    /// `len` rows. The table's pages must be as many as the pool has, as [`PageTables::check`] says.
+    /// `len` rows in the pages of a table, which must not be empty and name pages of the pool alone, as
+    /// [`PageTables::check`] says.
     pub(crate) fn new(page: Rows<'a, T>, stride: isize, table: &'a [u32], len: usize) -> Self {
-        // Without a page there is nothing to be read.
-        let len = if table.is_empty() { 0 } else { len };
         Self { page, stride, table, len }
     }
 
     /// The page that holds row `index`, below `len`, and where in it.
     fn place(&self, index: usize) -> (Rows<'a, T>, usize) {
-        let size = self.page.len();
-        let page = self.table[index / size % self.table.len()] as isize;
-        (self.page.moved(page.wrapping_mul(self.stride)), index % size)
+        let (page, row) = place(self.table, self.page.len(), index);
+        (self.page.moved((page as isize).wrapping_mul(self.stride)), row)
     }
 }
 

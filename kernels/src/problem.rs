@@ -191,7 +191,7 @@ impl<'a, T: Element> Problem<'a, T> {
     ) -> Result<Self> {
         let dims = check_dims(query.shape(), key.shape(), value.shape(), masking.pages.is_some())?;
         if let Some(pages) = &masking.pages {
-            pages.check(key.shape())?;
+            pages.check(&key, &value)?;
         }
         for (argument, view) in [("query", &query), ("key", &key), ("value", &value)] {
             check_unit_inner_stride(argument, view.shape(), view.strides())?;

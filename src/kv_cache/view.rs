@@ -1,7 +1,6 @@
 //! Keys and values in pages: what attention reads of every kind of cache.
 
-use super::value_error;
-use crate::{Error, PageTables, Result, View};
+use crate::{PageTables, Result, View};
 
 /// Keys and values of sequences, in pages of two pools. Every cache gives one, and so can an engine
 /// that keeps pages of its own.
@@ -32,18 +31,18 @@ impl<'a, T> KvView<'a, T> {
     /// `value_dim`, with contiguous rows and any other strides.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the pools or the tables do not fit each other, [`Error::Stride`] where
-    /// rows are not contiguous, [`Error::Value`] where `page_size` is 0, offsets decrease, a page is
+    /// [`Error::Shape`](crate::Error::Shape) where the pools or the tables do not fit each other,
+    /// [`Error::Stride`](crate::Error::Stride) where rows are not contiguous,
+    /// [`Error::Value`](crate::Error::Value) where `page_size` is 0, offsets decrease, a page is
     /// not in the pools, or a sequence has more positions than its pages have rows.
     pub fn new(key: View<'a, T>, value: View<'a, T>, tables: PageTables<'a>) -> Result<Self> {
-        check_pools(&key, &value)?;
-        tables.check(key.shape())?;
+        tables.check(&key, &value)?;
         Ok(Self { key, value, tables })
     }
 
     /// Of a cache, whose book-keeping vouches for the tables.
     pub(super) fn of_cache(key: View<'a, T>, value: View<'a, T>, tables: PageTables<'a>) -> Self {
-        debug_assert_eq!(tables.check(key.shape()), Ok(()));
+        debug_assert_eq!(tables.check(&key, &value), Ok(()));
         Self { key, value, tables }
     }
 
@@ -74,13 +73,7 @@ impl<'a, T> KvView<'a, T> {
 
     /// The page and the row that hold a position of a sequence, if it exists.
     pub fn place(&self, sequence: usize, position: usize) -> Option<(usize, usize)> {
-        let PageTables { table, offsets, lengths, starts } = self.tables;
-        let exists = (*starts.get(sequence)?..lengths[sequence]).contains(&position);
-        exists.then(|| {
-            let pages = &table[offsets[sequence]..offsets[sequence + 1]];
-            let size = self.page_size();
-            (pages[position / size % pages.len()] as usize, position % size)
-        })
+        self.tables.place(self.page_size(), sequence, position)
     }
 
     /// The key of a head at a position of a sequence, if it exists.
@@ -94,28 +87,4 @@ impl<'a, T> KvView<'a, T> {
         let (page, row) = self.place(sequence, position)?;
         self.value.row_slice([page, head, row])
     }
-}
-
-fn check_pools<T>(key: &View<'_, T>, value: &View<'_, T>) -> Result<()> {
-    let [pages, heads, page_size, _] = key.shape();
-    if value.shape()[..3] != key.shape()[..3] {
-        return Err(Error::Shape {
-            argument: "value",
-            got: format!("{:?}", value.shape()),
-            expected: format!("[{pages}, {heads}, {page_size}, value_dim], as the pool of keys"),
-        });
-    }
-    if page_size == 0 {
-        return Err(value_error("page_size", 0, "at least 1"));
-    }
-    for (argument, pool) in [("key", key), ("value", value)] {
-        if pool.strides()[3] != 1 && pool.shape()[3] > 1 {
-            return Err(Error::Stride {
-                argument,
-                got: format!("{:?}", pool.strides()),
-                expected: "an inner stride of 1, so that rows are contiguous".into(),
-            });
-        }
-    }
-    Ok(())
 }

@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use crate::microkernel::fetch::{Blocks, Fetch, Queue, Stream, Twins};
-use crate::microkernel::{BLOCK_KV, BLOCK_Q};
+use crate::microkernel::{BLOCK_KV, BLOCK_Q, few};
 use crate::pages::KvRows;
 use crate::plan::{self, Plan};
 use crate::problem::Problem;
@@ -113,11 +113,10 @@ impl<'p> Ahead<'p> {
     /// What a block of `keys` keys is to [`Fetch::step`].
     fn work(&self, keys: usize, tiles: usize) -> usize {
         let [key, value] = self.head.map(|rows| rows.width());
-        let scores = match self.is_few() {
-            true => (self.rows + 2).saturating_mul(key),
-            false => self.rows.saturating_mul(key),
-        };
-        let values = if self.is_few() { self.rows.saturating_mul(value) } else { 0 };
+        // Of many rows only the scores ask, and few of them are transposed with their keys.
+        let (transposing, value) = if self.is_few() { (few::TRANSPOSING, value) } else { (0, 0) };
+        let scores = (self.rows + transposing).saturating_mul(key);
+        let values = self.rows.saturating_mul(value);
         scores.saturating_add(values).saturating_mul(keys).saturating_mul(tiles)
     }
 }

@@ -282,7 +282,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
                 }
                 block = next;
             }
-            for tile in tiles.iter_mut().filter(|tile| tile.merges) {
+            for tile in tiles.iter_mut().filter(|tile| tile.merges()) {
                 self.merge_split(tile);
                 tile.reset_split();
             }
@@ -413,7 +413,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     /// `None`: nothing was done, since there is more to come or a row's sum is no positive number.
     fn last_values(&mut self, tile: &mut Tile<'_>, visit: &Visit) -> Option<bool> {
         let is_last = visit.first + BLOCK_KV >= tile.of.any.end;
-        if !is_last || tile.merges {
+        if !is_last || tile.merges() {
             return None;
         }
         let sums = &tile.of.split.row_sum.0[..tile.len()];
@@ -671,6 +671,10 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
 
     /// The sums over all splits.
     pub(super) fn totals<'t>(&self, tile: &'t Tile<'_>) -> (&'t [f32], &'t Softmax) {
-        if tile.merges { (&*tile.total_acc, &tile.of.total) } else { (&*tile.acc, &tile.of.split) }
+        if tile.merges() {
+            (&*tile.total_acc, &tile.of.total)
+        } else {
+            (&*tile.acc, &tile.of.split)
+        }
     }
 }

@@ -193,8 +193,6 @@ pub(crate) struct Tile<'a> {
     pub(crate) acc: &'a mut [f32],
     /// Those of the splits before it, if the tile merges.
     pub(crate) total_acc: &'a mut [f32],
-    /// Whether the rows see keys of more than one split.
-    pub(crate) merges: bool,
     /// Whether `acc` has nothing of the current split yet.
     pub(crate) fresh: bool,
     /// Whether the outputs were written with the last block and, if so, whether they are finite.
@@ -210,7 +208,6 @@ impl<'a> Tile<'a> {
             term_rows: &mut [],
             acc: &mut [],
             total_acc: &mut [],
-            merges: false,
             fresh: true,
             written: None,
         }
@@ -231,15 +228,19 @@ impl<'a> Tile<'a> {
         (self.q_t, self.acc, self.total_acc) = (q_t, acc, total_acc);
         self.term_rows = term_rows;
         self.of.begin(problem, sequence, rows, lanes);
+    }
+
+    /// Whether the rows see keys of more than one split.
+    pub(crate) fn merges(&self) -> bool {
         let any = &self.of.any;
-        self.merges = !any.is_empty() && any.start / SPLIT_KV != (any.end - 1) / SPLIT_KV;
+        !any.is_empty() && any.start / SPLIT_KV != (any.end - 1) / SPLIT_KV
     }
 
     /// Forgets all sums.
     pub(crate) fn reset(&mut self) {
         self.written = None;
         self.reset_split();
-        if self.merges {
+        if self.merges() {
             self.total_acc.fill(0.0);
             self.of.total = Softmax::EMPTY;
         }

@@ -175,8 +175,9 @@ impl Blocks {
         Self { now, then, pace: Pace::new(now.left + then.left, work) }
     }
 
+    /// Asks for the rows that are due with so much work; without a call, for the innermost loops.
     #[inline(always)]
-    fn step(&mut self, work: usize) {
+    pub(crate) fn step(&mut self, work: usize) {
         let mut due = self.pace.due(work);
         while due > 0 {
             let Twins { near, far, stride, width, left } = &mut self.now;
@@ -214,12 +215,6 @@ impl Fetch {
     #[inline(never)]
     pub(crate) fn step(&mut self, work: usize) {
         self.item.step(work);
-        self.blocks.step(work);
-    }
-
-    /// Of the next blocks' rows only, and without a call.
-    #[inline(always)]
-    pub(crate) fn step_blocks(&mut self, work: usize) {
         self.blocks.step(work);
     }
 }

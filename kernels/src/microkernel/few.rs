@@ -45,12 +45,8 @@ pub(crate) fn tile_rows(rows: usize) -> usize {
     rows.next_power_of_two()
 }
 
-/// The multiply-adds, or as much other work, for `LANES` keys and `rows` rows over `columns`: to
-/// transpose a key costs about as much as two rows of it.
-#[inline(always)]
-pub(crate) fn work<S: Simd>(rows: usize, columns: usize) -> usize {
-    S::LANES * (rows + 2) * columns
-}
+/// To transpose a key costs about as much as the multiply-adds of so many rows with it.
+pub(crate) const TRANSPOSING: usize = 2;
 
 /// A run of `LANES` keys against the rows of one vector.
 #[derive(Clone, Copy)]
@@ -98,7 +94,7 @@ impl Few<'_> {
         let width = self.keys.width();
         for start in (0..width).step_by(STEP) {
             let columns = (width - start).min(STEP);
-            fetch.step_blocks(work::<S>(ROWS, columns));
+            fetch.blocks.step(S::LANES * (ROWS + TRANSPOSING) * columns);
             for _ in 0..columns / 4 {
                 // SAFETY: the caller's promise: four columns of each key, four rows of q_t.
                 unsafe {

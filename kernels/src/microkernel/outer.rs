@@ -222,7 +222,7 @@ impl Meanwhile for Due<'_> {
     #[inline(always)]
     fn step(&mut self, k: usize) {
         if k.is_multiple_of(8) {
-            self.0.step_blocks(self.1);
+            self.0.blocks.step(self.1);
         }
     }
 }
