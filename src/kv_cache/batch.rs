@@ -135,7 +135,7 @@ impl Batch {
     /// Forgets the tokens from position `length` on.
     pub(super) fn truncate(&mut self, sequence: usize, length: usize) -> Result<()> {
         self.check_sequence(sequence)?;
-        check_truncation(length, self.starts[sequence], self.lengths[sequence])?;
+        check_cut("length", length, (self.starts[sequence], self.lengths[sequence]))?;
         let capacity = self.capacity();
         for position in length..self.lengths[sequence] {
             let row = position % capacity;
@@ -187,11 +187,15 @@ impl Batch {
     }
 }
 
-/// Whether a sequence of which `start..length` exists can be cut to a length.
-pub(super) fn check_truncation(to: usize, start: usize, length: usize) -> Result<()> {
-    if (start..=length).contains(&to) {
+/// Whether a sequence of which `start..length` exists can be cut at a position.
+pub(super) fn check_cut(
+    argument: &'static str,
+    at: usize,
+    (start, length): (usize, usize),
+) -> Result<()> {
+    if (start..=length).contains(&at) {
         return Ok(());
     }
     let expected = format!("{start} to {length}, the positions that exist");
-    Err(value_error("length", to, expected))
+    Err(value_error(argument, at, expected))
 }

@@ -1,6 +1,6 @@
 //! A cache of many sequences in pages that they share.
 
-use super::batch::check_truncation;
+use super::batch::check_cut;
 use super::pages::Pages;
 use super::pool::Pool;
 use super::sequences::{SequenceId, Sequences};
@@ -321,7 +321,7 @@ impl PagedCache {
     pub fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<()> {
         let slot = self.sequences.find(sequence)?;
         let start = self.sequences.start(slot);
-        check_truncation(length, start, self.sequences.length(slot))?;
+        check_cut("length", length, (start, self.sequences.length(slot)))?;
         let size = self.pool.page_size();
         let kept = length.div_ceil(size) - start / size;
         while self.sequences.pages(slot).len() > kept {
@@ -345,11 +345,7 @@ impl PagedCache {
     pub fn evict(&mut self, sequence: SequenceId, before: usize) -> Result<()> {
         let slot = self.sequences.find(sequence)?;
         let start = self.sequences.start(slot);
-        let length = self.sequences.length(slot);
-        if !(start..=length).contains(&before) {
-            let expected = format!("{start} to {length}, the positions that exist");
-            return Err(value_error("before", before, expected));
-        }
+        check_cut("before", before, (start, self.sequences.length(slot)))?;
         let size = self.pool.page_size();
         let gone = before / size - start / size;
         for nth in 0..gone {
