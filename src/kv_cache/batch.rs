@@ -1,4 +1,6 @@
-//! What contiguous and ring caches share: a page for each sequence of a batch.
+//! Caches of a page for each sequence of a batch.
+
+use std::marker::PhantomData;
 
 use super::marks::Marks;
 use super::pool::Pool;
@@ -6,34 +8,36 @@ use super::shape::at_least_one;
 use super::{KvShape, KvView, NewTokens, PageTables, value_error};
 use crate::{Error, Result};
 
-/// What happens to tokens beyond the capacity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Beyond {
-    /// They are refused.
-    Refused,
-    /// They take the places of the oldest.
-    Wraps,
+mod sealed {
+    /// What happens to tokens beyond the capacity.
+    pub trait Kind {
+        /// They take the places of the oldest, and are not refused.
+        const WRAPS: bool;
+    }
 }
+pub(super) use sealed::Kind;
 
+/// Keys and values of a batch of sequences, each in a page of its own, `[batch, kv_heads, capacity,
+/// dim]`, allocated once: a [`ContiguousCache`](super::ContiguousCache) or a
+/// [`RingCache`](super::RingCache).
 #[derive(Debug, Clone)]
-pub(super) struct Batch {
+pub struct BatchCache<K> {
     pool: Pool,
-    beyond: Beyond,
     lengths: Vec<usize>,
     starts: Vec<usize>,
     /// Page `s` is that of sequence `s`.
     table: Vec<u32>,
     offsets: Vec<usize>,
     marks: Marks,
+    kind: PhantomData<K>,
 }
 
-impl Batch {
-    pub(super) fn new(
-        shape: KvShape,
-        batch: usize,
-        capacity: usize,
-        beyond: Beyond,
-    ) -> Result<Self> {
+impl<K: Kind> BatchCache<K> {
+    /// An empty cache of `batch` sequences of `capacity` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Value`] where an extent is 0, [`Error::Overflow`] where there is not as much memory.
+    pub fn new(shape: KvShape, batch: usize, capacity: usize) -> Result<Self> {
         at_least_one("batch", batch)?;
         at_least_one("capacity", capacity)?;
         let Ok(pages) = u32::try_from(batch) else {
@@ -41,32 +45,37 @@ impl Batch {
         };
         Ok(Self {
             pool: Pool::new(shape, batch, capacity)?,
-            beyond,
             lengths: vec![0; batch],
             starts: vec![0; batch],
             table: (0..pages).collect(),
             offsets: (0..=batch).collect(),
             marks: Marks::new(batch),
+            kind: PhantomData,
         })
     }
 
-    pub(super) fn shape(&self) -> KvShape {
+    /// What a token is.
+    pub fn shape(&self) -> KvShape {
         self.pool.shape()
     }
 
-    pub(super) fn capacity(&self) -> usize {
+    /// The tokens of a sequence that there is room for.
+    pub fn capacity(&self) -> usize {
         self.pool.page_size()
     }
 
-    pub(super) fn lengths(&self) -> &[usize] {
+    /// The tokens of each sequence, those that are gone included.
+    pub fn lengths(&self) -> &[usize] {
         &self.lengths
     }
 
-    pub(super) fn starts(&self) -> &[usize] {
+    /// The first position of each sequence that still exists: above 0 in a ring alone.
+    pub fn starts(&self) -> &[usize] {
         &self.starts
     }
 
-    pub(super) fn view(&self) -> KvView<'_> {
+    /// What attention reads: all sequences, in order.
+    pub fn view(&self) -> KvView<'_> {
         let tables = PageTables {
             table: &self.table,
             offsets: &self.offsets,
@@ -76,12 +85,26 @@ impl Batch {
         KvView::of_cache(self.pool.key(), self.pool.value(), tables)
     }
 
-    /// Appends to the named sequences, or to all.
-    pub(super) fn append(
-        &mut self,
-        sequences: Option<&[usize]>,
-        tokens: &NewTokens<'_>,
-    ) -> Result<()> {
+    /// Appends to every sequence; in a ring in the places of its oldest tokens, and of more tokens than
+    /// the capacity the last are kept.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] where a sequence that is no ring would grow beyond the capacity,
+    /// [`Error::Shape`] or [`Error::Value`] where the tokens do not fit the cache, their norm or their
+    /// rope. The cache is as it was then.
+    pub fn append(&mut self, tokens: &NewTokens<'_>) -> Result<()> {
+        self.append_named(None, tokens)
+    }
+
+    /// Appends to the sequences that are named, each once, in the order of the tokens.
+    ///
+    /// # Errors
+    /// As [`BatchCache::append`], and [`Error::Value`] where a sequence is not there or named twice.
+    pub fn append_to(&mut self, sequences: &[usize], tokens: &NewTokens<'_>) -> Result<()> {
+        self.append_named(Some(sequences), tokens)
+    }
+
+    fn append_named(&mut self, sequences: Option<&[usize]>, tokens: &NewTokens<'_>) -> Result<()> {
         let count = sequences.map_or(self.lengths.len(), <[_]>::len);
         tokens.check(self.shape(), count)?;
         self.marks.next_call();
@@ -101,10 +124,7 @@ impl Batch {
             return Err(value_error("sequences", sequence, "each sequence once"));
         }
         let (run, length) = (tokens.run(nth), self.lengths[sequence]);
-        let free = match self.beyond {
-            Beyond::Refused => self.capacity() - length,
-            Beyond::Wraps => usize::MAX - length,
-        };
+        let free = if K::WRAPS { usize::MAX } else { self.capacity() } - length;
         if run.count > free {
             let expected = format!("at most {} tokens in sequence {sequence}", self.capacity());
             return Err(Error::Exhausted {
@@ -132,8 +152,13 @@ impl Batch {
         self.starts[sequence] = self.starts[sequence].max(oldest);
     }
 
-    /// Forgets the tokens from position `length` on.
-    pub(super) fn truncate(&mut self, sequence: usize, length: usize) -> Result<()> {
+    /// Forgets the tokens of a sequence from position `length` on, such as rejected drafts. Those that
+    /// they overwrote in a ring do not come back.
+    ///
+    /// # Errors
+    /// [`Error::Value`] where there is no such sequence, or `length` is not among the positions that
+    /// exist.
+    pub fn truncate(&mut self, sequence: usize, length: usize) -> Result<()> {
         self.check_sequence(sequence)?;
         check_cut("length", length, (self.starts[sequence], self.lengths[sequence]))?;
         let capacity = self.capacity();
@@ -146,21 +171,29 @@ impl Batch {
     }
 
     /// Makes a sequence empty, from position 0 on.
-    pub(super) fn clear(&mut self, sequence: usize) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Value`] where there is no such sequence.
+    pub fn clear(&mut self, sequence: usize) -> Result<()> {
         self.check_sequence(sequence)?;
         self.pool.poison(sequence, 0..self.capacity());
         (self.lengths[sequence], self.starts[sequence]) = (0, 0);
         Ok(())
     }
 
-    pub(super) fn clear_all(&mut self) {
+    /// Makes all sequences empty, from position 0 on.
+    pub fn clear_all(&mut self) {
         (0..self.lengths.len()).for_each(|sequence| self.pool.poison(sequence, 0..self.capacity()));
         self.lengths.fill(0);
         self.starts.fill(0);
     }
 
-    /// Moves everything to memory for `capacity` tokens, if that is more than there are.
-    pub(super) fn reserve(&mut self, capacity: usize) -> Result<()> {
+    /// Grows the capacity to `capacity`, by copying everything to new memory; does nothing where it is
+    /// as large.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] where there is not as much memory. The cache is as it was then.
+    pub fn reserve(&mut self, capacity: usize) -> Result<()> {
         if capacity <= self.capacity() {
             return Ok(());
         }

@@ -32,11 +32,12 @@ mod tokens;
 mod transform;
 mod view;
 
-pub use contiguous::ContiguousCache;
+pub use batch::BatchCache;
+pub use contiguous::{Contiguous, ContiguousCache};
 pub use paged::{PagedCache, PagedCapacity};
 pub use positions::Positions;
 pub use qk_norm::QkNorm;
-pub use ring::RingCache;
+pub use ring::{Ring, RingCache};
 pub use rope::{Rope, RopeLayout};
 pub use rope_scaling::{Frequencies, Llama3, RopeScaling, Yarn};
 pub use sequences::SequenceId;
