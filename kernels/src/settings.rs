@@ -141,8 +141,8 @@ fn checked<T: Element>(
 ) -> Result<Isa> {
     outputs.check(problem)?;
     if problem.is_paged() && T::path(settings.algorithm) == Path::Unfused {
-        let expected = "none: only f32 reads pages, by the fused algorithm";
-        return value_error("pages", settings.algorithm, expected.into());
+        let expected = "Auto, of f32: nothing else reads pages".into();
+        return value_error("algorithm", settings.algorithm, expected);
     }
     if problem.dims().has_rows() {
         return run();
