@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::bounds::{Expected, F32, F64, Got};
+use common::bounds::{Expected, F32, F64, FUSED, Got};
 use common::case::{Case, Data, DenseMask, Dims, Inputs, Masks, row};
 use common::strategies::masked_cases;
 use common::strided::{Layout, Strided};
@@ -274,15 +274,19 @@ fn a_row_of_the_lowest_bias_is_uniform() {
     });
 }
 
-/// `f32::MIN` before and after keys without it: as good as hidden, whichever comes first.
+/// `f32::MIN`, and -100, whose weights would be subnormal, before and after keys without it: as good
+/// as hidden, whichever comes first.
 #[test]
-fn the_lowest_bias_among_others_weighs_nothing() {
-    for lowest in [0..100_usize, 50..150, 0..1, 2040..2060] {
+fn a_low_bias_among_others_weighs_nothing() {
+    let places = [0..100_usize, 50..150, 0..1, 2040..2060];
+    for (low, lowest) in
+        [f32::MIN, -100.0].into_iter().flat_map(|low| places.clone().map(|p| (low, p)))
+    {
         let keys = if lowest.start > 1000 { 2100 } else { 150 };
         let mut inputs = Case::plain(Dims::single(20, keys, 16, 9), 10).inputs();
         let mut bias = Strided::filled([1, 1, 1, keys], Layout::Bhsd, 0.0);
-        lowest.clone().for_each(|j| bias.set([0, 0, 0, j], f32::MIN));
-        inputs.bias = Some(bias.map(|x| if x == f32::MIN { f32::NEG_INFINITY } else { x }));
+        lowest.clone().for_each(|j| bias.set([0, 0, 0, j], low));
+        inputs.bias = Some(bias.map(|x| if x == low { f32::NEG_INFINITY } else { x }));
         let hidden: Vec<_> = Isa::available().map(|isa| result_bits(&inputs.run(isa))).collect();
         inputs.bias = Some(bias);
         for (isa, hidden) in Isa::available().zip(hidden) {
@@ -294,7 +298,10 @@ fn the_lowest_bias_among_others_weighs_nothing() {
             };
             let got = result_bits(&result);
             let same = got.iter().zip(&hidden).all(|(got, hidden)| close(got, hidden));
-            assert!(same, "{lowest:?} on {isa}");
+            assert!(same, "{low} at {lowest:?} on {isa}");
+            let weights = result.weights.as_ref().map_or(&[][..], |weights| weights.data());
+            let tiny = |&w: &f32| w != 0.0 && w < 1e-30;
+            assert!(!weights.iter().any(tiny), "{low} at {lowest:?} on {isa}");
         }
     }
 }
@@ -376,7 +383,9 @@ fn scales_near_the_largest_number() {
         inputs.key = inputs.key.map(|x| x * 2.0_f32.powi(-125));
         let expected = Expected::of(&inputs);
         everywhere(&inputs, |result, what| {
-            expected.assert_explains(&Got::of(result), F32, &format!("scale {scale:e}, {what}"));
+            let arithmetic = if what.starts_with("Auto") { FUSED } else { F32 };
+            let what = format!("scale {scale:e}, {what}");
+            expected.assert_explains(&Got::of(result), arithmetic, &what);
         });
     }
 }

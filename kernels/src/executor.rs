@@ -2,6 +2,7 @@
 //! from an atomic counter until none is left, so an executor decides about speed, never about
 //! what is computed or whether it is sound.
 
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Runs one closure on several threads at once.
@@ -140,18 +141,29 @@ pub(crate) struct Crew<'a> {
     pub(crate) threads: usize,
 }
 
-/// A slice that threads share by slots.
-struct Shared<T>(*mut T);
-// SAFETY: each slot's part is used by the one thread that holds the slot.
-unsafe impl<T: Send> Sync for Shared<T> {}
+/// A slice that threads share part by part.
+pub(crate) struct Shared<'a, T> {
+    ptr: *mut T,
+    len: usize,
+    lent: PhantomData<&'a mut [T]>,
+}
+// SAFETY: each part is used by the one thread that `part` promises it to.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
-impl<T> Shared<T> {
+impl<'a, T> Shared<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Self { ptr: slice.as_mut_ptr(), len: slice.len(), lent: PhantomData }
+    }
+
+    /// Part `index` of those of this length.
+    ///
     /// # Safety
-    /// The slice must have `slot + 1` parts of this length, and nobody else hold the slot.
+    /// Nobody else may use it as long as it is lent, and all parts be of one length.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn part(&self, slot: usize, len: usize) -> &mut [T] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(slot * len), len) }
+    pub(crate) unsafe fn part(&self, index: usize, len: usize) -> &mut [T] {
+        assert!((index + 1) * len <= self.len);
+        // SAFETY: it lies within the slice, and is nobody else's by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(index * len), len) }
     }
 }
 
@@ -173,15 +185,14 @@ pub(crate) fn for_each_tile<T: Send, L>(
         let part = &mut scratch[..part_len];
         return (0..tiles).for_each(|index| tile((&mut local, part), index));
     }
-    let shared = Shared(scratch.as_mut_ptr());
+    let shared = Shared::new(scratch);
     let slots = Slots { taken: [const { AtomicU64::new(0) }; MAX_THREADS / 64], threads };
     let next = AtomicU64::new(0);
     let unfinished = AtomicU64::new(0);
     let work = || {
         // A worker that comes when all slots are held finds the work in good hands.
         let Some(slot) = slots.claim() else { return };
-        // SAFETY: the slot is below `threads`, of which each has a part, and is held until the
-        // end of this call.
+        // SAFETY: the slot is held until the end of this call.
         let part = unsafe { shared.part(slot.index, part_len) };
         unfinished.fetch_add(1, Ordering::Relaxed);
         let mut local = local();

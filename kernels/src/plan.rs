@@ -8,6 +8,9 @@
 //!
 //! Where sequences or documents differ in length, a table of all runs is made in the workspace and
 //! sorted by an estimate of their work.
+//!
+//! Items that are too few for the threads, or too heavy beside the others, are cut along the keys as
+//! well: see [`Plan::apart`].
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -41,6 +44,8 @@ pub(crate) struct Layout {
     pub(crate) tiles: usize,
     /// The pitch of a row of `acc`: `value_dim` in whole vectors of any instruction set.
     pub(crate) acc_width: usize,
+    /// The rows of an item, at most.
+    pub(crate) rows: usize,
 }
 
 impl Layout {
@@ -51,6 +56,12 @@ impl Layout {
     pub(crate) fn tile(&self) -> usize {
         let rows = self.q_t.saturating_add(self.term_rows);
         rows.saturating_add(self.acc).saturating_add(self.merged)
+    }
+
+    /// Floats for the sums of an item's rows over some keys: reference, sum and weighted values of each.
+    pub(crate) fn sums(&self) -> usize {
+        let floats = self.rows.saturating_mul(self.acc_width.saturating_add(2));
+        Line::count(floats).saturating_mul(Line::FLOATS)
     }
 
     fn lines(&self) -> usize {
@@ -106,6 +117,17 @@ pub(crate) struct Plan {
     /// Of a sequence, where all are alike.
     rows: usize,
     runs_per_sequence: usize,
+    /// The most items whose splits are computed apart.
+    most_apart: usize,
+}
+
+/// Items that threads share: the splits of each are computed apart, some at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Apart {
+    /// They are the first in the order.
+    pub(crate) items: usize,
+    /// The splits of an item that are computed at a time.
+    pub(crate) splits: usize,
 }
 
 /// One item of work.
@@ -115,6 +137,16 @@ pub(crate) struct Item {
     pub(crate) kv_head: usize,
     /// Query rows, flattened over the group.
     pub(crate) rows: Range<usize>,
+    /// The split of the keys, where splits are computed apart.
+    pub(crate) split: Option<usize>,
+}
+
+impl Item {
+    /// What of `keys` are the item's.
+    pub(crate) fn part_of(&self, keys: Range<usize>) -> Range<usize> {
+        let Some(split) = self.split else { return keys };
+        keys.start.max(split * SPLIT_KV)..keys.end.min((split + 1) * SPLIT_KV)
+    }
 }
 
 /// The sequences of a problem that are alike, and how many they are.
@@ -184,21 +216,48 @@ impl Plan {
             },
             tiles,
             acc_width,
+            rows: (tiles * BLOCK_Q).min(most.seq_q * group_size),
+        };
+        let kv_heads = dims.kv_heads;
+        let order = match (mask.is_uneven(), mask.has_uniform_ranges()) {
+            (true, _) => Order::Table,
+            (false, true) => Order::Heads,
+            (false, false) => Order::LastFirst,
+        };
+        let wanted = ITEMS_PER_THREAD * threads;
+        let most_apart = match runs * kv_heads {
+            _ if threads == 1 || dims.seq_kv <= SPLIT_KV => 0,
+            items if items < wanted => items,
+            // Each of which has more than its share of the work.
+            _ if order == Order::Table => wanted,
+            _ => 0,
         };
         Self {
             threads,
             layout,
-            kv_heads: dims.kv_heads,
+            kv_heads,
             group_size,
-            order: match (mask.is_uneven(), mask.has_uniform_ranges()) {
-                (true, _) => Order::Table,
-                (false, true) => Order::Heads,
-                (false, false) => Order::LastFirst,
-            },
+            order,
             runs,
             rows: most.seq_q * group_size,
             runs_per_sequence: tiles_of(&most).div_ceil(tiles),
+            most_apart,
         }
+    }
+
+    /// The items that threads share, by the filled table: all if there are fewer than each thread should
+    /// have, otherwise those that alone have more work than that. Which they are reaches no row's bits.
+    pub(crate) fn apart(&self, table: &[Entry]) -> Option<Apart> {
+        let wanted = ITEMS_PER_THREAD * self.threads;
+        let items = if self.items() < wanted || self.most_apart == 0 {
+            self.most_apart
+        } else {
+            let work = |&entry: &Entry| u128::from(Run::of(entry).work);
+            let all: u128 = table.iter().map(work).sum::<u128>() * self.kv_heads as u128;
+            let heavy = table.iter().take_while(|entry| work(entry) * wanted as u128 > all);
+            (heavy.count() * self.kv_heads).min(self.most_apart)
+        };
+        (items > 0).then(|| Apart { items, splits: wanted.div_ceil(items) })
     }
 
     /// How many items there are.
@@ -259,7 +318,7 @@ impl Plan {
             let (run, kv_head) = (Run::of(table[index / self.kv_heads]), index % self.kv_heads);
             let rows = problem.mask.sequence(run.sequence).seq_q * self.group_size;
             let rows = run.row..(run.row + self.step()).min(rows);
-            return Item { sequence: run.sequence, kv_head, rows };
+            return Item { sequence: run.sequence, kv_head, rows, split: None };
         }
         let (head, nth) = if self.order == Order::LastFirst {
             (index % self.heads(), self.runs_per_sequence - 1 - index / self.heads())
@@ -276,6 +335,7 @@ impl Plan {
             sequence: head / self.kv_heads,
             kv_head: head % self.kv_heads,
             rows: nth * step..((nth + 1) * step).min(self.rows),
+            split: None,
         }
     }
 
@@ -294,8 +354,20 @@ impl Plan {
     }
 
     /// Lines of scratch for all threads.
+    pub(crate) fn lines_of_threads(&self) -> usize {
+        let busy = if self.most_apart > 0 { self.threads } else { self.items().max(1) };
+        self.lines_per_thread().saturating_mul(self.threads.min(busy))
+    }
+
+    /// Lines of scratch, for all threads and, behind that, for the sums of items that they share: of each
+    /// item's splits at work, and of those before them.
     pub(crate) fn lines(&self) -> usize {
-        self.lines_per_thread().saturating_mul(self.threads.min(self.items().max(1)))
+        let sums = match self.most_apart {
+            0 => 0,
+            items => 2 * items + ITEMS_PER_THREAD * self.threads,
+        };
+        let sums = sums.saturating_mul(Line::count(self.layout.sums()));
+        self.lines_of_threads().saturating_add(sums)
     }
 
     /// Lines of scratch and, behind it, of the table.

@@ -27,8 +27,8 @@
 //! The second order is covered by 2.5 instead of 2 as long as `e <= 0.1`; beyond, the only claim
 //! is that weights are weights and outputs convex combinations. Keys whose score lies more than
 //! 150 (and its own error) under the maximum have weights below 1e-65 and take no part in `S`.
-//! Probabilities below 2^-126 are flushed, for huge values relative to a reference raised by 2^80:
-//! 1e-13 of the largest value in the column.
+//! The fused kernel takes probabilities below 2^-100 for 0; where values are huge those below 2^-126,
+//! relative to a reference raised by 2^80: 1e-13 of the largest value in the column.
 
 use headwise::oracle::reference::{self, Answer, Dense};
 use headwise::{Attention, Element, Tensor};
@@ -43,7 +43,7 @@ pub struct Arithmetic {
     pub roundoff: f64,
     /// The error of a few exponentials.
     pub exp: f64,
-    /// What underflows.
+    /// The weights that count as 0, and what underflows.
     pub tiny: f64,
     /// Chains into which a sum is cut, of a score or of a block.
     pub chains: usize,
@@ -65,7 +65,7 @@ impl Arithmetic {
 }
 
 /// The fused kernel.
-pub const FUSED: Arithmetic = Arithmetic { chains: 2, block: 128, ..F32 };
+pub const FUSED: Arithmetic = Arithmetic { tiny: 8e-31, chains: 2, block: 128, ..F32 };
 /// The unfused path in f32.
 pub const F32: Arithmetic = Arithmetic {
     roundoff: 1.0 / (1 << 24) as f64,

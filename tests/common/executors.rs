@@ -55,3 +55,20 @@ impl Executor for Boastful {
         work();
     }
 }
+
+/// New threads for each call, however small it is.
+pub struct Eager(pub usize);
+
+impl Executor for Eager {
+    fn threads(&self) -> usize {
+        self.0
+    }
+
+    fn run(&self, threads: usize, work: &(dyn Fn() + Sync)) {
+        Scoped(threads).run(threads, work);
+    }
+
+    fn least_parallel_work(&self) -> u64 {
+        0
+    }
+}

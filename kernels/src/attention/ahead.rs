@@ -56,14 +56,15 @@ impl<'p> Ahead<'p> {
         let Some(next) = next else { return this };
         let sequence = problem.mask.sequence(next.sequence);
         let (query_head, query) = plan.query_row(next.kv_head, next.rows.start);
-        let keys = problem.mask.range(&sequence, query);
+        let keys = next.part_of(problem.mask.range(&sequence, query));
         let head = [problem.keys(&sequence, next.kv_head), problem.values(&sequence, next.kv_head)];
         let first = query_head - query_head % problem.dims().group_size();
         let queries = problem.query.rows(sequence.batch, first);
         let queries = queries.part(sequence.query, sequence.seq_q);
         let group = (problem.dims().group_size(), problem.query.strides()[1]);
         let queries = Stream::interleaved(queries, group, next.rows.clone());
-        let is_new = (next.sequence, next.kv_head) != (item.sequence, item.kv_head);
+        let place = |item: &plan::Item| (item.sequence, item.kv_head, item.split);
+        let is_new = place(&next) != place(item);
         let begin = if is_new && !this.is_few() { block(head, keys.start, keys.end) } else { None };
         let begin = begin.map_or([Stream::EMPTY; 2], |rows| rows.map(Stream::new));
         this.fetch.item = Queue::new([queries, begin[0], begin[1]]);

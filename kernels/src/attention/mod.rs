@@ -6,6 +6,7 @@ mod current;
 mod outputs;
 pub(crate) mod pairs;
 pub(crate) mod pass;
+mod split_kv;
 pub(crate) mod tile;
 
 use crate::Settings;
@@ -19,7 +20,7 @@ use crate::simd::{Isa, Kernel, Simd, dispatch};
 use crate::term::{NoTerm, ScoreTerm};
 use crate::workspace::{Entry, Line, Workspace};
 use pass::{Item, Job};
-use tile::TileRows;
+use split_kv::{SplitKv, local};
 
 /// Attention without a score matrix: time of the two products, memory of a few tiles a thread.
 pub(crate) fn fused(
@@ -88,24 +89,32 @@ impl<T: Scoring> Drive<'_, '_, T> {
     fn items<S: Simd, const TILES: usize>(self, simd: S) {
         let plan = &self.job.plan;
         let part = plan.lines_per_thread() * Line::FLOATS;
-        let local = || [const { TileRows::EMPTY }; TILES];
+        let (scratch, sums) = self.scratch.split_at_mut(plan.lines_of_threads() * Line::FLOATS);
         if let Some(sums) = &self.job.outputs.column_sums {
             let dims = self.job.problem.dims();
             let heads = plan.heads();
-            for_each_tile(self.crew, heads, (self.scratch, part), local, |(local, part), head| {
+            for_each_tile(self.crew, heads, (scratch, part), local::<TILES>, |mine, head| {
                 // SAFETY: the outputs were checked, and no other thread has this head.
                 unsafe { sums.clear(head / dims.kv_heads, head % dims.kv_heads, dims) };
                 for nth in 0..plan.items_per_head() {
-                    Item::run(&self.job, simd, plan.nth_item(head, nth), None, (local, part));
+                    let mine = (&mut *mine.0, &mut *mine.1);
+                    Item::run(&self.job, simd, (plan.nth_item(head, nth), None), mine);
                 }
             });
             return;
         }
-        for_each_tile(self.crew, plan.items(), (self.scratch, part), local, |mine, index| {
-            let next = index + self.crew.threads;
-            let item = |index| plan.item(self.job.problem, self.table, index);
+        let item = |index| plan.item(self.job.problem, self.table, index);
+        let mut done = 0;
+        if let Some(apart) = plan.apart(self.table).filter(|_| !self.job.second_pass) {
+            let split_kv = SplitKv { job: &self.job, crew: self.crew, apart, item };
+            split_kv.run::<S, TILES>(simd, (scratch, part), sums);
+            done = apart.items;
+        }
+        let rest = plan.items() - done;
+        for_each_tile(self.crew, rest, (scratch, part), local::<TILES>, |mine, index| {
+            let (index, next) = (done + index, done + index + self.crew.threads);
             let next = (next < plan.items()).then(|| item(next));
-            Item::run(&self.job, simd, item(index), next, mine);
+            Item::run(&self.job, simd, (item(index), next), mine);
         });
     }
 }

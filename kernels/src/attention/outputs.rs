@@ -67,7 +67,7 @@ impl<S: Simd, T: Scoring> Item<'_, '_, S, T> {
 
     /// The final weights: those that are wanted, their sums by key, the largest of each row.
     fn weights(&mut self, tile: &mut Tile<'_>) {
-        let (_, state) = self.totals(tile);
+        let (_, state) = tile.totals();
         let row_sum = state.row_sum;
         let mut factor = self.factors(tile, state);
         for (factor, &sum) in factor.0.iter_mut().zip(&row_sum.0) {

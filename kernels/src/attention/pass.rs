@@ -24,11 +24,14 @@
 //! with references raised by 80 powers of two, so that no product of finite numbers overflows;
 //! what is not finite even then comes from the inputs.
 
+use std::ops::Range;
+
 use super::ahead::Ahead;
 use super::current::CurrentBlock;
+use super::split_kv::Merge;
 use super::tile::{Softmax, Tile, TileRows, Visit};
 use crate::mask::Sequence;
-use crate::microkernel::finish::{Combine, Dot, Normalize, OutRow};
+use crate::microkernel::finish::{Dot, Normalize, OutRow};
 use crate::microkernel::hidden::Hidden;
 use crate::microkernel::pack::Pack;
 use crate::microkernel::scores::Scores;
@@ -49,7 +52,7 @@ pub(crate) struct Job<'a, 'p, T> {
     pub(crate) plan: Plan,
     pub(super) outputs: &'a Outputs<'p, f32>,
     /// Whether some output needs it: see `attention::outputs`.
-    second_pass: bool,
+    pub(super) second_pass: bool,
     units: Units,
     /// From a reference, in those units, to a power of e.
     to_ln: f64,
@@ -83,6 +86,11 @@ impl<'a, 'p, T: Scoring> Job<'a, 'p, T> {
             biased: problem.has_dense_bias(),
         }
     }
+
+    /// From a reference to a power of two.
+    pub(super) fn to_log2(&self) -> f32 {
+        self.units.to_log2
+    }
 }
 
 /// How much care a pass takes; each level is entered when the one before left something not
@@ -101,6 +109,17 @@ impl Care {
     /// Powers of two by which references are raised.
     fn headroom(self) -> f32 {
         if self == Self::Headroom { 80.0 } else { 0.0 }
+    }
+
+    /// The power of two below which a probability counts as 0: behind the last bit of any sum, and far
+    /// enough from the subnormal numbers for products with all but the tiniest values.
+    fn least(self) -> f32 {
+        if self == Self::Headroom { -126.0 } else { -100.0 }
+    }
+
+    /// 2 to the power of `x`, for sums that shrink.
+    pub(super) fn power(self, x: f32) -> f32 {
+        if x < self.least() { 0.0 } else { x.exp2() }
     }
 
     /// The sum of a block from which a reference is too low.
@@ -140,6 +159,8 @@ pub(crate) struct Item<'a, 'p, S, T> {
     pub(super) prob: &'a mut [f32],
     dense: &'a mut [f32],
     ahead: Ahead<'p>,
+    /// Whether the item is but a split of its keys.
+    is_split: bool,
 }
 
 impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
@@ -148,9 +169,19 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     pub(crate) fn run<const TILES: usize>(
         job: &'a Job<'a, 'p, T>,
         simd: S,
-        item: plan::Item,
-        next: Option<plan::Item>,
+        (item, next): (plan::Item, Option<plan::Item>),
+        mine: (&'a mut [TileRows; TILES], &'a mut [f32]),
+    ) {
+        Self::with(job, simd, (item, next), mine, |mut this, tiles| this.compute(tiles));
+    }
+
+    /// Calls `run` with the item and its tiles.
+    pub(super) fn with<const TILES: usize>(
+        job: &'a Job<'a, 'p, T>,
+        simd: S,
+        (item, next): (plan::Item, Option<plan::Item>),
         (local, scratch): (&'a mut [TileRows; TILES], &'a mut [f32]),
+        run: impl FnOnce(Self, &mut [Tile<'a>]),
     ) {
         let layout = &job.plan.layout;
         let (prob, scratch) = scratch.split_at_mut(Layout::PROB);
@@ -159,7 +190,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let (values_here, scratch) = scratch.split_at_mut(layout.gathered[1]);
         let (sequence, kv_head) = (job.problem.mask.sequence(item.sequence), item.kv_head);
         let head = [job.problem.keys(&sequence, kv_head), job.problem.values(&sequence, kv_head)];
-        let mut this = Self {
+        let this = Self {
             simd,
             job,
             batch: sequence.batch,
@@ -170,6 +201,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             prob,
             dense,
             ahead: Ahead::new((job.problem, &job.plan), &item, head, next),
+            is_split: item.split.is_some(),
         };
         let mut tiles = local.each_mut().map(Tile::new);
         let tiles = &mut tiles[..item.rows.len().div_ceil(BLOCK_Q)];
@@ -181,14 +213,18 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             tile.begin((job.problem, layout), &this.sequence, rows, lanes, part);
             this.note_rows(tile);
         }
-        this.compute(tiles);
+        run(this, tiles);
     }
 
     fn compute(&mut self, tiles: &mut [Tile<'_>]) {
-        for tile in tiles.iter_mut() {
-            self.pack_queries(tile);
-        }
-        let finite = self.pass(tiles, Care::Fast) || self.pass(tiles, Care::Select);
+        self.pack_queries(tiles);
+        let finite = self.pass(tiles, Care::Fast);
+        self.take_care(tiles, finite);
+    }
+
+    /// What is left to do behind a fast pass with outputs that were `finite`, or were not.
+    pub(super) fn take_care(&mut self, tiles: &mut [Tile<'_>], finite: bool) {
+        let finite = finite || self.pass(tiles, Care::Select);
         // Before references are raised, which may be for another row's sake.
         if self.job.second_pass {
             tiles.iter_mut().for_each(|tile| self.second_pass(tile));
@@ -201,6 +237,11 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     /// Computes the tiles' outputs and says whether they are finite.
     fn pass(&mut self, tiles: &mut [Tile<'_>], care: Care) -> bool {
         self.sums(tiles, care);
+        self.write(tiles, care)
+    }
+
+    /// Writes what [`Item::sums`] left; says whether it is finite.
+    pub(super) fn write(&self, tiles: &[Tile<'_>], care: Care) -> bool {
         let mut finite = true;
         for tile in tiles.iter() {
             finite &= tile.written.unwrap_or_else(|| self.write_out(tile, care));
@@ -246,7 +287,12 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         }
     }
 
-    fn pack_queries(&self, tile: &mut Tile<'_>) {
+    /// The tiles' queries, with which their scores begin.
+    pub(super) fn pack_queries(&self, tiles: &mut [Tile<'_>]) {
+        tiles.iter_mut().for_each(|tile| self.pack_tile(tile));
+    }
+
+    fn pack_tile(&self, tile: &mut Tile<'_>) {
         let query = &self.job.problem.query;
         let mut rows: [&[f32]; BLOCK_Q] = [&[]; BLOCK_Q];
         for (slice, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
@@ -261,32 +307,56 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         });
     }
 
-    /// The splits and blocks that the tiles see, tile by tile within a block.
+    /// The splits that the tiles see.
     fn sums(&mut self, tiles: &mut [Tile<'_>], care: Care) {
         tiles.iter_mut().for_each(Tile::reset);
-        let start = tiles.iter().map(|tile| tile.of.any.start).min().unwrap_or(0);
-        let end = tiles.iter().map(|tile| tile.of.any.end).max().unwrap_or(0);
-        self.ahead.begin(end - start.min(end), tiles.len());
-        let mut block = self.next_block(tiles, start / BLOCK_KV * BLOCK_KV, end);
-        while block < end {
-            let split = block / SPLIT_KV;
-            let split_end = (split + 1) * SPLIT_KV;
-            if self.job.terms.grow() && !self.job.dense {
-                tiles.iter_mut().for_each(|tile| self.foresee(tile, split, care));
-            }
-            while block < split_end.min(end) {
-                let next = self.next_block(tiles, block + BLOCK_KV, end).min(end);
-                self.ahead.block(next..end, tiles.len());
-                for tile in tiles.iter_mut() {
-                    self.block(tile, block, care);
-                }
-                block = next;
-            }
+        let keys = self.begin(tiles, 0..usize::MAX);
+        let mut block = self.next_block(tiles, keys.start, keys.end);
+        while block < keys.end {
+            block = self.split(tiles, block..keys.end, care);
             for tile in tiles.iter_mut().filter(|tile| tile.merges()) {
                 self.merge_split(tile);
                 tile.reset_split();
             }
         }
+    }
+
+    /// The sums of a split alone; says whether the tiles see any of its keys.
+    pub(super) fn sums_of_split(&mut self, tiles: &mut [Tile<'_>], split: usize) -> bool {
+        tiles.iter_mut().for_each(Tile::reset_split);
+        let keys = self.begin(tiles, split * SPLIT_KV..(split + 1) * SPLIT_KV);
+        let block = self.next_block(tiles, keys.start, keys.end);
+        if block < keys.end {
+            self.split(tiles, block..keys.end, Care::Fast);
+        }
+        block < keys.end
+    }
+
+    /// From the first block, of those within `part`, of which the tiles see a key to behind the last key.
+    fn begin(&mut self, tiles: &[Tile<'_>], part: Range<usize>) -> Range<usize> {
+        let start = tiles.iter().map(|tile| tile.of.any.start).min().unwrap_or(0).max(part.start);
+        let end = tiles.iter().map(|tile| tile.of.any.end).max().unwrap_or(0).min(part.end);
+        self.ahead.begin(end - start.min(end), tiles.len());
+        start / BLOCK_KV * BLOCK_KV..end
+    }
+
+    /// The blocks of `keys` up to the end of the split in which they begin, tile by tile within a block;
+    /// gives the first block behind it of which the tiles see something.
+    fn split(&mut self, tiles: &mut [Tile<'_>], keys: Range<usize>, care: Care) -> usize {
+        let (mut block, end) = (keys.start, keys.end);
+        let split = block / SPLIT_KV;
+        if self.job.terms.grow() && !self.job.dense {
+            tiles.iter_mut().for_each(|tile| self.foresee(tile, split, care));
+        }
+        while block < end.min((split + 1) * SPLIT_KV) {
+            let next = self.next_block(tiles, block + BLOCK_KV, end).min(end);
+            self.ahead.block(next..end, tiles.len());
+            for tile in tiles.iter_mut() {
+                self.block(tile, block, care);
+            }
+            block = next;
+        }
+        block
     }
 
     /// The first block from `from` on, of those before `end`, of which some row may see something.
@@ -413,7 +483,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     /// `None`: nothing was done, since there is more to come or a row's sum is no positive number.
     fn last_values(&mut self, tile: &mut Tile<'_>, visit: &Visit) -> Option<bool> {
         let is_last = visit.first + BLOCK_KV >= tile.of.any.end;
-        if !is_last || tile.merges() {
+        if !is_last || tile.merges() || self.is_split {
             return None;
         }
         let sums = &tile.of.split.row_sum.0[..tile.len()];
@@ -489,6 +559,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
                 seen: visit.seen.as_ref(),
                 units: self.job.units,
                 headroom: care.headroom() / self.job.units.to_log2,
+                least: care.least(),
                 row_ref: &mut tile.of.split.row_ref,
                 block_sum,
                 redo,
@@ -574,35 +645,22 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         self.simd.vectorize(Pack { rows, width: end, lanes: tile.of.lanes, dst: self.dense });
     }
 
-    /// `total = merge(total, split)`, row by row; an empty side changes no bit of the other.
+    /// Merges the current split into those before it.
     fn merge_split(&self, tile: &mut Tile<'_>) {
         let width = self.job.plan.layout.acc_width;
-        let power = |x: f32| (x * self.job.units.to_log2).exp2();
-        for r in 0..tile.len() {
-            let (old, new) = (tile.of.total.row_ref.0[r], tile.of.split.row_ref.0[r]);
-            // A sum of NaN counts, though a row without a number among its scores has no reference.
-            if new == f32::NEG_INFINITY && tile.of.split.row_sum.0[r] == 0.0 {
-                continue;
-            }
-            let top = if old > new { old } else { new };
-            let (a, b) = (power(old - top), power(new - top));
-            tile.of.total.row_ref.0[r] = top;
-            tile.of.total.row_sum.0[r] =
-                a * tile.of.total.row_sum.0[r] + b * tile.of.split.row_sum.0[r];
-            let row = r * width..(r + 1) * width;
-            self.simd.vectorize(Combine {
-                dst: &mut tile.total_acc[row.clone()],
-                a,
-                src: &tile.acc[row],
-                b,
-            });
+        let merge = Merge { simd: self.simd, to_log2: self.job.to_log2() };
+        let TileRows { total, split, rows, .. } = &mut *tile.of;
+        let sums = tile.total_acc.chunks_exact_mut(width).zip(tile.acc.chunks_exact(width));
+        for (r, (total_acc, acc)) in sums.enumerate().take(rows.len()) {
+            let total = (&mut total.row_ref.0[r], &mut total.row_sum.0[r], total_acc);
+            merge.row(total, (split.row_ref.0[r], split.row_sum.0[r], acc));
         }
     }
 
     /// Writes the tile's rows to the outputs; says whether they are finite, but for rows whose
     /// scores are not.
     fn write_out(&self, tile: &Tile<'_>, care: Care) -> bool {
-        let (acc, state) = self.totals(tile);
+        let (acc, state) = tile.totals();
         let factors = self.factors(tile, state);
         let value_dim = self.job.problem.dims().value_dim;
         let mut all_finite = true;
@@ -639,7 +697,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     /// Writes the tile's rows of the log-sum-exp, if it is asked for.
     fn write_lse(&self, tile: &Tile<'_>) {
         let Some(lse) = &self.job.outputs.lse else { return };
-        let (_, state) = self.totals(tile);
+        let (_, state) = tile.totals();
         for (r, row) in tile.of.rows.clone().enumerate() {
             let (head, i) = self.row(row);
             let (row_ref, row_sum) = (state.row_ref.0[r], state.row_sum.0[r]);
@@ -667,14 +725,5 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             }
         }
         factors
-    }
-
-    /// The sums over all splits.
-    pub(super) fn totals<'t>(&self, tile: &'t Tile<'_>) -> (&'t [f32], &'t Softmax) {
-        if tile.merges() {
-            (&*tile.total_acc, &tile.of.total)
-        } else {
-            (&*tile.acc, &tile.of.split)
-        }
     }
 }

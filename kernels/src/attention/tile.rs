@@ -246,6 +246,20 @@ impl<'a> Tile<'a> {
         }
     }
 
+    /// The sums over all splits.
+    pub(crate) fn totals(&self) -> (&[f32], &Softmax) {
+        if self.merges() { (self.total_acc, &self.of.total) } else { (self.acc, &self.of.split) }
+    }
+
+    /// The same, to be set.
+    pub(crate) fn totals_mut(&mut self) -> (&mut [f32], &mut Softmax) {
+        if self.merges() {
+            (self.total_acc, &mut self.of.total)
+        } else {
+            (self.acc, &mut self.of.split)
+        }
+    }
+
     /// Forgets the sums of the current split.
     pub(crate) fn reset_split(&mut self) {
         self.fresh = true;

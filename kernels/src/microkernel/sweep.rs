@@ -76,6 +76,8 @@ pub(crate) struct Sweep<'a, T> {
     pub(crate) units: Units,
     /// What is added to a new reference: see `attention::pass::Care`.
     pub(crate) headroom: f32,
+    /// The power of two below which a probability is 0: see `attention::pass::Care`.
+    pub(crate) least: f32,
     /// -inf in the rows that have none yet.
     pub(crate) row_ref: &'a mut Lanes,
     /// Each row's sum over the block, added to.
@@ -106,6 +108,18 @@ impl<S: Simd, const HIDES: u8> Column<S, HIDES> {
         let index = self.s.splat(key as f32);
         self.s.and(self.s.ge(index, self.seen_start), self.s.lt(index, self.seen_end))
     }
+}
+
+/// 2 to the powers `x`: 0 for those below `least`, since many a processor takes a hundred cycles and
+/// more for an operation on a subnormal number, which so tiny a factor is or makes of what it meets.
+#[inline(always)]
+fn powers_of_two<S: Simd, const N: usize>(s: S, x: [S::Vector; N], least: f32) -> [S::Vector; N] {
+    let mut powers = s.exp2(x);
+    for k in 0..N {
+        // A NaN stays.
+        powers[k] = s.select(s.lt(x[k], s.splat(least)), s.splat(0.0), powers[k]);
+    }
+    powers
 }
 
 impl<T: Scoring> Sweep<'_, T> {
@@ -174,7 +188,7 @@ impl<T: Scoring> Sweep<'_, T> {
             for k in 0..N {
                 powers[k] = self.exponent(s, dots[k], shift);
             }
-            return s.exp2(powers);
+            return powers_of_two(s, powers, self.least);
         }
         // SAFETY: the caller's promise; `check` knows the length of the dense term.
         unsafe {
@@ -182,7 +196,7 @@ impl<T: Scoring> Sweep<'_, T> {
             for k in 0..N {
                 powers[k] = self.exponent(s, scores[k], shift);
             }
-            let mut prob = s.exp2(powers);
+            let mut prob = powers_of_two(s, powers, self.least);
             let dense = self.dense_at(place.0, place.1);
             let (hidden, masked) = (s.splat(f32::NEG_INFINITY), s.splat(-0.0));
             for k in 0..N {
@@ -353,7 +367,7 @@ impl<T: Scoring> Sweep<'_, T> {
             let found = s.and(wanted, s.lt(s.splat(f32::NEG_INFINITY), max));
             let new = s.max(s.add(max, s.splat(self.headroom)), row_ref);
             let drop = s.mul(s.sub(row_ref, new), s.splat(self.units.to_log2));
-            let [rescale] = s.exp2([drop]);
+            let [rescale] = powers_of_two(s, [drop], self.least);
             let rescale = s.select(found, rescale, s.splat(1.0));
             s.store(row_ref_ptr, s.select(found, new, row_ref));
             s.store(redo.rescale.0.as_mut_ptr().add(lane), rescale);
