@@ -4,7 +4,7 @@
 use headwise_kernels::{Masking, Problem, computed_pairs, workspace_bytes, workspace_bytes_with};
 
 use crate::{
-    Algorithm, Alibi, Bias, BlockPattern, Causal, Documents, Element, Executor, Isa, KvView,
+    Algorithm, Alibi, Bias, BlockPattern, Causal, Documents, Element, Error, Executor, Isa, KvView,
     Offsets, Outputs, Pairs, RelativeBias, Result, Scale, ScoreTerm, Settings, Shape, Tensor,
     Terms, Tree, View, Window, Workspace,
 };
@@ -492,6 +492,33 @@ impl<'a> AttentionOptions<'a> {
         cache: &KvView<'_>,
     ) -> Result<usize> {
         Ok(workspace_bytes(&self.cached(query, cache)?, &self.settings))
+    }
+
+    /// How many queries a sequence of a cache has, if they are packed.
+    pub(crate) fn queries_of(&self, sequence: usize) -> Option<usize> {
+        let offsets = self.masking.query_offsets?;
+        let (begin, end) = (offsets.get(sequence)?, offsets.get(sequence + 1)?);
+        Some(end.saturating_sub(*begin))
+    }
+
+    /// The options of a call to keys before all queries, which all sequences share.
+    ///
+    /// # Errors
+    /// [`Error::Value`] with a mask or a term for which a query's place counts.
+    pub(crate) fn of_shared_prefix(&self) -> Result<Self> {
+        if !self.masking.sees_all_before() || self.terms.depend_on_position() {
+            return Err(Error::Value {
+                argument: "options",
+                got: format!("{:?} and {:?}", self.masking, self.terms),
+                expected:
+                    "no mask but `causal()`, no term but a softcap and sinks, beside keys that \
+                           sequences share"
+                        .into(),
+            });
+        }
+        let mut shared = Self { scale: self.scale, settings: self.settings, ..Self::default() };
+        shared.terms.softcap = self.terms.softcap;
+        Ok(shared)
     }
 
     fn cached<'p>(&self, query: View<'p, f32>, cache: &KvView<'p>) -> Result<Problem<'p, f32>>

@@ -39,6 +39,7 @@
 //! | grouped and multi-query heads, `value_dim` apart from `head_dim` | yes | yes |
 //! | log-sum-exp, weights, scores, sums by key, largest keys on request: [`Outputs`] | yes | yes |
 //! | [`onnx`]: the operator `Attention`, opsets 23 to 25 (`f16` and `bf16` by way of `f32`) | yes | yes |
+//! | [`merge_states`]: attention over parts of the keys, merged; [`attention_cascade_into`]: a shared prefix read once | yes | |
 //! | [`softmax_into`], [`softmax_in_place`] | yes | |
 //! | [`linear`] with [`PackedLinear`] weights | yes | |
 //! | [`kv_cache`]: contiguous, ring and paged caches; rotary embeddings and norms of queries and keys | yes | |
@@ -51,11 +52,13 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+mod cascade;
 pub mod kv_cache;
 pub mod layers;
 pub mod onnx;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
+mod state;
 mod tensor;
 
 pub use attention::{
@@ -63,17 +66,19 @@ pub use attention::{
     attention_into, attention_with, attention_with_into, dot_product_attention,
     dot_product_attention_into,
 };
+pub use cascade::{CascadeWorkspace, attention_cascade_into};
 #[cfg(feature = "rayon")]
 pub use headwise_kernels::Rayon;
 pub use headwise_kernels::{
     Algorithm, Alibi, At, Bias, BlockPattern, Causal, Documents, Element, Error, Executor, Isa,
     MAX_LANES, MAX_POSITION, NO_KEY, NoTerm, Offsets, Outputs, PackedLinear, PageTables, Pairs,
     Pick, Position, Product, RelativeBias, Result, Row, Scalar, Scale, ScoreTerm, ScoreTile,
-    Serial, Settings, Shape, Simd, Stage, Strides, Terms, TileTerm, Tree, View, ViewMut, Window,
-    Workspace, alibi_slope, linear, linear_all, linear_workspace_bytes, scalar, softmax_in_place,
-    softmax_into, softmax_workspace_bytes, tiles,
+    Serial, Settings, Shape, Simd, Stage, State, StateMut, Strides, Terms, TileTerm, Tree, View,
+    ViewMut, Window, Workspace, alibi_slope, linear, linear_all, linear_workspace_bytes,
+    merge_states_into, scalar, softmax_in_place, softmax_into, softmax_workspace_bytes, tiles,
 };
 pub use kv_cache::{ContiguousCache, KvView, NewTokens, PagedCache, QkNorm, RingCache, Rope};
+pub use state::merge_states;
 pub use tensor::Tensor;
 
 /// What the library is tested and measured against.

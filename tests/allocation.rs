@@ -21,9 +21,10 @@ use headwise::kv_cache::{
 };
 use headwise::layers::{EncoderCache, LayerWorkspace, Memory as Hidden};
 use headwise::{
-    AttentionOptions, Causal, Executor, Isa, Outputs, Pick, Rayon, Result, Serial, Settings, Stage,
-    View, ViewMut, Workspace, attention_into, linear_workspace_bytes, softmax_in_place,
-    softmax_into, softmax_workspace_bytes,
+    AttentionOptions, CascadeWorkspace, Causal, Executor, Isa, Outputs, Pick, Rayon, Result,
+    Serial, Settings, Stage, StateMut, View, ViewMut, Workspace, attention_cascade_into,
+    attention_into, linear_workspace_bytes, softmax_in_place, softmax_into,
+    softmax_workspace_bytes,
 };
 
 /// Counts the allocations of threads that take part, and their bytes.
@@ -536,6 +537,35 @@ fn caches_allocate_nothing_within_their_capacity() -> Result<()> {
     assert!(
         bytes_allocated(|| assert_eq!(contiguous.reserve(2 * TOKENS), Ok(()))) >= 2 * 2 * 128 * 12
     );
+    Ok(())
+}
+
+#[test]
+fn a_cascade_allocates_nothing_in_steady_state() -> Result<()> {
+    let _alone = alone();
+    let shape = KvShape { kv_heads: 2, head_dim: 8, value_dim: 4 };
+    let capacity = PagedCapacity { pages: 64, page_size: 4, sequences: 3, pages_per_sequence: 16 };
+    let mut cache = PagedCache::new(shape, capacity)?;
+    let first = cache.create()?;
+    let [key, value] = [8, 4].map(|dim| Strided::filled([1, 2, 20, dim], Layout::Bshd, 0.5));
+    cache.append(&[first], &NewTokens::new(key.view(), value.view()))?;
+    let sequences = [first, cache.fork(first)?];
+    let [key, value] = [8, 4].map(|dim| Strided::filled([2, 2, 1, dim], Layout::Bshd, 0.5));
+    let query = Strided::filled([2, 4, 1, 8], Layout::Bshd, 1.0);
+    let mut out = Strided::filled([2, 4, 1, 4], Layout::Bshd, 0.0);
+    let mut lse = Strided::filled([2, 4, 1, 1], Layout::Bshd, 0.0);
+    let (mut tables, mut workspace) = (TableBuffer::with_capacity(2, 32), CascadeWorkspace::new());
+    let options = AttentionOptions::new().causal().executor(&Serial);
+    let mut step = || {
+        assert_eq!(cache.append(&sequences, &NewTokens::new(key.view(), value.view())), Ok(()));
+        let view = cache.view(&sequences, &mut tables).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(view.shared_prefix(), 20);
+        let into = StateMut { out: out.view_mut(), lse: lse.view_mut() };
+        let done = attention_cascade_into(query.view(), &view, &options, into, &mut workspace);
+        assert!(done.is_ok(), "{done:?}");
+    };
+    step();
+    assert_eq!(allocations(|| (0..20).for_each(|_| step())), 0);
     Ok(())
 }
 

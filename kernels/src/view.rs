@@ -385,6 +385,32 @@ impl<'a, T> View<'a, T> {
         data
     }
 
+    /// The same rows as one batch entry, one entry's behind the other's: `[1, heads, batch * seq, dim]`.
+    /// `None` where they are not evenly spaced. Rows of a batch in the memory order batch, seq, heads,
+    /// dim always are, and so is one row for each entry.
+    ///
+    /// ```
+    /// use headwise_kernels::View;
+    ///
+    /// let data: Vec<f32> = (0..3 * 2 * 4 * 8).map(|x| x as f32).collect();
+    /// let folded = View::bshd(&data, [3, 4, 2, 8])?.fold_batch().ok_or("not evenly spaced")?;
+    /// assert_eq!(folded.shape(), [1, 4, 6, 8]);
+    /// assert!(View::bhsd(&data, [3, 4, 2, 8])?.fold_batch().is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn fold_batch(self) -> Option<Self> {
+        let ([batch, heads, seq, dim], [of_batch, of_head, of_seq, inner]) =
+            (self.shape, self.strides);
+        let stride = match (batch, seq) {
+            (0 | 1, _) | (_, 0) => of_seq,
+            (_, 1) => of_batch,
+            // The constructors bounded the extents' product.
+            _ if of_seq.checked_mul(seq as isize) == Some(of_batch) => of_seq,
+            _ => return None,
+        };
+        Some(self.with_layout([1, heads, batch * seq, dim], [0, of_head, stride, inner]))
+    }
+
     /// The address of `[batch, head, seq, 0]`.
     pub(crate) fn row(&self, batch: usize, head: usize, seq: usize) -> *const T {
         // In a tensor without elements the offset is never dereferenced.

@@ -71,6 +71,21 @@ impl<'a, T> KvView<'a, T> {
         self.tables.lengths.len()
     }
 
+    /// How many positions, from the first on, all of several sequences hold in the same pages, as forks
+    /// of one sequence do; 0 where one has let go of its first.
+    pub fn shared_prefix(&self) -> usize {
+        let PageTables { table, offsets, lengths, starts } = self.tables;
+        if lengths.len() < 2 || starts.iter().any(|&start| start > 0) {
+            return 0;
+        }
+        let mut pages = offsets.windows(2).map(|of| &table[of[0]..of[1]]);
+        let first = pages.next().unwrap_or(&[]);
+        let alike = |other: &[u32]| first.iter().zip(other).take_while(|(a, b)| a == b).count();
+        let pages = pages.map(alike).min().unwrap_or(0);
+        let rows = pages.saturating_mul(self.page_size());
+        lengths.iter().copied().min().unwrap_or(0).min(rows)
+    }
+
     /// The page and the row that hold a position of a sequence, if it exists.
     pub fn place(&self, sequence: usize, position: usize) -> Option<(usize, usize)> {
         self.tables.place(self.page_size(), sequence, position)

@@ -88,6 +88,32 @@ pub struct Masking<'a, T> {
     pub ragged: Option<Offsets<'a>>,
 }
 
+impl<T> Masking<'_, T> {
+    /// Whether a query sees all keys of its sequence that stand before its own position and exist.
+    pub fn sees_all_before(&self) -> bool {
+        // Every field, so that a new mask is thought of here.
+        matches!(
+            self,
+            Self {
+                causal: None | Some(Causal::BottomRight),
+                window: Window { left: None, right: None },
+                prefix: _,
+                key_starts: None,
+                key_lengths: None,
+                documents: None,
+                tree: None,
+                blocks: None,
+                boolean: None,
+                packed: None,
+                bias: None,
+                pages: _,
+                query_offsets: _,
+                ragged: None,
+            }
+        )
+    }
+}
+
 impl<T> Default for Masking<'_, T> {
     fn default() -> Self {
         Self {

@@ -46,7 +46,7 @@ impl OutRow {
     }
 
     /// Writes `x` everywhere.
-    pub(crate) fn fill(self, x: f32) {
+    pub(crate) fn fill(&mut self, x: f32) {
         // SAFETY: the promise to `new`.
         (0..self.len).for_each(|i| unsafe { self.ptr.add(i).write(x) });
     }

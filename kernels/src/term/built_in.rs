@@ -22,6 +22,14 @@ pub struct Terms<'a> {
     pub sinks: Option<&'a [f32]>,
 }
 
+impl Terms<'_> {
+    /// Whether a score depends on where its query and its key stand.
+    pub fn depend_on_position(&self) -> bool {
+        // Every field, so that a new term is thought of here.
+        !matches!(self, Self { softcap: _, alibi: None, relative_bias: None, sinks: _ })
+    }
+}
+
 /// "Attention with linear biases" (Press et al., 2021): `slope * (j - (i + offset))` is added to the
 /// score of query `i` and key `j`, with a slope for each query head. The offset is that of the
 /// causal mask, or `seq_kv - seq_q` without one.
