@@ -24,6 +24,7 @@ mod commands;
 mod compare;
 mod error;
 mod extents;
+mod fork_join;
 mod forms;
 mod golden;
 mod inputs;

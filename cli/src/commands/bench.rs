@@ -82,6 +82,8 @@ struct Record {
     gbps: f64,
     read_gbps: f64,
     pct_read: f64,
+    /// What a call takes in which every thread takes part and does nothing.
+    fork_join_us: f64,
     pct_busy: f64,
     /// How many times as fast as the unfused path, where both were measured.
     vs_unfused: Option<f64>,
@@ -271,7 +273,7 @@ impl Results<'_> {
 
     fn record(&self, way: Way) -> Option<Record> {
         let timing = self.timing(way)?;
-        let Measurement { timings: _, peak_flops, read_rate, samples } = self.measured;
+        let Measurement { timings: _, peak_flops, read_rate, fork_join, samples } = self.measured;
         let rate = self.shape.flops().map(|flops| flops / timing.median);
         let bytes = self.shape.bytes() / timing.median;
         let beside = |other| self.timing(other).filter(|_| way == Way::Fused);
@@ -297,6 +299,7 @@ impl Results<'_> {
             gbps: bytes / 1e9,
             read_gbps: read_rate / 1e9,
             pct_read: 100.0 * bytes / read_rate,
+            fork_join_us: fork_join * 1e6,
             pct_busy: 100.0 * timing.busy,
             vs_unfused: beside(Way::Unfused).map(|unfused| unfused.median / timing.median),
             pct_term: without.filter(|_| matches!(self.shape, Shape::Term(_))),
