@@ -67,6 +67,33 @@ impl Suite {
     }
 }
 
+/// A cache that keys and values lie in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// Rows of its own for each sequence.
+    Contiguous,
+    /// The same, come round to where it began.
+    Ring,
+    /// Pages of so many tokens, which lie in no order.
+    Paged(usize),
+}
+
+impl Cache {
+    /// Its kind, as `--cache` takes it.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Contiguous => "contiguous",
+            Self::Ring => "ring",
+            Self::Paged(_) => "paged",
+        }
+    }
+
+    /// The tokens of a page, where there are pages.
+    pub fn page_size(self) -> Option<usize> {
+        if let Self::Paged(size) = self { Some(size) } else { None }
+    }
+}
+
 /// An attention problem; `value_dim` is `head_dim`, tensors lie in memory as batch, heads, seq,
 /// dim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +108,8 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Bottom-right.
     pub causal: bool,
+    /// The cache that keys and values lie in; none: in dense tensors.
+    pub cache: Option<Cache>,
     /// Keys visible before a query's own position.
     pub window_left: Option<usize>,
     /// The length of documents packed one behind the other; the last may be shorter.
@@ -305,7 +334,7 @@ impl Shape {
 
     /// Whether there is an unfused way to compare with.
     pub fn has_unfused(&self) -> bool {
-        matches!(self, Self::Attention(..))
+        matches!(self, Self::Attention(_, AttentionShape { cache: None, .. }))
     }
 
     /// The useful floating-point operations of a run, where they are counted: twice the visible
@@ -357,6 +386,7 @@ const fn attention(
         seq_kv,
         head_dim,
         causal: false,
+        cache: None,
         window_left: None,
         document: None,
         serial: false,
