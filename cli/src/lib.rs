@@ -17,6 +17,7 @@ pub mod albert;
 mod archive;
 mod args;
 pub mod atom_map;
+mod axes;
 mod bonds;
 mod busy;
 mod cached_work;
@@ -39,6 +40,7 @@ pub mod shapes;
 pub mod smiles;
 mod spec;
 mod spot_check;
+mod sweep;
 mod table;
 pub mod work;
 
