@@ -1,6 +1,7 @@
-//! Criterion over the same table of shapes as `headwise bench`, but for those that want a pause before
-//! each run: the fused kernels on the default instruction set and all cores. `cargo bench -- llama` measures the shapes with that in their
-//! name, `cargo bench -- --test` runs each once.
+//! Criterion over the shapes that `headwise bench` measures by default, but for those that want a
+//! pause before each run: the fused kernels on the default instruction set and all cores. `cargo
+//! bench -- llama` measures the shapes with that in their name, `cargo bench -- --test` runs each
+//! once.
 //!
 //! For figures beside the machine's peaks use `headwise bench`: it takes the two in turn.
 
@@ -14,7 +15,7 @@ use rayon::ThreadPoolBuilder;
 
 fn suites(criterion: &mut Criterion) {
     let pool = ThreadPoolBuilder::new().build().unwrap_or_else(|error| panic!("{error}"));
-    for suite in Suite::ALL {
+    for suite in Suite::ALL.into_iter().filter(|suite| suite.by_default()) {
         let mut group = criterion.benchmark_group(suite.name());
         group.sampling_mode(SamplingMode::Flat);
         let shapes = shapes::all().filter(|shape| shape.suite() == suite);

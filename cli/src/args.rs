@@ -6,6 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use headwise::Isa;
 
+use crate::axes::AxisArgs;
 use crate::shapes::Suite;
 use crate::spec::SpecArgs;
 
@@ -124,7 +125,7 @@ pub(crate) struct InputArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct BenchArgs {
-    /// Which part of the table; all of it if not given
+    /// Which part of the table; all of it but the sweep if not given
     #[arg(long)]
     pub(crate) suite: Option<Suite>,
 
@@ -143,6 +144,9 @@ pub(crate) struct BenchArgs {
     /// Print the shapes without measuring them
     #[arg(long, conflicts_with_all = ["algorithm", "samples"])]
     pub(crate) list: bool,
+
+    #[command(flatten)]
+    pub(crate) axes: AxisArgs,
 }
 
 /// Which algorithms to measure.

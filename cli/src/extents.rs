@@ -48,6 +48,12 @@ impl Extents {
         let rows = self.batch * self.kv_heads * self.seq_kv;
         (rows * (self.head_dim + self.value_dim) * size_of::<f32>()) as f64
     }
+
+    /// The bytes of queries, keys, values and output in `f32`.
+    pub(crate) fn bytes(&self) -> f64 {
+        let rows = self.batch * self.q_heads * self.seq_q;
+        self.kv_bytes() + (rows * (self.head_dim + self.value_dim) * size_of::<f32>()) as f64
+    }
 }
 
 /// `batch, q_heads/kv_heads, seq_q x seq_kv, head_dim`, with `value_dim` where it differs.
@@ -74,6 +80,8 @@ mod tests {
         assert_eq!(extents(5, 7).flops(true), heads_and_dims * f64::from(3 + 4 + 5 + 6 + 7));
         assert_eq!(extents(3, 2).flops(true), heads_and_dims * 3.0);
         assert_eq!(extents(3, 7).kv_bytes(), f64::from(4 * 2 * 2 * 7 * (8 + 3)));
+        let of_queries = f64::from(4 * 2 * 4 * 3 * (8 + 3));
+        assert_eq!(extents(3, 7).bytes(), extents(3, 7).kv_bytes() + of_queries);
     }
 
     #[test]

@@ -2,22 +2,40 @@
 
 use headwise::{Result, Shape, Tensor};
 
-/// A stream of numbers of mean 0 and deviation 1.
-pub(crate) struct Normal(u64);
+/// A stream of bits: SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
+/// Generators", 2014).
+pub(crate) struct Random(u64);
 
-impl Normal {
+impl Random {
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The sum of four uniform numbers out of one step of SplitMix64 (Steele, Lea and Flood,
-    /// "Fast Splittable Pseudorandom Number Generators", 2014).
-    fn next(&mut self) -> f32 {
+    fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
+        z ^ (z >> 31)
+    }
+
+    /// A number below `count`, which is at least 1; as good as uniform where that is small.
+    pub(crate) fn below(&mut self, count: usize) -> usize {
+        (self.bits() % count as u64) as usize
+    }
+}
+
+/// A stream of numbers of mean 0 and deviation 1.
+pub(crate) struct Normal(Random);
+
+impl Normal {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(Random::new(seed))
+    }
+
+    /// The sum of four uniform numbers out of one step.
+    fn next(&mut self) -> f32 {
+        let z = self.0.bits();
         let sum: u64 = (0..4).map(|part| (z >> (16 * part)) & 0xffff).sum();
         // A uniform 16-bit number has mean 32767.5 and variance 65536^2 / 12.
         (sum as f32 - 131_070.0) * (1.732_050_8 / 65_536.0)

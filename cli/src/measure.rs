@@ -1,7 +1,7 @@
 //! How work is timed. The clock of a machine wanders, so every figure is taken beside its own
-//! measuring rods: samples alternate between the multiply-add loop, the read loop over the same
-//! buffers and the work, in one process and on the same threads, and the medians are compared. How
-//! busy the threads were is found in samples of its own, which are not timed.
+//! measuring rods: samples alternate between the multiply-add loop, calls that do nothing, the read
+//! loop over the same buffers and the work, in one process and on the same threads, and the medians
+//! are compared. How busy the threads were is found in samples of its own, which are not timed.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use headwise::oracle::probe;
 
 use crate::Result;
 use crate::busy::Watched;
+use crate::fork_join::{self, fork_join};
 use crate::work::{Way, Work};
 
 /// How much time to spend.
@@ -71,8 +72,18 @@ pub struct Measurement {
     pub peak_flops: f64,
     /// The rate of the widest read loop over the work's operands, in bytes a second.
     pub read_rate: f64,
+    /// The seconds that a call takes in which every thread takes part and does nothing.
+    pub fork_join: f64,
     /// The number of samples of each.
     pub samples: usize,
+}
+
+impl Measurement {
+    /// The seconds below which a call is not expected that moves so many bytes and takes so many
+    /// operations: what the slower of the two takes at the machine's rate, and a fork and join.
+    pub fn bound(&self, bytes: f64, flops: f64) -> f64 {
+        (bytes / self.read_rate).max(flops / self.peak_flops) + self.fork_join
+    }
 }
 
 /// Times `work` in each of `ways`, on the executor's threads.
@@ -85,8 +96,8 @@ pub fn measure(
     executor: &dyn Executor,
     protocol: Protocol,
 ) -> Result<Measurement> {
+    let (mut rods, mut cycle) = Rods::calibrate(work, executor)?;
     let mut repeats = Vec::new();
-    let mut cycle = PEAK_SAMPLE;
     for &way in ways {
         let (count, sample) = calibrate(|| work.run(way, executor))?;
         let (count, sample) =
@@ -94,23 +105,14 @@ pub fn measure(
         repeats.push(count);
         cycle += sample;
     }
-    let (read_repeats, sample) = calibrate(|| {
-        read_time(work, executor);
-        Ok(())
-    })?;
-    cycle += sample;
 
     let affordable = (protocol.budget.as_secs_f64() / cycle.as_secs_f64()) as usize;
     let samples =
         protocol.samples.unwrap_or_else(|| affordable.clamp(protocol.at_least, MOST_SAMPLES));
-    let mut peaks = Vec::new();
-    let mut reads = Vec::new();
     let mut times = vec![Vec::new(); ways.len()];
     let mut shares = times.clone();
     for sample in 0..samples {
-        peaks.push(peak_flops(executor));
-        let read: Duration = (0..read_repeats).map(|_| read_time(work, executor)).sum();
-        reads.push(read.as_secs_f64() / f64::from(read_repeats));
+        rods.sample(work, executor);
         for (n, (&way, &count)) in ways.iter().zip(&repeats).enumerate() {
             sleep(protocol.pause);
             let time = run_time(work, way, executor, count)?;
@@ -126,10 +128,43 @@ pub fn measure(
     let operands: usize = work.operands().iter().map(|data| size_of_val(*data)).sum();
     Ok(Measurement {
         timings: times.iter_mut().zip(&mut shares).map(|(t, s)| timing(t, s)).collect(),
-        peak_flops: median(&mut peaks),
-        read_rate: operands as f64 / median(&mut reads),
+        peak_flops: median(&mut rods.peaks),
+        read_rate: operands as f64 / median(&mut rods.reads),
+        fork_join: median(&mut rods.forks),
         samples,
     })
+}
+
+/// Samples of what the machine can do, beside those of the work.
+struct Rods {
+    /// Operations a second.
+    peaks: Vec<f64>,
+    /// Seconds of a call that does nothing.
+    forks: Vec<f64>,
+    /// Seconds of reading the work's operands once.
+    reads: Vec<f64>,
+    /// How often they are read in a sample.
+    read_repeats: u32,
+}
+
+impl Rods {
+    /// Warms up, and says how long a sample of all is.
+    fn calibrate(work: &dyn Work, executor: &dyn Executor) -> Result<(Self, Duration)> {
+        let (read_repeats, sample) = calibrate(|| {
+            read_time(work, executor);
+            Ok(())
+        })?;
+        let rods = Self { peaks: Vec::new(), forks: Vec::new(), reads: Vec::new(), read_repeats };
+        Ok((rods, PEAK_SAMPLE + fork_join(executor) * fork_join::CALLS + sample))
+    }
+
+    /// The read loop is the last, and leaves the operands where the work would.
+    fn sample(&mut self, work: &dyn Work, executor: &dyn Executor) {
+        self.peaks.push(peak_flops(executor));
+        self.forks.push(fork_join(executor).as_secs_f64());
+        let read: Duration = (0..self.read_repeats).map(|_| read_time(work, executor)).sum();
+        self.reads.push(read.as_secs_f64() / f64::from(self.read_repeats));
+    }
 }
 
 /// The time of `count` runs.
@@ -197,6 +232,19 @@ mod tests {
         assert!(median(&mut []).is_nan());
     }
 
+    #[test]
+    fn a_bound_is_the_slower_rate_and_a_fork() {
+        let measured = Measurement {
+            timings: Vec::new(),
+            peak_flops: 100.0,
+            read_rate: 10.0,
+            fork_join: 0.5,
+            samples: 1,
+        };
+        assert_eq!(measured.bound(20.0, 100.0), 2.5);
+        assert_eq!(measured.bound(20.0, 400.0), 4.5);
+    }
+
     struct Sleep(u32);
 
     impl Work for Sleep {
@@ -223,6 +271,7 @@ mod tests {
         let alone = 1.0 / Rayon.threads() as f64;
         assert!((measured.timings[0].busy / alone - 1.0).abs() < 1e-9);
         assert!(measured.peak_flops > 0.0 && measured.read_rate > 0.0);
+        assert!(measured.fork_join > 0.0);
         Ok(())
     }
 

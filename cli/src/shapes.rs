@@ -6,6 +6,7 @@ use headwise::{Executor, Rayon, Serial};
 use serde::Serialize;
 
 use crate::extents::Extents;
+use crate::sweep::SWEEP;
 use crate::{Error, Result};
 
 /// What a shape exercises.
@@ -16,6 +17,9 @@ pub enum Suite {
     Prefill,
     /// One query per sequence: bound by memory.
     Decode,
+    /// Decoding along one axis at a time: keys, queries, query heads to a key/value head, caches.
+    /// Not measured unless asked for.
+    Sweep,
     /// One shape of head over longer and longer sequences: what a useful operation costs must not
     /// grow with them.
     Growth,
@@ -37,9 +41,10 @@ pub enum Suite {
 
 impl Suite {
     /// Every suite.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Prefill,
         Self::Decode,
+        Self::Sweep,
         Self::Growth,
         Self::Masks,
         Self::Call,
@@ -55,6 +60,7 @@ impl Suite {
         match self {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
+            Self::Sweep => "sweep",
             Self::Growth => "growth",
             Self::Masks => "masks",
             Self::Call => "call",
@@ -64,6 +70,43 @@ impl Suite {
             Self::Terms => "terms",
             Self::Poison => "poison",
         }
+    }
+
+    /// Whether it is measured where no suite is named.
+    pub fn by_default(self) -> bool {
+        self != Self::Sweep
+    }
+
+    /// Whether its shapes are steps of decoding, which can be varied along their axes.
+    pub fn decodes(self) -> bool {
+        matches!(self, Self::Decode | Self::Sweep)
+    }
+}
+
+/// A cache that keys and values lie in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// Rows of its own for each sequence.
+    Contiguous,
+    /// The same, come round to where it began.
+    Ring,
+    /// Pages of so many tokens, which lie in no order.
+    Paged(usize),
+}
+
+impl Cache {
+    /// Its kind, as `--cache` takes it.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Contiguous => "contiguous",
+            Self::Ring => "ring",
+            Self::Paged(_) => "paged",
+        }
+    }
+
+    /// The tokens of a page, where there are pages.
+    pub fn page_size(self) -> Option<usize> {
+        if let Self::Paged(size) = self { Some(size) } else { None }
     }
 }
 
@@ -81,6 +124,10 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Bottom-right.
     pub causal: bool,
+    /// Keys are those of another sequence, of which every query may see all.
+    pub cross: bool,
+    /// The cache that keys and values lie in; none: in dense tensors.
+    pub cache: Option<Cache>,
     /// Keys visible before a query's own position.
     pub window_left: Option<usize>,
     /// The length of documents packed one behind the other; the last may be shorter.
@@ -92,6 +139,11 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
+    /// Query heads to a key/value head.
+    pub fn group(&self) -> usize {
+        self.q_heads / self.kv_heads
+    }
+
     pub(crate) fn extents(&self) -> Extents {
         let query = [self.batch, self.q_heads, self.seq_q, self.head_dim];
         Extents::new(query, [self.batch, self.kv_heads, self.seq_kv, self.head_dim])
@@ -305,7 +357,7 @@ impl Shape {
 
     /// Whether there is an unfused way to compare with.
     pub fn has_unfused(&self) -> bool {
-        matches!(self, Self::Attention(..))
+        matches!(self, Self::Attention(_, AttentionShape { cache: None, .. }))
     }
 
     /// The useful floating-point operations of a run, where they are counted: twice the visible
@@ -319,6 +371,15 @@ impl Shape {
             Self::Softmax(_) => None,
             Self::Gemm(s) => Some(2.0 * s.m as f64 * s.k as f64 * s.n as f64),
             Self::Layer(shape) => Some(shape.flops()),
+        }
+    }
+
+    /// The bytes that a step of decoding cannot do without: keys, values, queries and output, each
+    /// once. `None` for what is no such step.
+    pub fn step_bytes(&self) -> Option<f64> {
+        match self {
+            Self::Attention(suite, shape) if suite.decodes() => Some(shape.extents().bytes()),
+            _ => None,
         }
     }
 
@@ -337,11 +398,11 @@ impl Shape {
 }
 
 /// Query heads and key/value heads.
-type Heads = (usize, usize);
+pub(crate) type Heads = (usize, usize);
 /// Queries and keys.
-type Lengths = (usize, usize);
+pub(crate) type Lengths = (usize, usize);
 
-const fn attention(
+pub(crate) const fn attention(
     name: &'static str,
     batch: usize,
     (q_heads, kv_heads): Heads,
@@ -357,6 +418,8 @@ const fn attention(
         seq_kv,
         head_dim,
         causal: false,
+        cross: false,
+        cache: None,
         window_left: None,
         document: None,
         serial: false,
@@ -364,8 +427,16 @@ const fn attention(
     }
 }
 
-const fn causal(shape: AttentionShape) -> AttentionShape {
+pub(crate) const fn causal(shape: AttentionShape) -> AttentionShape {
     AttentionShape { causal: true, ..shape }
+}
+
+const fn cross(shape: AttentionShape) -> AttentionShape {
+    AttentionShape { cross: true, ..shape }
+}
+
+pub(crate) const fn cached(cache: Cache, shape: AttentionShape) -> AttentionShape {
+    AttentionShape { cache: Some(cache), ..shape }
 }
 
 const fn windowed(left: usize, shape: AttentionShape) -> AttentionShape {
@@ -403,9 +474,9 @@ const PREFILL: [AttentionShape; 15] = [
     LONG,
     causal(attention("long-8k-causal", 1, (4, 4), (8192, 8192), 128)),
     attention("whisper-enc", 1, (8, 8), (1500, 1500), 64),
-    attention("whisper-cross", 1, (8, 8), (448, 1500), 64),
+    cross(attention("whisper-cross", 1, (8, 8), (448, 1500), 64)),
     attention("sd-self", 1, (8, 8), (4096, 4096), 40),
-    attention("sd-cross", 2, (8, 8), (4096, 77), 40),
+    cross(attention("sd-cross", 2, (8, 8), (4096, 77), 40)),
     causal(attention("gemma-1k", 1, (8, 4), (1024, 1024), 256)),
 ];
 
@@ -414,7 +485,7 @@ const DECODE: [AttentionShape; 5] = [
     attention("decode-4k", 1, (32, 8), (1, 4096), 128),
     attention("decode-32k", 1, (32, 8), (1, 32768), 128),
     attention("decode-b4", 4, (32, 32), (1, 4096), 128),
-    attention("decode-cross", 1, (8, 8), (1, 1500), 64),
+    cross(attention("decode-cross", 1, (8, 8), (1, 1500), 64)),
 ];
 
 const GROWTH: [AttentionShape; 12] = [
@@ -532,25 +603,30 @@ pub fn all() -> impl Iterator<Item = Shape> {
     let attention = |suite| move |shape| Shape::Attention(suite, shape);
     let prefill = PREFILL.into_iter().map(attention(Suite::Prefill));
     let decode = DECODE.into_iter().map(attention(Suite::Decode));
+    let sweep = SWEEP.into_iter().map(attention(Suite::Sweep));
     let growth = GROWTH.into_iter().map(attention(Suite::Growth));
     let masks = MASKS.into_iter().map(attention(Suite::Masks));
     let call = CALL.into_iter().map(attention(Suite::Call));
     let softmax = SOFTMAX.into_iter().map(Shape::Softmax);
     let gemm = GEMM.into_iter().map(Shape::Gemm);
     let layer = LAYER.into_iter().map(Shape::Layer);
-    let attention = prefill.chain(decode).chain(growth).chain(masks).chain(call);
+    let attention = prefill.chain(decode).chain(sweep).chain(growth).chain(masks).chain(call);
     let terms = TERMS.into_iter().map(Shape::Term);
     let poison = POISON.into_iter().map(Shape::Poison);
     attention.chain(softmax).chain(gemm).chain(layer).chain(terms).chain(poison)
 }
 
-/// The shapes of `suite`, or of every suite; with `name`, that one of them.
+/// The shapes of `suite`, or of every suite that is measured by default; with `name`, that one of
+/// them, or of any suite.
 ///
 /// # Errors
 /// Where none has that name; the message lists the names there are.
 pub fn select(suite: Option<Suite>, name: Option<&str>) -> Result<Vec<Shape>> {
-    let candidates: Vec<Shape> =
-        all().filter(|shape| suite.is_none_or(|suite| shape.suite() == suite)).collect();
+    let is_candidate = |shape: &Shape| match suite {
+        Some(suite) => shape.suite() == suite,
+        None => name.is_some() || shape.suite().by_default(),
+    };
+    let candidates: Vec<Shape> = all().filter(is_candidate).collect();
     let Some(name) = name else { return Ok(candidates) };
     match candidates.iter().find(|shape| shape.name() == name) {
         Some(shape) => Ok(vec![*shape]),
@@ -609,6 +685,16 @@ mod tests {
         assert_eq!(pairs(documents), f64::from(3 * 465 + 55));
     }
 
+    /// A step moves its queries and its output besides keys and values, and other shapes have no
+    /// bound of this kind.
+    #[test]
+    fn bytes_of_a_step() -> Result<()> {
+        let step = select(None, Some("decode-512"))?[0];
+        assert_eq!(step.step_bytes(), Some(step.bytes() + f64::from(2 * 32 * 128 * 4)));
+        assert_eq!(select(None, Some("bert-128"))?[0].step_bytes(), None);
+        Ok(())
+    }
+
     /// Work on padding is not useful.
     #[test]
     fn padded_work() {
@@ -643,6 +729,8 @@ mod tests {
     fn selection() -> Result<()> {
         assert_eq!(select(Some(Suite::Decode), None)?.len(), DECODE.len());
         assert_eq!(select(None, Some("long-8k"))?, [Shape::Attention(Suite::Prefill, LONG)]);
+        assert!(select(None, None)?.iter().all(|shape| shape.suite() != Suite::Sweep));
+        assert_eq!(select(None, Some("sweep-4k"))?[0].suite(), Suite::Sweep);
         let error = select(Some(Suite::Decode), Some("long-8k")).map_err(|e| e.to_string());
         assert!(error.is_err_and(|e| e.contains("--shape") && e.contains("decode-4k")));
         Ok(())

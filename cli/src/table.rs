@@ -19,9 +19,13 @@ impl Table<'_> {
     }
 
     /// A row; a cell wider than its column pushes the rest to the right.
-    pub(crate) fn row<const N: usize>(&self, cells: [String; N]) -> String {
-        debug_assert_eq!(N, self.0.len());
-        self.lay_out(cells.into_iter())
+    pub(crate) fn row(
+        &self,
+        cells: impl IntoIterator<Item = String, IntoIter: ExactSizeIterator>,
+    ) -> String {
+        let cells = cells.into_iter();
+        debug_assert_eq!(cells.len(), self.0.len());
+        self.lay_out(cells)
     }
 
     fn lay_out(&self, cells: impl Iterator<Item = String>) -> String {

@@ -8,6 +8,7 @@ use headwise::{
 };
 
 use crate::Result;
+use crate::cached_work::CachedWork;
 use crate::extents::Extents;
 use crate::inputs::Normal;
 use crate::shapes::{
@@ -29,7 +30,7 @@ pub enum Way {
 }
 
 impl Way {
-    fn algorithm(self) -> Algorithm {
+    pub(crate) fn algorithm(self) -> Algorithm {
         if self == Self::Unfused { Algorithm::Unfused } else { Algorithm::Auto }
     }
 }
@@ -61,7 +62,10 @@ pub trait Work: Send {
 /// Where the tensors do not fit the machine.
 pub fn prepare(shape: &Shape, isa: Isa) -> Result<Box<dyn Work>> {
     Ok(match shape {
-        Shape::Attention(_, shape) => Box::new(AttentionWork::synthetic(shape, isa)?),
+        Shape::Attention(_, shape) => match shape.cache {
+            None => Box::new(AttentionWork::synthetic(shape, isa)?),
+            Some(cache) => Box::new(CachedWork::new(shape, cache, isa)?),
+        },
         Shape::Term(shape) => Box::new(TermWork::new(shape, isa)?),
         Shape::Poison(shape) => Box::new(PoisonWork::new(shape, isa)?),
         Shape::Softmax(shape) => Box::new(SoftmaxWork::new(shape, isa)?),
@@ -82,6 +86,19 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
+    /// Random inputs of a shape.
+    pub(crate) fn synthetic(s: &AttentionShape) -> Result<Self> {
+        let mut normal = Normal::new(1);
+        let kv = [s.batch, s.kv_heads, s.seq_kv, s.head_dim];
+        Ok(Self {
+            query: normal.tensor([s.batch, s.q_heads, s.seq_q, s.head_dim])?,
+            key: normal.tensor(kv)?,
+            value: normal.tensor(kv)?,
+            scale: Scale::InvSqrtHeadDim,
+            causal: s.causal,
+        })
+    }
+
     /// The options that say what to compute.
     pub(crate) fn options(&self) -> AttentionOptions<'static> {
         let options = AttentionOptions::new().scale(self.scale);
@@ -113,17 +130,8 @@ impl AttentionWork {
     }
 
     pub(crate) fn synthetic(s: &AttentionShape, isa: Isa) -> Result<Self> {
-        let mut normal = Normal::new(1);
-        let kv = [s.batch, s.kv_heads, s.seq_kv, s.head_dim];
-        let problem = Problem {
-            query: normal.tensor([s.batch, s.q_heads, s.seq_q, s.head_dim])?,
-            key: normal.tensor(kv)?,
-            value: normal.tensor(kv)?,
-            scale: Scale::InvSqrtHeadDim,
-            causal: s.causal,
-        };
         let (window_left, documents) = (s.window_left, s.documents());
-        Ok(Self { window_left, documents, ..Self::new(problem, isa)? })
+        Ok(Self { window_left, documents, ..Self::new(Problem::synthetic(s)?, isa)? })
     }
 
     pub(crate) fn problem(&self) -> &Problem {

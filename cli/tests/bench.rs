@@ -5,7 +5,7 @@ mod common;
 use common::{command, headwise};
 use headwise::Isa;
 
-const FIELDS: [&str; 25] = [
+const FIELDS: [&str; 28] = [
     "suite",
     "shape",
     "dtype",
@@ -19,6 +19,8 @@ const FIELDS: [&str; 25] = [
     "seq_kv",
     "head_dim",
     "value_dim",
+    "group",
+    "cache",
     "causal",
     "samples",
     "median_ms",
@@ -30,6 +32,7 @@ const FIELDS: [&str; 25] = [
     "gbps",
     "read_gbps",
     "pct_read",
+    "fork_join_us",
     "pct_busy",
 ];
 
@@ -53,6 +56,68 @@ fn every_field_is_there() {
     assert!((number("gflops") * number("median_ms") * 1e6 / flops - 1.0).abs() < 1e-9);
     let share = 100.0 * number("gflops") / number("peak_gflops");
     assert!((number("pct_peak") - share).abs() < 1e-9);
+    assert_eq!((&record["group"], &record["cache"]), (&1.into(), &"dense".into()));
+    assert!(record["times_bound"].is_null() && record["page_size"].is_null());
+}
+
+/// The bound is that of all bytes or of all operations at this run's rates, and a fork and join.
+#[test]
+fn steps_stand_beside_their_bound() {
+    let line =
+        "--json --shape decode-512 --seq-q 1,5 --group 2 --cache ring,paged,dense --page-size 24";
+    let objects = bench(line).objects(0);
+    assert_eq!(objects.len(), 6);
+    for record in &objects {
+        let number = |field: &str| record[field].as_f64().unwrap();
+        let (seq_q, keys) = (number("seq_q"), 512.0);
+        let bytes = 4.0 * 2.0 * 128.0 * (8.0 * keys + 16.0 * seq_q);
+        let pairs = seq_q * keys - seq_q * (seq_q - 1.0) / 2.0;
+        let flops = 4.0 * 16.0 * 128.0 * pairs;
+        let rates = (bytes / number("read_gbps")).max(flops / number("peak_gflops")) / 1e6;
+        let bound = rates + number("fork_join_us") / 1e3;
+        assert!((number("times_bound") * bound / number("median_ms") - 1.0).abs() < 1e-9);
+        assert_eq!(record["causal"], seq_q > 1.0);
+    }
+    let caches: Vec<_> = objects.iter().map(|o| (&o["cache"], &o["page_size"])).collect();
+    let of_one = [("ring", ().into()), ("paged", 24.into()), ("dense", ().into())]
+        .map(|(cache, size): (_, serde_json::Value)| (cache.into(), size));
+    let expected: Vec<_> = of_one.iter().chain(&of_one).map(|(c, s)| (c, s)).collect();
+    assert_eq!(caches, expected);
+}
+
+#[test]
+fn axes_of_a_suite() {
+    let list = |line: &str| headwise(["bench", "--list"].into_iter().chain(line.split(' ')));
+    let objects = list("--json --suite decode --group 1,3 --cache contiguous").objects(0);
+    let heads: Vec<_> = objects.iter().filter_map(|o| o["q_heads"].as_u64()).collect();
+    assert_eq!(heads, [8, 24, 8, 24, 8, 24, 32, 96, 8, 24]);
+    assert!(objects.iter().all(|object| object["cache"] == "contiguous"));
+    let sweep = list("--json --suite sweep").objects(0);
+    assert_eq!(sweep.len(), 31);
+    let default = headwise(["bench", "--list", "--json"]).objects(0);
+    assert!(default.iter().all(|object| object["suite"] != "sweep"));
+}
+
+#[test]
+fn a_table_of_axes() {
+    let ran = bench("--shape sweep-4k --seq-kv 64 --group 1,2 --cache paged,ring");
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
+    let lines: Vec<_> = ran.stdout.lines().collect();
+    assert_eq!(lines.len(), 5);
+    assert!(["group  cache", "x bound"].iter().all(|title| lines[0].contains(title)));
+    assert!(!lines[0].contains("seq_q"));
+    assert!(lines[1].contains("    1  paged/16") && lines[4].contains("    2  ring"));
+}
+
+#[test]
+fn axes_that_make_no_sense() {
+    bench("--seq-q 2").refuses(&["--seq-q", "minilm-32", "--suite decode"]);
+    bench("--shape bert-128 --cache ring").refuses(&["--cache", "bert-128", "prefill"]);
+    bench("--shape decode-4k --page-size 16").refuses(&["--page-size", "--cache paged"]);
+    bench("--shape decode-4k --cache paged --page-size 0").refuses(&["--page-size", "0"]);
+    bench("--shape decode-4k --cache lists").refuses(&["--cache", "lists", "contiguous"]);
+    bench("--shape decode-512 --seq-q 513").refuses(&["--seq-q", "512 keys"]);
+    bench("--shape decode-512 --cache ring --algorithm unfused").refuses(&["caches"]);
 }
 
 /// What a mask skips is neither useful nor computed.

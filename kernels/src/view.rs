@@ -368,6 +368,26 @@ impl<'a, T> View<'a, T> {
             .then(|| unsafe { std::slice::from_raw_parts(self.row(batch, head, seq), dim) })
     }
 
+    /// All elements where they lie, or `None` where they do not follow one another in order batch,
+    /// heads, seq, dim.
+    pub fn as_slice(&self) -> Option<&'a [T]> {
+        if self.is_empty() {
+            return Some(&[]);
+        }
+        // The constructors bounded the number of elements by isize.
+        let mut count = 1;
+        for axis in (0..4).rev() {
+            // Of an axis of one element the stride does not count.
+            if self.shape[axis] > 1 && self.strides[axis] != count as isize {
+                return None;
+            }
+            count *= self.shape[axis];
+        }
+        // SAFETY: the constructors guarantee every index inside the shape, and the elements follow
+        // one another.
+        Some(unsafe { std::slice::from_raw_parts(self.ptr, count) })
+    }
+
     /// The elements in order batch, heads, seq, dim.
     pub fn to_vec(&self) -> Vec<T>
     where
@@ -617,6 +637,22 @@ mod tests {
             ViewMut::strided(&mut data, 0, [1, 1, 2, 6], spread)?.row_slice_mut([0; 3]),
             None
         );
+        Ok(())
+    }
+
+    #[test]
+    fn dense_views_are_slices() -> Result<()> {
+        let data: Vec<f32> = (0..24).map(|x| x as f32).collect();
+        assert_eq!(View::bhsd(&data, [1, 2, 3, 4])?.as_slice(), Some(&data[..]));
+        assert_eq!(View::bhsd(&data, [2, 1, 2, 4])?.as_slice(), Some(&data[..16]));
+        assert_eq!(View::bshd(&data, [1, 2, 3, 4])?.as_slice(), None);
+        assert_eq!(View::bshd(&data, [2, 3, 1, 4])?.as_slice(), Some(&data[..]));
+        assert_eq!(View::bhsd(&data, [1, 0, 3, 4])?.as_slice(), Some(&[][..]));
+        let part = |strides| View::strided(&data, 8, [1, 1, 2, 4], strides);
+        assert_eq!(part([7, -7, 4, 1])?.as_slice(), Some(&data[8..16]));
+        for gaps in [[0, 0, 5, 1], [0, 0, 0, 1], [0, 0, -4, 1], [0, 0, 4, 2]] {
+            assert_eq!(part(gaps)?.as_slice(), None);
+        }
         Ok(())
     }
 
