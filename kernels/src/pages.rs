@@ -1,5 +1,7 @@
 //! Keys and values in pages of a pool.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::problem::{check_unit_inner_stride, shape_error, value_error};
 use crate::view::{Rows, View};
@@ -200,5 +202,36 @@ impl<'a, T: Copy> KvRows<'a, T> {
                 (row + (end - first) <= page.len()).then(|| page.part(row, end - first))
             }
         }
+    }
+
+    /// The rows of a page, if there are pages.
+    pub(crate) fn page_rows(&self) -> Option<usize> {
+        match self {
+            Self::Even(_) => None,
+            Self::Paged(rows) => Some(rows.page.len()),
+        }
+    }
+
+    /// The rows of `range` in stretches that are evenly spaced each.
+    ///
+    /// # Panics
+    /// As it goes, where there are no such rows.
+    pub(crate) fn stretches(self, range: Range<usize>) -> impl Iterator<Item = Rows<'a, T>> {
+        let mut first = range.start;
+        std::iter::from_fn(move || {
+            if first >= range.end {
+                return None;
+            }
+            let rows = match &self {
+                Self::Even(rows) => rows.part(first, range.end - first),
+                Self::Paged(rows) => {
+                    assert!(range.end <= rows.len);
+                    let (page, row) = rows.place(first);
+                    page.part(row, (range.end - first).min(page.len() - row))
+                }
+            };
+            first += rows.len();
+            Some(rows)
+        })
     }
 }

@@ -92,6 +92,11 @@ impl<'a, T> Rows<'a, T> {
         Self { ptr: self.row(first), len, ..self }
     }
 
+    /// `len` rows; those beyond the old ones must not be read.
+    pub(crate) fn lengthened(self, len: usize) -> Self {
+        Self { len, ..self }
+    }
+
     /// As many rows, each so many elements further on, which must be rows of the same view.
     pub(crate) fn moved(self, by: isize) -> Self {
         Self { ptr: self.ptr.wrapping_offset(by), ..self }

@@ -8,26 +8,18 @@
 
 use std::ops::Range;
 
-use crate::microkernel::fetch::{Blocks, Fetch, Queue, Stream, Twins};
+use crate::microkernel::block::LEAST_STRETCH;
+use crate::microkernel::fetch::{Fetch, Queue, Stream, Twins};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, few};
 use crate::pages::KvRows;
 use crate::plan::{self, Plan};
 use crate::problem::Problem;
-use crate::view::Rows;
 
 /// The keys and values of one head.
 type Head<'p> = [KvRows<'p, f32>; 2];
 
-/// Those of the block at `start`, of keys up to `end`, if there are any and they are evenly spaced: rows
-/// of several pages are not fetched.
-fn block<'p>(head: Head<'p>, start: usize, end: usize) -> Option<[Rows<'p, f32>; 2]> {
-    let end = end.min(start + BLOCK_KV);
-    if start >= end {
-        return None;
-    }
-    let [key, value] = head;
-    Some([key.even(start, end)?, value.even(start, end)?])
-}
+/// Some keys and values of a head.
+type Part<'p> = (Head<'p>, Range<usize>);
 
 /// The rows to fetch while one item is computed.
 pub(crate) struct Ahead<'p> {
@@ -65,8 +57,12 @@ impl<'p> Ahead<'p> {
         let queries = Stream::interleaved(queries, group, next.rows.clone());
         let place = |item: &plan::Item| (item.sequence, item.kv_head, item.split);
         let is_new = place(&next) != place(item);
-        let begin = if is_new && !this.is_few() { block(head, keys.start, keys.end) } else { None };
-        let begin = begin.map_or([Stream::EMPTY; 2], |rows| rows.map(Stream::new));
+        let first = keys.start..keys.end.min(keys.start.saturating_add(BLOCK_KV));
+        let begin = if is_new && !this.is_few() && !first.is_empty() {
+            head.map(|rows| rows.even(first.start, first.end).map_or(Stream::EMPTY, Stream::new))
+        } else {
+            [Stream::EMPTY; 2]
+        };
         this.fetch.item = Queue::new([queries, begin[0], begin[1]]);
         // Where nothing is seen there may be no rows at all.
         this.after = (!keys.is_empty()).then_some((head, keys));
@@ -90,25 +86,36 @@ impl<'p> Ahead<'p> {
 
     /// The item's `tiles` tiles are at a block; behind it they will come to `keys`.
     pub(crate) fn block(&mut self, keys: Range<usize>, tiles: usize) {
-        let near = self.upcoming(keys.start, keys.end);
+        let Some(near) = self.upcoming(keys.start, keys.end) else { return };
         let far = self.upcoming(keys.start + BLOCK_KV, keys.end).filter(|_| self.is_few());
-        let Some(near) = near else { return };
-        let mut twins = near.map(Twins::new);
-        if let Some(far) = far {
-            twins = [0, 1].map(|i| twins[i].with_far(far[i]));
+        let (head, keys) = near;
+        if head[0].page_rows().is_some_and(|rows| rows < LEAST_STRETCH) {
+            return;
         }
-        self.fetch.blocks = Blocks::new(twins, self.work(BLOCK_KV, tiles));
+        let work = self.work(BLOCK_KV, tiles);
+        let blocks = &mut self.fetch.blocks;
+        blocks.clear();
+        for n in 0..2 {
+            let mut far = far.clone().map(|(head, keys)| head[n].stretches(keys));
+            for rows in head[n].stretches(keys.clone()) {
+                let twins = Twins::new(rows);
+                let far = far.as_mut().and_then(Iterator::next);
+                blocks.push(far.map_or(twins, |far| twins.with_far(far)));
+            }
+        }
+        blocks.pace(2 * keys.len(), work);
     }
 
     /// The block at `start` of keys that end at `end`; behind the end, of the next item's keys where
     /// memory sets the pace.
-    fn upcoming(&self, start: usize, end: usize) -> Option<[Rows<'p, f32>; 2]> {
+    fn upcoming(&self, start: usize, end: usize) -> Option<Part<'p>> {
+        let block = |start: usize, end: usize| start..end.min(start + BLOCK_KV);
         if start < end {
-            return block(self.head, start, end);
+            return Some((self.head, block(start, end)));
         }
         let (head, keys) = self.after.as_ref().filter(|_| self.is_few())?;
         let start = (keys.start / BLOCK_KV + (start - end) / BLOCK_KV) * BLOCK_KV;
-        block(*head, start, keys.end)
+        (start < keys.end).then(|| (*head, block(start, keys.end)))
     }
 
     /// What a block of `keys` keys is to [`Fetch::step`].

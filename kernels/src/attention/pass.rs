@@ -172,7 +172,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         (item, next): (plan::Item, Option<plan::Item>),
         mine: (&'a mut [TileRows; TILES], &'a mut [f32]),
     ) {
-        Self::with(job, simd, (item, next), mine, |mut this, tiles| this.compute(tiles));
+        Self::with(job, simd, (item, next), mine, |this, tiles| this.compute(tiles));
     }
 
     /// Calls `run` with the item and its tiles.
@@ -181,7 +181,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         simd: S,
         (item, next): (plan::Item, Option<plan::Item>),
         (local, scratch): (&'a mut [TileRows; TILES], &'a mut [f32]),
-        run: impl FnOnce(Self, &mut [Tile<'a>]),
+        run: impl FnOnce(&mut Self, &mut [Tile<'a>]),
     ) {
         let layout = &job.plan.layout;
         let (prob, scratch) = scratch.split_at_mut(Layout::PROB);
@@ -190,7 +190,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let (values_here, scratch) = scratch.split_at_mut(layout.gathered[1]);
         let (sequence, kv_head) = (job.problem.mask.sequence(item.sequence), item.kv_head);
         let head = [job.problem.keys(&sequence, kv_head), job.problem.values(&sequence, kv_head)];
-        let this = Self {
+        let mut this = Self {
             simd,
             job,
             batch: sequence.batch,
@@ -213,7 +213,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             tile.begin((job.problem, layout), &this.sequence, rows, lanes, part);
             this.note_rows(tile);
         }
-        run(this, tiles);
+        run(&mut this, tiles);
     }
 
     fn compute(&mut self, tiles: &mut [Tile<'_>]) {

@@ -151,7 +151,7 @@ impl<T: Scoring, I: Fn(usize) -> plan::Item + Sync> SplitKv<'_, '_, T, I> {
             // SAFETY: each index is one thread's.
             let mut sums = self.sums(unsafe { memory.part(index, self.job.plan.layout.sums()) });
             sums.clear();
-            Item::with(self.job, simd, (item, next), mine, |mut item, tiles| {
+            Item::with(self.job, simd, (item, next), mine, |item, tiles| {
                 item.pack_queries(tiles);
                 if item.sums_of_split(tiles, split) {
                     tiles
@@ -189,7 +189,7 @@ impl<T: Scoring, I: Fn(usize) -> plan::Item + Sync> SplitKv<'_, '_, T, I> {
             let sums = self.sums(unsafe { memory.part(index, self.job.plan.layout.sums()) });
             let item = (self.item)(index);
             let first = item.rows.start;
-            Item::with(self.job, simd, (item, None), mine, |mut item, tiles| {
+            Item::with(self.job, simd, (item, None), mine, |item, tiles| {
                 for tile in tiles.iter_mut() {
                     tile.reset();
                     sums.give(tile, tile.of.rows.start - first, acc_width);

@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use crate::mask::rows::RowBits;
 use crate::mask::{Sequence, bits};
-use crate::microkernel::{BLOCK_KV, BLOCK_Q, Block, GROUP, Lanes, Seen};
+use crate::microkernel::block::{Block, BlockRows};
+use crate::microkernel::{BLOCK_KV, BLOCK_Q, GROUP, Lanes, Seen};
 use crate::plan::{Layout, Plan, SPLIT_KV};
 use crate::problem::Problem;
-use crate::view::Rows;
 
 /// The running softmax state of a tile's rows: the rows' sums are
 /// `sum of 2^((score - row_ref) * to_log2)` over the keys so far; `row_ref` is -inf where there
@@ -176,7 +176,7 @@ impl Visit {
     }
 
     /// What it sees of the block's keys, or values.
-    pub(super) fn block<'r>(&self, rows: Rows<'r, f32>) -> Block<'r> {
+    pub(super) fn block<'r>(&self, rows: &'r BlockRows<'r>) -> Block<'r> {
         Block { rows, start: self.keys.start, end: self.keys.end }
     }
 }

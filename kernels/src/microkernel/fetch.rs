@@ -2,8 +2,10 @@
 //! micro-tiles, spread evenly over the time until they are wanted: so they neither wait in line nor
 //! leave the cache again. Nothing here reads memory; a wrong address costs a hint.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::block::MAX_STRETCHES;
 use crate::simd::prefetch;
 use crate::view::Rows;
 
@@ -150,9 +152,9 @@ impl Twins {
         Self { near, far: near, stride, width, left: rows.len() }
     }
 
-    /// With those of a block with the same stride.
+    /// With as many others of the same stride, if they are as many.
     pub(crate) fn with_far(self, rows: Rows<'_, f32>) -> Self {
-        Self { far: rows.row(0), ..self }
+        if rows.len() == self.left { Self { far: rows.row(0), ..self } } else { self }
     }
 }
 
@@ -161,18 +163,41 @@ impl Twins {
 /// for twice.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Blocks {
-    /// The keys, then the values.
     now: Twins,
-    then: Twins,
+    /// What comes after it: from `next` to `end`, and nothing else is initialised, since to clear it
+    /// would show in small calls.
+    rest: [MaybeUninit<Twins>; 2 * MAX_STRETCHES],
+    next: usize,
+    end: usize,
     pace: Pace,
 }
 
 impl Blocks {
-    const EMPTY: Self = Self { now: Twins::EMPTY, then: Twins::EMPTY, pace: Pace::NONE };
+    const EMPTY: Self = Self {
+        now: Twins::EMPTY,
+        rest: [MaybeUninit::uninit(); 2 * MAX_STRETCHES],
+        next: 0,
+        end: 0,
+        pace: Pace::NONE,
+    };
 
-    /// Spread over so much work.
-    pub(crate) fn new([now, then]: [Twins; 2], work: usize) -> Self {
-        Self { now, then, pace: Pace::new(now.left + then.left, work) }
+    /// Forgets all.
+    pub(crate) fn clear(&mut self) {
+        (self.now, self.next, self.end) = (Twins::EMPTY, 0, 0);
+    }
+
+    /// Adds rows behind the others, if there is room.
+    #[inline(always)]
+    pub(crate) fn push(&mut self, rows: Twins) {
+        if let Some(place) = self.rest.get_mut(self.end) {
+            place.write(rows);
+            self.end += 1;
+        }
+    }
+
+    /// Spreads them over so much work.
+    pub(crate) fn pace(&mut self, rows: usize, work: usize) {
+        self.pace = Pace::new(rows, work);
     }
 
     /// Asks for the rows that are due with so much work; without a call, for the innermost loops.
@@ -180,6 +205,14 @@ impl Blocks {
     pub(crate) fn step(&mut self, work: usize) {
         let mut due = self.pace.due(work);
         while due > 0 {
+            if self.now.left == 0 {
+                if self.next == self.end {
+                    return;
+                }
+                // SAFETY: below `end` all are initialised.
+                self.now = unsafe { self.rest[self.next % self.rest.len()].assume_init() };
+                self.next += 1;
+            }
             let Twins { near, far, stride, width, left } = &mut self.now;
             let count = due.min(*left);
             for _ in 0..count {
@@ -191,10 +224,6 @@ impl Blocks {
             }
             *left -= count;
             due -= count;
-            if *left == 0 {
-                (self.now, self.then) = (self.then, Twins::EMPTY);
-                due = due.min(self.now.left);
-            }
         }
     }
 }

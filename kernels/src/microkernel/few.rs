@@ -15,10 +15,10 @@
 //! multiply-adds a row, where queries along the lanes would take 128; up to 8 rows that is less. Each
 //! score is the sum of the same two chains in the same order as in a wide tile: its bits are the same.
 
+use super::block::BlockRows;
 use super::fetch::Fetch;
 use super::{BLOCK_Q, GROUP};
 use crate::simd::{Isa, MAX_LANES, Simd, opaque};
-use crate::view::Rows;
 
 /// The most rows for which keys along the lanes are the faster way, on this instruction set.
 const fn most_rows(isa: Isa) -> usize {
@@ -51,7 +51,7 @@ pub(crate) const TRANSPOSING: usize = 2;
 /// A run of `LANES` keys against the rows of one vector.
 #[derive(Clone, Copy)]
 pub(crate) struct Few<'a> {
-    pub(crate) keys: Rows<'a, f32>,
+    pub(crate) keys: &'a BlockRows<'a>,
     /// The first key.
     pub(crate) key: usize,
     /// `[head_dim][BLOCK_Q]`, from the vector's first row on.

@@ -11,6 +11,7 @@
 //!   acc    [BLOCK_Q][acc_width]  sum of prob * value
 //! ```
 
+pub(crate) mod block;
 pub(crate) mod fetch;
 pub(crate) mod few;
 pub(crate) mod finish;
@@ -26,7 +27,6 @@ pub(crate) mod values;
 use std::ops::Range;
 
 use crate::simd::{Isa, MAX_LANES, Simd};
-use crate::view::Rows;
 
 /// Runs `$body` for `$i` in `0..$n`, `$n` a constant of at most 12, unrolled in the source: a loop
 /// that the compiler keeps would put the accumulators that it indexes into memory.
@@ -166,23 +166,5 @@ impl Span {
     #[inline(always)]
     fn covers(&self, group: usize) -> bool {
         self.all.0 as usize <= group && self.all.1 as usize >= group + GROUP
-    }
-}
-
-/// The keys or values of one key block: rows `start .. end` of the block's.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Block<'a> {
-    pub(crate) rows: Rows<'a, f32>,
-    /// The first key wanted.
-    pub(crate) start: usize,
-    /// Behind the last key wanted; at most [`BLOCK_KV`].
-    pub(crate) end: usize,
-}
-
-impl Block<'_> {
-    /// Checks what the loops rely on.
-    pub(crate) fn check(&self) {
-        assert!(self.start <= self.end && self.end <= BLOCK_KV);
-        assert!(self.end <= self.rows.len());
     }
 }

@@ -176,12 +176,51 @@ impl Left for Spaced {
     }
 }
 
+/// The right operand, row by row.
+pub(crate) trait Right: Copy {
+    /// Whether all rows are evenly spaced.
+    const WHOLE: bool;
+
+    /// Floats in a row.
+    fn width(&self) -> usize;
+    /// From a row to the next, if they are evenly spaced.
+    fn stride(&self) -> isize;
+    /// The address of row `k`.
+    fn row(&self, k: usize) -> *const f32;
+    /// How many rows from `k` on are evenly spaced: an even number from an even k on.
+    fn stretch(&self, k: usize) -> usize;
+}
+
+impl Right for Rows<'_, f32> {
+    const WHOLE: bool = true;
+
+    #[inline(always)]
+    fn width(&self) -> usize {
+        Rows::width(self)
+    }
+
+    #[inline(always)]
+    fn stride(&self) -> isize {
+        Rows::stride(self)
+    }
+
+    #[inline(always)]
+    fn row(&self, k: usize) -> *const f32 {
+        Rows::row(self, k)
+    }
+
+    #[inline(always)]
+    fn stretch(&self, k: usize) -> usize {
+        self.len() - k
+    }
+}
+
 /// The operands of one tile.
 #[derive(Clone, Copy)]
-pub(crate) struct Operands<'a, L> {
+pub(crate) struct Operands<L, R> {
     pub(crate) a: L,
     /// The rows of `b`; `first` is that of k = 0.
-    pub(crate) b: Rows<'a, f32>,
+    pub(crate) b: R,
     pub(crate) first: usize,
     /// The tile's first column in `b`.
     pub(crate) column: usize,
@@ -237,6 +276,7 @@ impl Meanwhile for Due<'_> {
 #[inline(always)]
 pub(crate) unsafe fn sum<
     S: Simd,
+    R: Right,
     const ROWS: usize,
     const VECS: usize,
     const CHAINS: usize,
@@ -244,14 +284,14 @@ pub(crate) unsafe fn sum<
     const CAREFUL: bool,
 >(
     s: S,
-    operands: Operands<'_, impl Left>,
+    operands: Operands<impl Left, R>,
     mut meanwhile: impl Meanwhile,
 ) -> [[S::Vector; VECS]; ROWS] {
     const { assert!(CHAINS == 1 || CHAINS == 2) };
     let Operands { mut a, b, first, column, depth } = operands;
     let tail = b.width() - column - (VECS - 1) * S::LANES;
     let mut sum = [[[s.splat(0.0); VECS]; ROWS]; CHAINS];
-    let mut row = b.row(first).wrapping_add(column);
+    let mut row;
     macro_rules! step {
         ($k:expr, $chain:expr) => {
             meanwhile.step($k);
@@ -276,15 +316,22 @@ pub(crate) unsafe fn sum<
         };
     }
     let mut k = 0;
-    while k + CHAINS <= depth {
-        step!(k, 0);
-        // Beyond the last row this may leave b, unread.
-        (a, row) = (a.next(), row.wrapping_offset(b.stride()));
-        if CHAINS == 2 {
-            step!(k + 1, CHAINS - 1);
+    loop {
+        row = b.row(first + k).wrapping_add(column);
+        let end = if R::WHOLE { depth } else { depth.min(k + b.stretch(first + k)) };
+        while k + CHAINS <= end {
+            step!(k, 0);
+            // Beyond the last row this may leave b, unread.
             (a, row) = (a.next(), row.wrapping_offset(b.stride()));
+            if CHAINS == 2 {
+                step!(k + 1, CHAINS - 1);
+                (a, row) = (a.next(), row.wrapping_offset(b.stride()));
+            }
+            k += CHAINS;
         }
-        k += CHAINS;
+        if R::WHOLE || end == depth {
+            break;
+        }
     }
     if k < depth {
         step!(k, 0);
@@ -306,15 +353,15 @@ pub(crate) unsafe fn sum<
 /// `a` must have `depth` by `2 * PAIRS` elements; `b` the rows `first .. first + depth`, with 1 to
 /// `LANES / 2` floats behind `column`.
 #[inline(always)]
-pub(crate) unsafe fn sum_pairs<S: Simd, const PAIRS: usize, const CHAINS: usize>(
+pub(crate) unsafe fn sum_pairs<S: Simd, R: Right, const PAIRS: usize, const CHAINS: usize>(
     s: S,
-    operands: Operands<'_, Packed>,
+    operands: Operands<Packed, R>,
 ) -> [S::Vector; PAIRS] {
     const { assert!(CHAINS == 1 || CHAINS == 2) };
     let Operands { mut a, b, first, column, depth } = operands;
     let count = b.width() - column;
     let mut sum = [[s.splat(0.0); PAIRS]; CHAINS];
-    let mut row = b.row(first).wrapping_add(column);
+    let mut row;
     macro_rules! step {
         ($chain:expr) => {
             // SAFETY: the caller's promise.
@@ -328,15 +375,22 @@ pub(crate) unsafe fn sum_pairs<S: Simd, const PAIRS: usize, const CHAINS: usize>
         };
     }
     let mut k = 0;
-    while k + CHAINS <= depth {
-        step!(0);
-        // Beyond the last row this may leave b, unread.
-        (a, row) = (a.next(), row.wrapping_offset(b.stride()));
-        if CHAINS == 2 {
-            step!(CHAINS - 1);
+    loop {
+        row = b.row(first + k).wrapping_add(column);
+        let end = if R::WHOLE { depth } else { depth.min(k + b.stretch(first + k)) };
+        while k + CHAINS <= end {
+            step!(0);
+            // Beyond the last row this may leave b, unread.
             (a, row) = (a.next(), row.wrapping_offset(b.stride()));
+            if CHAINS == 2 {
+                step!(CHAINS - 1);
+                (a, row) = (a.next(), row.wrapping_offset(b.stride()));
+            }
+            k += CHAINS;
         }
-        k += CHAINS;
+        if R::WHOLE || end == depth {
+            break;
+        }
     }
     if k < depth {
         step!(0);

@@ -26,11 +26,12 @@
 //! loads for 24 multiply-adds), the portable body 2 x 2; AVX2 first all the even elements and then
 //! the odd, 2 x 6 (12 of 16: 8 loads for 12).
 
+use super::block::Block;
 use super::fetch::Fetch;
 use super::few::{self, Few};
 use super::sweep::Sweep;
 use super::terms::Scoring;
-use super::{BLOCK_KV, BLOCK_Q, Block, GROUP, Span, together, unroll};
+use super::{BLOCK_KV, BLOCK_Q, GROUP, Span, together, unroll};
 use crate::simd::{Isa, Kernel, Simd, opaque};
 
 /// A block of keys against a tile of queries.

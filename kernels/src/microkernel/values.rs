@@ -13,9 +13,10 @@
 //! A masked key's probability is -0.0 and usually multiplied like any other, which is exact as
 //! long as the value is finite. The careful body selects instead, with the same bits.
 
+use super::block::{Block, BlockRows};
 use super::fetch::Fetch;
 use super::outer::{self, Due, Meanwhile, Operands, Order, Packed, Tiled};
-use super::{BLOCK_KV, BLOCK_Q, Block, Lanes, Seen, together, unroll};
+use super::{BLOCK_KV, BLOCK_Q, Lanes, Seen, together, unroll};
 use crate::simd::{Isa, Kernel, Simd};
 
 /// A tile's probabilities against a block of values.
@@ -123,10 +124,13 @@ impl<const CAREFUL: bool> Values<'_, CAREFUL> {
     }
 }
 
+/// Probabilities and values.
+type ValueOperands<'a> = Operands<Packed, &'a BlockRows<'a>>;
+
 impl<'a, const CAREFUL: bool> Values<'a, CAREFUL> {
     /// The operands of the `rows` rows from `row` on: the keys that some of them see.
     #[inline(always)]
-    fn operands(&self, (row, rows): (usize, usize), column: usize) -> Operands<'a, Packed> {
+    fn operands(&self, (row, rows): (usize, usize), column: usize) -> ValueOperands<'a> {
         let (mut start, mut end) = (self.values.start, self.values.end);
         if let Some(seen) = self.seen {
             (start, end) = seen.span(row, rows).within(start, end);
@@ -149,15 +153,15 @@ impl<'a, const CAREFUL: bool> Values<'a, CAREFUL> {
     #[inline(always)]
     unsafe fn sum<S: Simd, const ROWS: usize, const VECS: usize, const TAIL: bool>(
         s: S,
-        operands: Operands<'_, Packed>,
+        operands: ValueOperands<'_>,
         meanwhile: impl Meanwhile,
     ) -> [[S::Vector; VECS]; ROWS] {
         // SAFETY: the caller's promise.
         unsafe {
             if together(S::ISA) {
-                outer::sum::<S, ROWS, VECS, 2, TAIL, CAREFUL>(s, operands, meanwhile)
+                outer::sum::<S, _, ROWS, VECS, 2, TAIL, CAREFUL>(s, operands, meanwhile)
             } else {
-                outer::sum::<S, ROWS, VECS, 1, TAIL, CAREFUL>(s, operands, meanwhile)
+                outer::sum::<S, _, ROWS, VECS, 1, TAIL, CAREFUL>(s, operands, meanwhile)
             }
         }
     }
@@ -292,9 +296,9 @@ impl<const CAREFUL: bool> Tiled for Values<'_, CAREFUL> {
         unsafe {
             let operands = self.operands((row, 2 * PAIRS), column);
             let sum = if together(S::ISA) {
-                outer::sum_pairs::<S, PAIRS, 2>(s, operands)
+                outer::sum_pairs::<S, _, PAIRS, 2>(s, operands)
             } else {
-                outer::sum_pairs::<S, PAIRS, 1>(s, operands)
+                outer::sum_pairs::<S, _, PAIRS, 1>(s, operands)
             };
             let kept = self.kept(row, column);
             let Some(finish) = &mut self.finish else {
