@@ -4,9 +4,9 @@
 use headwise_kernels::{Masking, Problem, computed_pairs, workspace_bytes, workspace_bytes_with};
 
 use crate::{
-    Algorithm, Alibi, Bias, BlockPattern, Causal, Documents, Element, Error, Executor, Isa, KvView,
-    Offsets, Outputs, Pairs, RelativeBias, Result, Scale, ScoreTerm, Settings, Shape, Tensor,
-    Terms, Tree, View, Window, Workspace,
+    Algorithm, Alibi, AttentionPlan, Bias, BlockPattern, Causal, Documents, Element, Error,
+    Executor, Isa, KvView, Offsets, Outputs, Pairs, PlanBuffer, RelativeBias, Result, Scale,
+    ScoreTerm, Settings, Shape, Tensor, Terms, Tree, View, Window, Workspace,
 };
 
 /// What to compute beyond the plain case, and how to run it.
@@ -519,6 +519,58 @@ impl<'a> AttentionOptions<'a> {
         let mut shared = Self { scale: self.scale, settings: self.settings, ..Self::default() };
         shared.terms.softcap = self.terms.softcap;
         Ok(shared)
+    }
+
+    /// Checks and plans [`attention_cached_into`] once for the caches of all layers, which have the same
+    /// pages of the same sequences: their book-keeping is read once, and once put in order of its work.
+    /// [`AttentionPlan::run`] then takes the pools of one layer after the other. `query` and `cache` are
+    /// those of any layer, with the tokens of this step appended.
+    ///
+    /// ```
+    /// use headwise::kv_cache::{KvShape, PagedCapacity, TableBuffer};
+    /// use headwise::{
+    ///     AttentionOptions, NewTokens, Outputs, PagedCache, PlanBuffer, View, ViewMut, Workspace,
+    /// };
+    ///
+    /// let shape = KvShape { kv_heads: 2, head_dim: 8, value_dim: 8 };
+    /// let capacity =
+    ///     PagedCapacity { pages: 8, page_size: 16, sequences: 1, pages_per_sequence: 8 };
+    /// let mut layers = [PagedCache::new(shape, capacity)?, PagedCache::new(shape, capacity)?];
+    /// let sequence = layers[0].create()?;
+    /// assert_eq!(layers[1].create()?, sequence);
+    /// let (mut tables, mut buffer) = (TableBuffer::new(), PlanBuffer::new());
+    /// let mut workspace = Workspace::new();
+    /// let (query, rows) = ([0.1_f32; 4 * 8], [0.5_f32; 2 * 8]);
+    /// let (query, rows) = (View::bshd(&query, [1, 4, 1, 8])?, View::bshd(&rows, [1, 2, 1, 8])?);
+    /// for _token in 0..5 {
+    ///     for layer in &mut layers {
+    ///         layer.append(&[sequence], &NewTokens::new(rows, rows))?;
+    ///     }
+    ///     let cache = layers[0].view(&[sequence], &mut tables)?;
+    ///     let options = AttentionOptions::new().causal();
+    ///     let plan = options.plan_cached(query, &cache, &mut buffer)?;
+    ///     for layer in &layers {
+    ///         let mut out = [0.0; 4 * 8];
+    ///         let outputs = Outputs::new(ViewMut::bshd(&mut out, [1, 4, 1, 8])?);
+    ///         plan.run([query, layer.key(), layer.value()], outputs, &mut workspace)?;
+    ///         assert!(out.iter().all(|x| (x - 0.5).abs() < 1e-6));
+    ///     }
+    /// }
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Where the queries do not fit the cache, and with [`Algorithm::Unfused`].
+    pub fn plan_cached<'p>(
+        &self,
+        query: View<'p, f32>,
+        cache: &KvView<'p>,
+        buffer: &'p mut PlanBuffer,
+    ) -> Result<AttentionPlan<'p>>
+    where
+        'a: 'p,
+    {
+        AttentionPlan::new(&self.cached(query, cache)?, &self.settings, buffer)
     }
 
     fn cached<'p>(&self, query: View<'p, f32>, cache: &KvView<'p>) -> Result<Problem<'p, f32>>

@@ -70,12 +70,13 @@ pub use cascade::{CascadeWorkspace, attention_cascade_into};
 #[cfg(feature = "rayon")]
 pub use headwise_kernels::Rayon;
 pub use headwise_kernels::{
-    Algorithm, Alibi, At, Bias, BlockPattern, Causal, Documents, Element, Error, Executor, Isa,
-    MAX_LANES, MAX_POSITION, NO_KEY, NoTerm, Offsets, Outputs, PackedLinear, PageTables, Pairs,
-    Pick, Position, Product, RelativeBias, Result, Row, Scalar, Scale, ScoreTerm, ScoreTile,
-    Serial, Settings, Shape, Simd, Stage, State, StateMut, Strides, Terms, TileTerm, Tree, View,
-    ViewMut, Window, Workspace, alibi_slope, linear, linear_all, linear_workspace_bytes,
-    merge_states_into, scalar, softmax_in_place, softmax_into, softmax_workspace_bytes, tiles,
+    Algorithm, Alibi, At, AttentionPlan, Bias, BlockPattern, Causal, Documents, Element, Error,
+    Executor, Isa, MAX_LANES, MAX_POSITION, NO_KEY, NoTerm, Offsets, Outputs, PackedLinear,
+    PageTables, Pairs, Pick, PlanBuffer, Position, Product, RelativeBias, Result, Row, Scalar,
+    Scale, ScoreTerm, ScoreTile, Serial, Settings, Shape, Simd, Stage, State, StateMut, Strides,
+    Terms, TileTerm, Tree, View, ViewMut, Window, Workspace, alibi_slope, linear, linear_all,
+    linear_workspace_bytes, merge_states_into, scalar, softmax_in_place, softmax_into,
+    softmax_workspace_bytes, tiles,
 };
 pub use kv_cache::{ContiguousCache, KvView, NewTokens, PagedCache, QkNorm, RingCache, Rope};
 pub use state::merge_states;

@@ -21,8 +21,8 @@ use headwise::kv_cache::{
 };
 use headwise::layers::{EncoderCache, LayerWorkspace, Memory as Hidden};
 use headwise::{
-    AttentionOptions, CascadeWorkspace, Causal, Executor, Isa, Outputs, Pick, Rayon, Result,
-    Serial, Settings, Stage, StateMut, View, ViewMut, Workspace, attention_cascade_into,
+    AttentionOptions, CascadeWorkspace, Causal, Executor, Isa, Outputs, Pick, PlanBuffer, Rayon,
+    Result, Serial, Settings, Stage, StateMut, View, ViewMut, Workspace, attention_cascade_into,
     attention_into, linear_workspace_bytes, softmax_in_place, softmax_into,
     softmax_workspace_bytes,
 };
@@ -563,6 +563,43 @@ fn a_cascade_allocates_nothing_in_steady_state() -> Result<()> {
         let into = StateMut { out: out.view_mut(), lse: lse.view_mut() };
         let done = attention_cascade_into(query.view(), &view, &options, into, &mut workspace);
         assert!(done.is_ok(), "{done:?}");
+    };
+    step();
+    assert_eq!(allocations(|| (0..20).for_each(|_| step())), 0);
+    Ok(())
+}
+
+/// Sequences of different lengths, planned at each step, and run for two layers.
+#[test]
+fn planning_and_running_allocate_nothing_in_steady_state() -> Result<()> {
+    let _alone = alone();
+    let shape = KvShape { kv_heads: 2, head_dim: 8, value_dim: 4 };
+    let capacity = PagedCapacity { pages: 64, page_size: 4, sequences: 3, pages_per_sequence: 16 };
+    let mut layers = [PagedCache::new(shape, capacity)?, PagedCache::new(shape, capacity)?];
+    let mut ids = Vec::new();
+    for layer in &mut layers {
+        ids = vec![layer.create()?, layer.create()?, layer.create()?];
+        let [key, value] = [8, 4].map(|dim| Strided::filled([1, 2, 9, dim], Layout::Bshd, 0.5));
+        layer.append(&ids[1..2], &NewTokens::new(key.view(), value.view()))?;
+    }
+    let [key, value] = [8, 4].map(|dim| Strided::filled([3, 2, 1, dim], Layout::Bshd, 0.5));
+    let query = Strided::filled([3, 4, 1, 8], Layout::Bshd, 1.0);
+    let mut out = Strided::filled([3, 4, 1, 4], Layout::Bshd, 0.0);
+    let (mut tables, mut buffer) = (TableBuffer::with_capacity(3, 48), PlanBuffer::new());
+    let mut workspace = Workspace::new();
+    let options = AttentionOptions::new().causal().executor(&Serial);
+    let mut step = || {
+        for layer in &mut layers {
+            assert_eq!(layer.append(&ids, &NewTokens::new(key.view(), value.view())), Ok(()));
+        }
+        let view = layers[0].view(&ids, &mut tables).unwrap_or_else(|error| panic!("{error}"));
+        let plan = options.plan_cached(query.view(), &view, &mut buffer);
+        let plan = plan.unwrap_or_else(|error| panic!("{error}"));
+        for layer in &layers {
+            let tensors = [query.view(), layer.key(), layer.value()];
+            let done = plan.run(tensors, Outputs::new(out.view_mut()), &mut workspace);
+            assert!(done.is_ok(), "{done:?}");
+        }
     };
     step();
     assert_eq!(allocations(|| (0..20).for_each(|_| step())), 0);

@@ -24,6 +24,7 @@
 //! ```
 
 mod attention;
+mod attention_plan;
 mod element;
 mod error;
 mod executor;
@@ -46,6 +47,7 @@ mod view;
 mod workspace;
 
 pub use attention::pairs::{Pairs, computed_pairs};
+pub use attention_plan::{AttentionPlan, PlanBuffer};
 pub use element::Element;
 pub use error::{Error, Result};
 #[cfg(feature = "rayon")]

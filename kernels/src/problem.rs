@@ -231,6 +231,43 @@ impl<'a, T: Element> Problem<'a, T> {
         Ok(Self { terms: *terms, ..self })
     }
 
+    /// The same of tensors that nobody reads.
+    pub(crate) fn without_tensors(&self) -> Self {
+        Self {
+            query: self.query.without_data(),
+            key: self.key.without_data(),
+            value: self.value.without_data(),
+            ..*self
+        }
+    }
+
+    /// The same of these tensors.
+    pub(crate) fn with_tensors<'t>(
+        &self,
+        [query, key, value]: [View<'t, T>; 3],
+    ) -> Result<Problem<'t, T>>
+    where
+        'a: 't,
+    {
+        let planned: Problem<'t, T> = *self;
+        let pairs = [
+            ("query", &query, &planned.query),
+            ("key", &key, &planned.key),
+            ("value", &value, &planned.value),
+        ];
+        for (argument, view, planned) in pairs {
+            if view.shape() != planned.shape() {
+                return shape_error(
+                    argument,
+                    view.shape(),
+                    format!("{:?}, as planned", planned.shape()),
+                );
+            }
+            check_unit_inner_stride(argument, view.shape(), view.strides())?;
+        }
+        Ok(Problem { query, key, value, ..planned })
+    }
+
     /// Refuses positions that `f32` does not hold exactly.
     pub(crate) fn check_positions(&self, argument: &'static str) -> Result<()> {
         let ends = (0..self.sequences()).map(|s| self.mask.sequence(s)).flat_map(|sequence| {

@@ -1,6 +1,6 @@
 //! How a call is to be run, and the call itself.
 
-use crate::attention::{fused, fused_with};
+use crate::attention::{fused, fused_with, term_floats};
 use crate::element::{Element, Path};
 use crate::error::Result;
 use crate::executor::{Executor, MAX_THREADS};
@@ -9,7 +9,7 @@ use crate::outputs::Outputs;
 use crate::plan::Plan;
 use crate::problem::{Problem, value_error};
 use crate::simd::Isa;
-use crate::term::{NoTerm, ScoreTerm};
+use crate::term::ScoreTerm;
 use crate::unfused;
 use crate::workspace::{Line, Workspace};
 
@@ -214,8 +214,7 @@ pub fn workspace_bytes_with<U: ScoreTerm>(
 /// The bytes of workspace that [`attention`] uses for this problem, wherever it is called: a call that
 /// stays on one thread here may use more inside a pool.
 pub fn workspace_bytes<T: Element>(problem: &Problem<'_, T>, settings: &Settings<'_>) -> usize {
-    let terms = if problem.has_natural_scores() { <Chosen<'_, NoTerm>>::TILE } else { 0 };
-    bytes(problem, settings, terms)
+    bytes(problem, settings, term_floats(problem))
 }
 
 /// With so many floats a tile for terms.

@@ -11,7 +11,7 @@ pub(crate) mod tile;
 
 use crate::Settings;
 use crate::error::Result;
-use crate::executor::{Crew, for_each_tile};
+use crate::executor::{Crew, Executor, for_each_tile};
 use crate::microkernel::terms::{Chosen, Plain, Scoring};
 use crate::outputs::Outputs;
 use crate::plan::{MAX_TILES, Plan};
@@ -62,6 +62,29 @@ fn run<T: Scoring>(
     plan.tabulate(problem, table);
     dispatch(isa, Drive { job, crew, table, scratch })?;
     Ok(isa)
+}
+
+/// The floats that a tile's rows carry along for the terms of a problem.
+pub(crate) fn term_floats<T: crate::Element>(problem: &Problem<'_, T>) -> usize {
+    if problem.has_natural_scores() { <Chosen<'_, NoTerm>>::TILE } else { Plain::TILE }
+}
+
+/// [`fused`] by a plan that is made, and its filled table, with as much scratch as the plan says.
+pub(crate) fn fused_planned(
+    problem: &Problem<'_, f32>,
+    outputs: &Outputs<'_, f32>,
+    (plan, table): (Plan, &[Entry]),
+    (isa, executor): (Isa, &dyn Executor),
+    scratch: &mut [f32],
+) -> Result<()> {
+    let crew = Crew { executor, threads: plan.threads };
+    if problem.has_natural_scores() {
+        let job = Job::new(problem, Chosen::new(problem, &NoTerm), outputs, plan);
+        dispatch(isa, Drive { job, crew, table, scratch })
+    } else {
+        let job = Job::new(problem, Plain, outputs, plan);
+        dispatch(isa, Drive { job, crew, table, scratch })
+    }
 }
 
 struct Drive<'a, 'p, T> {
