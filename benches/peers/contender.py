@@ -95,4 +95,6 @@ def command(name, threads, env):
     """What runs a peer; one in another language is built first."""
     if name == "candle":
         return [build.candle(env)]
+    if name == "llama":
+        return [str(build.llama(env)), str(threads)]
     return [sys.executable, str(HERE / "worker.py"), f"peer_{name}", str(threads)]
