@@ -7,23 +7,14 @@ import subprocess
 import sys
 from statistics import median
 
+import build
 import environment
+import groups
 from environment import HERE, ROOT
 
 
 class Refused(Exception):
     """An answer that says why there is none."""
-
-
-def build(directory, arguments, env):
-    """Builds a Rust command and returns the path of its executable."""
-    command = ["cargo", "build", "--release", "--locked", "--message-format=json", *arguments]
-    output = subprocess.run(command, cwd=directory, env=env, check=True, stdout=subprocess.PIPE)
-    messages = map(json.loads, output.stdout.splitlines())
-    executables = [m["executable"] for m in messages if m.get("executable")]
-    if len(executables) != 1:
-        raise RuntimeError(f"{' '.join(command)}: expected one executable, got {executables}")
-    return executables[0]
 
 
 class PeerProcess:
@@ -53,7 +44,7 @@ class PeerProcess:
 
     def sample(self, shape, way, samples):
         """Seconds per run: the median of `samples`."""
-        request = {"do": "sample", "shape": shape, "way": way, "samples": samples}
+        request = {"do": "sample", **groups.request(shape, way), "samples": samples}
         return median(self.ask(request)["seconds"])
 
     def close(self):
@@ -70,7 +61,7 @@ class Headwise:
     def __init__(self, threads):
         self.threads = threads
         self.env = environment.clean()
-        self.command = build(ROOT, ["-p", "headwise-cli"], self.env)
+        self.command = build.cargo(ROOT, ["-p", "headwise-cli"], self.env)
 
     def objects(self, *arguments):
         """The lines that a command prints."""
@@ -101,9 +92,9 @@ def start_peer(name, threads):
 
 
 def command(name, threads, env):
-    """What runs a peer; candle is built first."""
-    if name != "candle":
-        return [sys.executable, str(HERE / "worker.py"), f"peer_{name}", str(threads)]
-    # The flags in the environment would replace those of candle's own configuration.
-    flags = {key: value for key, value in env.items() if key != "RUSTFLAGS"}
-    return [build(HERE / "candle", [], flags)]
+    """What runs a peer; one in another language is built first."""
+    if name == "candle":
+        return [build.candle(env)]
+    if name == "llama":
+        return [str(build.llama(env)), str(threads)]
+    return [sys.executable, str(HERE / "worker.py"), f"peer_{name}", str(threads)]

@@ -15,7 +15,8 @@ _PYTHON = _VENV / "bin" / "python"
 
 # What would tune one library and not another.
 _TUNING = ("OPENBLAS_", "OMP_", "GOMP_", "KMP_", "MKL_", "ONEDNN_", "DNNL_", "TORCH_", "ATEN_",
-           "ORT_", "OPENVINO_", "OV_", "RAYON_", "HEADWISE_", "CANDLE_")
+           "ORT_", "OPENVINO_", "OV_", "RAYON_", "HEADWISE_", "CANDLE_",
+           "GGML_")
 
 
 def enter():

@@ -11,6 +11,8 @@ class Call(NamedTuple):
     run: Callable[[], object]
     # The result of the last run, [batch, q_heads, seq_q, head_dim].
     result: Callable[[], np.ndarray]
+    # Called outside the time with the number of runs that follow.
+    ready: Callable[[int], object] = lambda runs: None
 
 
 class Peer:

@@ -11,6 +11,9 @@ ATTENTION_PACKED = "Attention, packed heads"
 MULTI_HEAD = "MultiHeadAttention"
 MULTI_HEAD_SPLIT = "MultiHeadAttention, split keys"
 GROUP_QUERY = "GroupQueryAttention"
+# One query a sequence, whose key and value the operator appends to what the cache holds already.
+GROUP_QUERY_STEP = "GroupQueryAttention, past and present in one buffer"
+MASKED_DECODER = "DecoderMaskedMultiHeadAttention"
 MICROSOFT = "com.microsoft"
 
 
@@ -34,6 +37,21 @@ def grouped_inputs(shape, query, key, value):
             "total_sequence_length": np.array([seq], np.int32)}
 
 
+# Outputs that are bound to the memory of inputs.
+SHARED = {GROUP_QUERY_STEP: {"present_key": "past_key", "present_value": "past_value"}}
+
+
+def step_inputs(shape, query, key, value):
+    """The last key and value are the step's, their place in the cache is empty."""
+    batch, seq = shape["batch"], shape["seq_kv"]
+    caches = {"past_key": key.copy(), "past_value": value.copy()}
+    for cache in caches.values():
+        cache[:, :, -1] = 0
+    return {"query": pack(query), "key": pack(key[:, :, -1:]), "value": pack(value[:, :, -1:]),
+            **caches, "seqlens_k": np.full(batch, seq - 1, np.int32),
+            "total_sequence_length": np.array([seq], np.int32)}
+
+
 def node(shape, way, query, key, value):
     """The operator, its domain and attributes, its inputs, and the shapes of its outputs."""
     causal, heads, kv_heads = int(shape["causal"]), shape["q_heads"], shape["kv_heads"]
@@ -46,12 +64,16 @@ def node(shape, way, query, key, value):
     if way == ATTENTION_PACKED:
         attributes = {"is_causal": causal, "q_num_heads": heads, "kv_num_heads": kv_heads}
         return "Attention", "", attributes, packed, outputs
-    if way == GROUP_QUERY:
+    if way in (GROUP_QUERY, GROUP_QUERY_STEP):
         cache = (shape["batch"], kv_heads, shape["seq_kv"], shape["head_dim"])
         outputs |= {"present_key": cache, "present_value": cache}
-        inputs = grouped_inputs(shape, query, key, value)
-        return GROUP_QUERY, MICROSOFT, counts, inputs, outputs
+        make_inputs = step_inputs if way == GROUP_QUERY_STEP else grouped_inputs
+        inputs = make_inputs(shape, query, key, value)
+        return "GroupQueryAttention", MICROSOFT, counts, inputs, outputs
     key, value = repeat_heads(key, shape), repeat_heads(value, shape)
+    if way == MASKED_DECODER:
+        inputs = {"query": packed["query"], "key": key, "value": value}
+        return MASKED_DECODER, MICROSOFT, {"num_heads": heads}, inputs, outputs
     if way == MULTI_HEAD:
         key, value = pack(key), pack(value)
     inputs = {"query": packed["query"], "key": key, "value": value}
@@ -81,6 +103,8 @@ class OnnxRuntimePeer(Peer):
 
     def ways(self, shape):
         ways = [ATTENTION, ATTENTION_PACKED, MULTI_HEAD, MULTI_HEAD_SPLIT]
+        if shape["seq_q"] == 1:
+            return ways + [GROUP_QUERY_STEP, MASKED_DECODER]
         grouped = shape["causal"] and shape["seq_q"] == shape["seq_kv"]
         return ways + [GROUP_QUERY] if grouped else ways
 
@@ -95,7 +119,9 @@ class OnnxRuntimePeer(Peer):
         # Inputs and outputs stay where they are, so that a run copies nothing.
         binding = session.io_binding()
         values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(x) for name, x in inputs.items()}
-        results = {name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(sizes), np.float32)
+        shared = SHARED.get(way, {})
+        results = {name: values[shared[name]] if name in shared else
+                   onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(sizes), np.float32)
                    for name, sizes in outputs.items()}
         for name, array in values.items():
             binding.bind_ortvalue_input(name, array)

@@ -1,5 +1,7 @@
 """The pictures of a run."""
 
+from typing import NamedTuple
+
 import matplotlib
 
 matplotlib.use("svg")
@@ -11,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 import summary
 
 # Ours first; distinct in lightness as well as in hue.
-COLOURS = ["#0b3c5d", "#d95f02", "#66a61e", "#7570b3", "#9a9a9a"]
+COLOURS = ["#0b3c5d", "#d95f02", "#66a61e", "#7570b3", "#9a9a9a", "#e7298a"]
 MARKERS = ["o", "s", "^", "D", "v"]
 STYLE = {
     "figure.facecolor": "white", "axes.facecolor": "white", "font.family": "DejaVu Sans",
@@ -22,10 +24,14 @@ STYLE = {
 
 
 def draw(found, directory):
-    """Writes peers-bars.svg and peers-roofline.svg."""
+    """Writes peers-bars.svg, peers-roofline.svg and peers-decode.svg, of the results there are."""
+    pictures = [("bars", work_bars, "prefill"), ("roofline", roofline, "prefill"),
+                ("decode", read_bars, "decode")]
     with plt.rc_context(STYLE):
-        for name, picture in (("bars", bars), ("roofline", roofline)):
-            figure = picture(found)
+        for name, picture, suite in pictures:
+            if suite not in found:
+                continue
+            figure = picture(found[suite])
             figure.savefig(directory / f"peers-{name}.svg", metadata={"Date": None})
             plt.close(figure)
 
@@ -35,8 +41,8 @@ def title(found, text):
     return f"{text}\n{processor}, {found['threads']} threads, f32"
 
 
-def speeds(found, contender):
-    values = [summary.gflops(found, shape, contender) for shape in found["shapes"]]
+def speeds(found, contender, figure=summary.gflops):
+    values = [figure(found, shape, contender) for shape in found["shapes"]]
     return np.array([np.nan if value is None else value for value in values])
 
 
@@ -45,28 +51,50 @@ def label(shape):
     return f"{name} (causal)" if shape["causal"] and "causal" not in name else name
 
 
-def bars(found):
-    shapes, contenders = found["shapes"], summary.contenders(found)
+class Limit(NamedTuple):
+    """What no bar should pass, and how it is named."""
+
+    value: float
+    name: str
+
+
+def work_bars(found):
     peak = summary.machine_rate(found, "peak_gflops")
+    figure, axes = bars(found, summary.gflops, Limit(peak, f"multiply-add peak, {peak:.0f}"))
+    axes.set_xlabel("useful GFLOP/s")
+    axes.set_title(title(found, "Attention: useful work a second"), loc="left")
+    return figure
+
+
+def read_bars(found):
+    figure, axes = bars(found, summary.percent_of_read, Limit(100, "the same bytes only read"))
+    axes.set_xlabel("keys and values a second, % of the read rate")
+    axes.set_title(title(found, "Decoding: one query a sequence"), loc="left")
+    return figure
+
+
+def bars(found, value, limit):
+    """A group of bars for each shape, one for each contender; `value` gives their lengths."""
+    shapes, contenders = found["shapes"], summary.contenders(found)
     figure, axes = plt.subplots(
         figsize=(8.2, 1.5 + 0.105 * len(shapes) * (len(contenders) + 1)), layout="constrained")
     places = np.arange(len(shapes)) * (len(contenders) + 1)
+    longest = limit.value
     for index, contender in enumerate(contenders):
-        axes.barh(places + index, speeds(found, contender), height=0.9, label=contender,
-                  color=COLOURS[index])
-    axes.axvline(peak, color="#333333", linewidth=1.2, linestyle=(0, (4, 2)))
-    axes.annotate(f"multiply-add peak, {peak:.0f}", (peak, places[-1] + len(contenders)),
+        lengths = speeds(found, contender, value)
+        longest = max(longest, np.nanmax(lengths, initial=0))
+        axes.barh(places + index, lengths, height=0.9, label=contender, color=COLOURS[index])
+    axes.axvline(limit.value, color="#333333", linewidth=1.2, linestyle=(0, (4, 2)))
+    axes.annotate(limit.name, (limit.value, places[-1] + len(contenders)),
                   xytext=(-4, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
     labels = [label(shape) for shape in shapes]
     axes.set_yticks(places + (len(contenders) - 1) / 2, labels)
     axes.set_ylim(places[-1] + len(contenders) + 0.7, -1)
-    axes.set_xlim(0, peak * 1.02)
+    axes.set_xlim(0, longest * 1.02)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("useful GFLOP/s")
-    axes.set_title(title(found, "Attention: useful work a second"), loc="left")
     figure.legend(loc="outside lower center", ncols=len(contenders))
-    return figure
+    return figure, axes
 
 
 def roofline(found):

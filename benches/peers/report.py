@@ -1,6 +1,7 @@
 """The tables of the runs, in Markdown."""
 
 from collections import Counter
+from typing import Callable, NamedTuple
 
 import summary
 
@@ -21,6 +22,22 @@ median over the rounds of the ratio within a round, with its quartiles. {losses}
 
 """
 
+DECODE = """\
+## Decoding
+
+Written by `{command}`; {threads} threads, `f32`, reading {read:.0f} GB/s from memory in this run.
+{versions}.
+
+![Share of the read rate](pictures/peers-decode.svg)
+
+GB/s of keys and values, every byte counted once, by the median over {rounds} rounds; what share
+that is of the rate at which a loop reads the same bytes and does nothing else, measured beside
+headwise in the same round; and how many times as fast headwise is: the median of the ratio within a
+round, with its quartiles. A short sequence lies in the processor's caches: there that rate is
+theirs. {losses}
+
+"""
+
 STRUCTURE = """\
 ## Windows and terms
 
@@ -34,9 +51,52 @@ there by a `score_mod`. {losses}
 
 def markdown(found):
     """The whole document of the suites' results, by their names."""
-    parts = [part(found[name]) for name, part in [("prefill", prefill), ("structure", structure)]
-             if name in found]
-    return "\n".join(parts)
+    sections = {"prefill": prefill, "decode": decode, "structure": structure}
+    return "\n".join(section(found[name]) for name, section in sections.items() if name in found)
+
+
+class Speed(NamedTuple):
+    """What a table's speeds are, as texts."""
+
+    # Ours, our share of the limit, and the name of that.
+    ours: Callable
+    share: Callable
+    limit: str
+    # A peer's.
+    theirs: Callable
+
+
+def gflops(found, shape, contender="headwise"):
+    return f"{summary.gflops(found, shape, contender):.0f}"
+
+
+def gbps(found, shape, contender="headwise"):
+    return f"{summary.gbps(found, shape, contender):.1f}"
+
+
+def share_of_peak(found, shape):
+    return f"{summary.percent_of_peak(found, shape):.0f} %"
+
+
+def share_of_read(found, shape, contender="headwise"):
+    return f"{summary.percent_of_read(found, shape, contender):.0f} %"
+
+
+def gbps_and_share(found, shape, contender):
+    return f"{gbps(found, shape, contender)}, {share_of_read(found, shape, contender)}"
+
+
+WORK = Speed(gflops, share_of_peak, "of FMA peak", gflops)
+READING = Speed(gbps, share_of_read, "of read rate", gbps_and_share)
+
+
+def decode(found):
+    """One query a sequence beside all peers."""
+    head = DECODE.format(
+        command=found["command"], threads=found["threads"],
+        read=summary.machine_rate(found, "read_gbps"), versions=", ".join(versions(found)),
+        rounds=len(found["machine"]), losses=losses(found))
+    return head + speed_table(found, READING) + "\n" + ways_section(found)
 
 
 def structure(found):
@@ -45,7 +105,7 @@ def structure(found):
     head = STRUCTURE.format(
         command=found["command"], threads=found["threads"], peak=peak,
         versions=", ".join(versions(found)), losses=losses(found))
-    return head + speed_table(found) + "\n" + ways_section(found)
+    return head + speed_table(found, WORK) + "\n" + ways_section(found)
 
 
 def versions(found):
@@ -62,7 +122,7 @@ def prefill(found):
         threads=found["threads"], peak=summary.machine_rate(found, "peak_gflops"),
         read=summary.machine_rate(found, "read_gbps"), versions=", ".join(versions(found)),
         rounds=len(found["machine"]), losses=losses(found))
-    return head + speed_table(found) + "\n" + ways_section(found)
+    return head + speed_table(found, WORK) + "\n" + ways_section(found)
 
 
 def losses(found):
@@ -92,24 +152,23 @@ def line(cells):
     return f"| {' | '.join(cells)} |\n"
 
 
-def cell(found, shape, peer):
+def cell(found, shape, peer, speed):
     ratio = summary.times_ours(found, shape, peer)
     if ratio is None:
         return "-"
     verdict = ", **loss**" if ratio.median < 1 else ""
-    speed = summary.gflops(found, shape, peer)
-    return f"{speed:.0f}; {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}){verdict}"
+    theirs = speed.theirs(found, shape, peer)
+    return f"{theirs}; {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}){verdict}"
 
 
-def speed_table(found):
+def speed_table(found, speed):
     peers = list(found["versions"])
-    text = line(["shape", "batch, heads, queries x keys, dim", "headwise", "of FMA peak", *peers])
+    text = line(["shape", "batch, heads, queries x keys, dim", "headwise", speed.limit, *peers])
     text += line(["---", "---", "---:", "---:", *["---:"] * len(peers)])
     for shape in found["shapes"]:
-        ours = f"{summary.gflops(found, shape, 'headwise'):.0f}"
-        share = f"{summary.percent_of_peak(found, shape):.0f} %"
-        cells = [cell(found, shape, peer) for peer in peers]
-        text += line([f"`{shape['shape']}`", sizes(shape), ours, share, *cells])
+        cells = [cell(found, shape, peer, speed) for peer in peers]
+        ours = [speed.ours(found, shape), speed.share(found, shape)]
+        text += line([f"`{shape['shape']}`", sizes(shape), *ours, *cells])
     return text
 
 

@@ -20,6 +20,7 @@ from time import perf_counter
 
 import numpy as np
 
+import groups
 import pictures
 import reference
 import report
@@ -66,7 +67,8 @@ def make_inputs(shape, directory):
 
 def error(directory, rows, expected):
     """The largest error of a peer's output in the checked rows, relative to their largest value."""
-    out = np.load(directory / "out.npy")
+    batch, heads, _, dim = expected.shape
+    out = np.load(directory / "out.npy").reshape(batch, heads, -1, dim)
     difference = np.abs(out[:, :, rows] - expected).max()
     return float(difference / np.abs(expected).max())
 
@@ -74,10 +76,11 @@ def error(directory, rows, expected):
 def choose_way(peer, shape, directory, rows, expected):
     """Prepares every way of a peer, checks its output, keeps the fastest; returns what it found."""
     found, best = {}, None
-    for way in peer.ask({"do": "ways", "shape": shape})["ways"]:
-        request = {"shape": shape, "way": way, "directory": str(directory)}
+    for way in groups.ways(peer, shape):
+        request = groups.request(shape, way)
+        groups.lay_out_query(directory, request["shape"])
         try:
-            first = peer.ask({"do": "prepare", **request})["seconds"]
+            first = peer.ask({"do": "prepare", **request, "directory": str(directory)})["seconds"]
             off = error(directory, rows, expected)
             seconds = None
             if off < TOLERANCE:
@@ -91,7 +94,7 @@ def choose_way(peer, shape, directory, rows, expected):
         if seconds is not None and (best is None or seconds < found[best]["seconds"]):
             best, loser = way, best
         if loser:
-            peer.ask({"do": "drop", **request, "way": loser})
+            peer.ask({"do": "drop", **groups.request(shape, loser)})
     return {"way": best, "ways": found}
 
 
@@ -164,8 +167,9 @@ def names(text):
 def parse():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--suite", choices=list(SUITES), default="prefill",
-                        help="shapes and peers: attention without and with a causal mask, or a "
-                             "window and a term of the caller's (default: %(default)s)")
+                        help="shapes and peers: attention without and with a causal mask, a window "
+                             "and a term of the caller's, or one query for each sequence "
+                             "(default: %(default)s)")
     parser.add_argument("--shapes", type=names, metavar="NAME,...", help="some of its shapes")
     peers = "; ".join(f"{name}: {', '.join(suite.peers)}" for name, suite in SUITES.items())
     parser.add_argument("--peers", type=names, metavar="NAME,...",
@@ -200,9 +204,8 @@ def main():
     if not arguments.redraw:
         results[arguments.suite].write_text(json.dumps(measure(arguments), indent=1) + "\n")
     found = {name: json.loads(path.read_text()) for name, path in results.items() if path.exists()}
-    if "prefill" in found:
-        (out / "pictures").mkdir(exist_ok=True)
-        pictures.draw(found["prefill"], out / "pictures")
+    (out / "pictures").mkdir(exist_ok=True)
+    pictures.draw(found, out / "pictures")
     text = report.markdown(found)
     (out / "peers.md").write_text(text)
     print(text, end="")

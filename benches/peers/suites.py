@@ -17,4 +17,6 @@ SUITES = {
                      "results.json"),
     "structure": Suite(("masks", "terms"), ("window-8k-d64", "long-8k-own"), ("flex",),
                        "structure.json"),
+    "decode": Suite(("decode",), None, ("torch", "onnxruntime", "openvino", "candle", "llama"),
+                    "decode.json"),
 }

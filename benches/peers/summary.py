@@ -24,6 +24,21 @@ def gflops(found, shape, contender):
     return shape["flops"] / np.median(seconds) / 1e9 if seconds else None
 
 
+def gbps(found, shape, contender):
+    """Gigabytes of keys and values a second, each byte counted once, or None likewise."""
+    seconds = found["seconds"][shape["shape"]].get(contender)
+    return shape["bytes"] / np.median(seconds) / 1e9 if seconds else None
+
+
+def percent_of_read(found, shape, contender):
+    """The share of the rate at which a loop read the same keys and values in the same round."""
+    seconds = found["seconds"][shape["shape"]].get(contender)
+    if not seconds:
+        return None
+    rates = [record["read_gbps"] for record in found["ours"][shape["shape"]]]
+    return float(np.median(shape["bytes"] / np.array(seconds) / np.array(rates) / 1e9 * 100))
+
+
 def times_ours(found, shape, peer):
     """Each round's time of the peer over ours, or None."""
     seconds = found["seconds"][shape["shape"]]

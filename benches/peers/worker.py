@@ -25,6 +25,7 @@ class Timed:
         self.shortest = self.once()
 
     def once(self):
+        self.call.ready(1)
         start = perf_counter()
         self.call.run()
         return perf_counter() - start
@@ -41,6 +42,7 @@ class Timed:
 
     def sample(self, repeats):
         run = self.call.run
+        self.call.ready(repeats)
         start = perf_counter()
         for _ in range(repeats):
             run()
