@@ -3,20 +3,13 @@
 
 mod common;
 
-use std::collections::HashSet;
-use std::sync::{Condvar, Mutex};
-use std::thread::{self, ThreadId};
-use std::time::Duration;
-
 use common::case::{Case, Data, DenseMask, Dims, Inputs, Masks};
 use common::executors::{Eager, Never, Scoped};
 use common::strided::Layout;
 use common::structure::{Kinds, Packing};
 use common::terms::Terms;
 use common::{Rng, poison, result_bits};
-use headwise::{
-    At, AttentionOptions, Causal, Executor, Isa, ScoreTerm, Serial, Simd, attention_with,
-};
+use headwise::{AttentionOptions, Causal, Executor, Isa, Serial};
 
 const EXECUTORS: [&dyn Executor; 4] = [&Eager(2), &Eager(3), &Eager(7), &Never];
 
@@ -114,39 +107,6 @@ fn a_heavy_sequence_among_light_ones() {
         let options = inputs.options().causal().ragged(&query, &key);
         check(&inputs, &options, &format!("long sequence {place}"));
     }
-}
-
-/// A term that keeps each thread waiting for another to come.
-#[derive(Default)]
-struct Meeting {
-    present: Mutex<HashSet<ThreadId>>,
-    arrival: Condvar,
-}
-
-impl ScoreTerm for Meeting {
-    #[inline(always)]
-    fn apply<S: Simd>(&self, _: S, score: S::Vector, _: &At<'_, S>) -> S::Vector {
-        let present = self.present.lock();
-        let mut present = present.unwrap_or_else(|error| panic!("{error}"));
-        if present.insert(thread::current().id()) {
-            self.arrival.notify_all();
-            let alone = |present: &mut HashSet<ThreadId>| present.len() < 2;
-            let waited = self.arrival.wait_timeout_while(present, Duration::from_secs(20), alone);
-            assert!(!waited.is_ok_and(|(_, result)| result.timed_out()), "nobody else came");
-        }
-        score
-    }
-}
-
-#[test]
-fn one_head_and_one_query_keep_two_threads_busy() {
-    let inputs = Case::plain(Dims::single(1, 4200, 8, 9), 61).inputs();
-    let (q, k, v) = (inputs.query.view(), inputs.key.view(), inputs.value.view());
-    let meeting = Meeting::default();
-    let options = inputs.options().executor(&Eager(2));
-    let result = attention_with(q, k, v, &meeting, &options);
-    assert!(result.is_ok(), "{result:?}");
-    assert_eq!(meeting.present.lock().map(|present| present.len()).ok(), Some(2));
 }
 
 /// The sums in memory are as many as the threads need, not as many as there are splits.

@@ -448,6 +448,26 @@ mod tests {
             prop_assert!(covered.iter().all(|&n| n == 1));
         }
 
+        /// Threads that have less than their share of whole items share some, if there are splits to
+        /// share, and the scratch has room for the sums.
+        #[test]
+        fn few_items_are_shared(dims in dims(), threads in 1..300_usize, causal: bool) {
+            let (plan, items) = with_problem(dims, causal, |problem| items(problem, threads));
+            let wanted = ITEMS_PER_THREAD * threads;
+            let is_shared = threads > 1 && dims.seq_kv > SPLIT_KV && items.len() < wanted;
+            let apart = plan.apart(&[]);
+            prop_assert_eq!(apart.is_some(), is_shared);
+            let of_threads = plan.lines_of_threads();
+            prop_assert_eq!(plan.lines() > of_threads, is_shared);
+            if let Some(apart) = apart {
+                prop_assert_eq!(apart.items, items.len());
+                prop_assert!(apart.items * apart.splits >= wanted);
+                let sums = apart.items * (apart.splits + 1) * plan.layout.sums();
+                prop_assert!((plan.lines() - of_threads) * Line::FLOATS >= sums);
+                prop_assert!(of_threads >= threads * plan.lines_per_thread());
+            }
+        }
+
         #[test]
         fn scratch_holds_the_tiles(dims in dims(), threads in 1..300_usize) {
             let plan = with_problem(dims, false, |problem| Plan::new(problem, threads, 0));
