@@ -289,6 +289,8 @@ pub(crate) unsafe fn sum<
 ) -> [[S::Vector; VECS]; ROWS] {
     const { assert!(CHAINS == 1 || CHAINS == 2) };
     let Operands { mut a, b, first, column, depth } = operands;
+    // Not to be read again behind what `meanwhile` writes.
+    let stride = b.stride();
     let tail = b.width() - column - (VECS - 1) * S::LANES;
     let mut sum = [[[s.splat(0.0); VECS]; ROWS]; CHAINS];
     let mut row;
@@ -322,10 +324,10 @@ pub(crate) unsafe fn sum<
         while k + CHAINS <= end {
             step!(k, 0);
             // Beyond the last row this may leave b, unread.
-            (a, row) = (a.next(), row.wrapping_offset(b.stride()));
+            (a, row) = (a.next(), row.wrapping_offset(stride));
             if CHAINS == 2 {
                 step!(k + 1, CHAINS - 1);
-                (a, row) = (a.next(), row.wrapping_offset(b.stride()));
+                (a, row) = (a.next(), row.wrapping_offset(stride));
             }
             k += CHAINS;
         }
@@ -359,6 +361,7 @@ pub(crate) unsafe fn sum_pairs<S: Simd, R: Right, const PAIRS: usize, const CHAI
 ) -> [S::Vector; PAIRS] {
     const { assert!(CHAINS == 1 || CHAINS == 2) };
     let Operands { mut a, b, first, column, depth } = operands;
+    let stride = b.stride();
     let count = b.width() - column;
     let mut sum = [[s.splat(0.0); PAIRS]; CHAINS];
     let mut row;
@@ -381,10 +384,10 @@ pub(crate) unsafe fn sum_pairs<S: Simd, R: Right, const PAIRS: usize, const CHAI
         while k + CHAINS <= end {
             step!(0);
             // Beyond the last row this may leave b, unread.
-            (a, row) = (a.next(), row.wrapping_offset(b.stride()));
+            (a, row) = (a.next(), row.wrapping_offset(stride));
             if CHAINS == 2 {
                 step!(CHAINS - 1);
-                (a, row) = (a.next(), row.wrapping_offset(b.stride()));
+                (a, row) = (a.next(), row.wrapping_offset(stride));
             }
             k += CHAINS;
         }
