@@ -25,7 +25,8 @@ median over the rounds of the ratio within a round, with its quartiles. {losses}
 DECODE = """\
 ## Decoding
 
-Written by `{command}`; {threads} threads, `f32`, reading {read:.0f} GB/s from memory in this run.
+Written by `{command}`; {processor}, {isa}, {threads} threads, `f32`,
+reading {read:.0f} GB/s from memory in this run.
 {versions}.
 
 ![Share of the read rate](pictures/peers-decode.svg)
@@ -41,7 +42,8 @@ theirs. {losses}
 STRUCTURE = """\
 ## Windows and terms
 
-Written by `{command}`; {threads} threads, `f32`, multiply-adds {peak:.0f} GFLOP/s in this run. The
+Written by `{command}`; {processor}, {isa}, {threads} threads, `f32`,
+multiply-adds {peak:.0f} GFLOP/s in this run. The
 peer is FlexAttention of {versions}, compiled by `torch.compile` for these sizes, outside the time.
 `window-8k-d64` sees 512 keys; `long-8k-own` multiplies scores by a constant, here by a `ScoreTerm`,
 there by a `score_mod`. {losses}
@@ -93,8 +95,7 @@ READING = Speed(gbps, share_of_read, "of read rate", gbps_and_share)
 def decode(found):
     """One query a sequence beside all peers."""
     head = DECODE.format(
-        command=found["command"], threads=found["threads"],
-        read=summary.machine_rate(found, "read_gbps"), versions=", ".join(versions(found)),
+        **machine(found), read=summary.machine_rate(found, "read_gbps"), versions=", ".join(versions(found)),
         rounds=len(found["machine"]), losses=losses(found))
     return head + speed_table(found, READING) + "\n" + ways_section(found)
 
@@ -103,9 +104,16 @@ def structure(found):
     """What a window and a term cost beside FlexAttention."""
     peak = summary.machine_rate(found, "peak_gflops")
     head = STRUCTURE.format(
-        command=found["command"], threads=found["threads"], peak=peak,
+        **machine(found), peak=peak,
         versions=", ".join(versions(found)), losses=losses(found))
     return head + speed_table(found, WORK) + "\n" + ways_section(found)
+
+
+def machine(found):
+    """Where it was measured, and how."""
+    of_round = found["machine"][0]
+    return {"command": found["command"], "threads": found["threads"],
+            "processor": of_round["processor"], "isa": of_round["isa"]}
 
 
 def versions(found):
@@ -116,10 +124,8 @@ def versions(found):
 
 def prefill(found):
     """Attention beside all peers."""
-    machine = found["machine"][0]
     head = HEAD.format(
-        command=found["command"], processor=machine["processor"], isa=machine["isa"],
-        threads=found["threads"], peak=summary.machine_rate(found, "peak_gflops"),
+        **machine(found), peak=summary.machine_rate(found, "peak_gflops"),
         read=summary.machine_rate(found, "read_gbps"), versions=", ".join(versions(found)),
         rounds=len(found["machine"]), losses=losses(found))
     return head + speed_table(found, WORK) + "\n" + ways_section(found)
