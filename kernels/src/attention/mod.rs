@@ -29,11 +29,13 @@ pub(crate) fn fused(
     settings: &Settings<'_>,
     workspace: &mut Workspace,
 ) -> Result<Isa> {
-    if problem.has_natural_scores() {
-        fused_with(problem, &NoTerm, outputs, settings, workspace)
-    } else {
-        run(problem, Plain, outputs, settings, workspace)
-    }
+    let isa = settings.isa()?;
+    let threads = settings.threads_for(Plan::work(problem));
+    let plan = Plan::new(problem, threads, term_floats(problem));
+    let (scratch, table) = workspace.scratch_and_table(plan.lines(), plan.entries())?;
+    plan.tabulate(problem, table);
+    fused_planned(problem, outputs, (plan, table), (isa, settings.executor), scratch)?;
+    Ok(isa)
 }
 
 /// The same with a term of the caller's.
@@ -44,19 +46,10 @@ pub(crate) fn fused_with<U: ScoreTerm>(
     settings: &Settings<'_>,
     workspace: &mut Workspace,
 ) -> Result<Isa> {
-    run(problem, Chosen::new(problem, term), outputs, settings, workspace)
-}
-
-fn run<T: Scoring>(
-    problem: &Problem<'_, f32>,
-    terms: T,
-    outputs: &Outputs<'_, f32>,
-    settings: &Settings<'_>,
-    workspace: &mut Workspace,
-) -> Result<Isa> {
     let isa = settings.isa()?;
-    let plan = Plan::new(problem, settings.threads_for(Plan::work(problem)), T::TILE);
-    let job = Job::new(problem, terms, outputs, plan);
+    let threads = settings.threads_for(Plan::work(problem));
+    let plan = Plan::new(problem, threads, <Chosen<'_, U>>::TILE);
+    let job = Job::new(problem, Chosen::new(problem, term), outputs, plan);
     let crew = Crew { executor: settings.executor, threads: plan.threads };
     let (scratch, table) = workspace.scratch_and_table(plan.lines(), plan.entries())?;
     plan.tabulate(problem, table);
