@@ -57,7 +57,9 @@ impl Executor for Serial {
 
 /// The current rayon pool: the one that the caller runs in, or else the global one.
 ///
-/// Inside a pool nothing is allocated; from outside rayon allocates a task per helper.
+/// Inside a pool nothing is allocated; from outside rayon allocates a task per helper. In a process
+/// that was forked from one that used the global pool, calls from outside a pool run on one thread:
+/// the pool's stayed in the parent, and would be waited for for ever.
 #[cfg(feature = "rayon")]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rayon;
@@ -65,7 +67,7 @@ pub struct Rayon;
 #[cfg(feature = "rayon")]
 impl Executor for Rayon {
     fn threads(&self) -> usize {
-        rayon::current_num_threads()
+        if pool_is_gone() { 1 } else { rayon::current_num_threads() }
     }
 
     /// Inside a pool the caller need not wait for a thread that sleeps: it takes its task back.
@@ -76,6 +78,8 @@ impl Executor for Rayon {
     fn run(&self, threads: usize, work: &(dyn Fn() + Sync)) {
         if rayon::current_thread_index().is_some() {
             fan_out(threads, work);
+        } else if pool_is_gone() {
+            work();
         } else {
             // `join` would park the caller; a scope in place lets it work.
             rayon::in_place_scope(|scope| {
@@ -84,6 +88,12 @@ impl Executor for Rayon {
             });
         }
     }
+}
+
+/// Whether the calling thread is outside a pool and the global one stayed behind in another process.
+#[cfg(feature = "rayon")]
+fn pool_is_gone() -> bool {
+    rayon::current_thread_index().is_none() && crate::fork::is_child()
 }
 
 /// Calls `work` up to `threads` times by halves; `join` keeps its tasks on the stack.

@@ -28,7 +28,10 @@ mod attention_plan;
 mod element;
 mod error;
 mod executor;
+#[cfg(feature = "rayon")]
+mod fork;
 mod gemm;
+mod lent;
 mod mask;
 mod merge;
 mod microkernel;

@@ -2,6 +2,7 @@
 
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::lent::Lent;
 
 /// A cache line of floats: the unit of scratch, so that every buffer is aligned.
 #[repr(C, align(64))]
@@ -29,7 +30,68 @@ pub(crate) fn lines_with_table(lines: usize, count: usize) -> usize {
 /// enough allocates nothing.
 #[derive(Debug, Default, Clone)]
 pub struct Workspace {
-    lines: Vec<Line>,
+    lines: Memory,
+}
+
+/// Whose the memory is.
+#[derive(Debug)]
+enum Memory {
+    /// Ours, which grows.
+    Own(Vec<Line>),
+    /// The caller's, which does not.
+    Lent(Lent),
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::Own(Vec::new())
+    }
+}
+
+impl Clone for Memory {
+    /// A copy is always ours.
+    fn clone(&self) -> Self {
+        Self::Own(self.as_slice().to_vec())
+    }
+}
+
+impl Memory {
+    fn as_slice(&self) -> &[Line] {
+        match self {
+            Self::Own(lines) => lines,
+            Self::Lent(lent) => lent.as_slice(),
+        }
+    }
+
+    /// At least `lines` lines, all that there are.
+    fn at_least(&mut self, lines: usize) -> Result<&mut [Line]> {
+        match self {
+            Self::Own(own) => {
+                grow(own, lines)?;
+                Ok(own)
+            }
+            Self::Lent(lent) if lent.as_slice().len() < lines => Err(Error::Exhausted {
+                argument: "workspace",
+                needed: lines.saturating_mul(size_of::<Line>()),
+                free: size_of_val(lent.as_slice()),
+                expected: "a block of as many bytes, on a boundary of 64".into(),
+            }),
+            Self::Lent(lent) => Ok(lent.as_mut_slice()),
+        }
+    }
+}
+
+fn grow(own: &mut Vec<Line>, lines: usize) -> Result<()> {
+    if let Some(more) = lines.checked_sub(own.len()).filter(|&more| more > 0) {
+        own.try_reserve_exact(more).map_err(|_| Error::Overflow {
+            argument: "workspace",
+            got: format!("{lines} lines of {} bytes", size_of::<Line>()),
+            expected: "an amount of memory that can be had".into(),
+        })?;
+        prefer_huge_pages(own);
+        own.resize(lines, Line([0.0; Line::FLOATS]));
+    }
+    Ok(())
 }
 
 impl Workspace {
@@ -48,9 +110,21 @@ impl Workspace {
         Ok(workspace)
     }
 
+    /// A workspace in a block of somebody else's, which never grows: the entry for bindings. The
+    /// block is filled with zeros, and used from its first boundary of 64 bytes on; a call that needs
+    /// more than it holds is refused with [`Error::Exhausted`].
+    ///
+    /// # Safety
+    /// `block` must be valid for reads and writes of `bytes` bytes as long as the workspace lives,
+    /// and nobody else may use it meanwhile. With 0 bytes it may be anything.
+    pub unsafe fn from_raw_parts(block: *mut u8, bytes: usize) -> Self {
+        // SAFETY: the caller's promise.
+        Self { lines: Memory::Lent(unsafe { Lent::new(block, bytes) }) }
+    }
+
     /// The bytes held.
     pub fn bytes(&self) -> usize {
-        self.lines.len() * size_of::<Line>()
+        size_of_val(self.lines.as_slice())
     }
 
     /// The first `count` floats, on a cache line's boundary, holding whatever was there.
@@ -64,19 +138,11 @@ impl Workspace {
     /// The first `count` lines' worth of `T`, initialised with whatever was there.
     pub(crate) fn scratch<T: Element>(&mut self, lines: usize) -> Result<&mut [T]> {
         const { assert!(align_of::<T>() <= align_of::<Line>()) };
-        if let Some(more) = lines.checked_sub(self.lines.len()) {
-            self.lines.try_reserve_exact(more).map_err(|_| Error::Overflow {
-                argument: "workspace",
-                got: format!("{lines} lines of {} bytes", size_of::<Line>()),
-                expected: "an amount of memory that can be had".into(),
-            })?;
-            prefer_huge_pages(&mut self.lines);
-            self.lines.resize(lines, Line([0.0; Line::FLOATS]));
-        }
+        let held = self.lines.at_least(lines)?;
         let elements = lines * (size_of::<Line>() / size_of::<T>());
         // SAFETY: `lines` lines exist, aligned for a T; any bits are an f32 or an f64, the only
         // elements there are.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), elements) })
+        Ok(unsafe { std::slice::from_raw_parts_mut(held.as_mut_ptr().cast(), elements) })
     }
 
     /// The first `lines` lines as floats and, behind them, `count` entries of a table, all initialised
@@ -95,9 +161,10 @@ impl Workspace {
 
     /// Everything held, as floats.
     pub fn as_slice(&self) -> &[f32] {
-        let count = self.lines.len() * Line::FLOATS;
+        let lines = self.lines.as_slice();
+        let count = lines.len() * Line::FLOATS;
         // SAFETY: a line is nothing but its floats.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), count) }
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), count) }
     }
 }
 
@@ -121,4 +188,39 @@ fn prefer_huge_pages(lines: &mut Vec<Line>) {
     }
     #[cfg(not(all(target_os = "linux", not(miri))))]
     let _ = lines;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lent_block_is_used_in_place_and_never_grows() -> Result<()> {
+        let mut block = [7_u8; 64 * 4];
+        let begin = block.as_ptr() as usize;
+        // SAFETY: the block outlives the workspace, and is looked at behind it alone.
+        let mut workspace = unsafe { Workspace::from_raw_parts(block.as_mut_ptr(), block.len()) };
+        // As the block lies, a part of a line may be lost at its ends.
+        assert!([3 * 64, 4 * 64].contains(&workspace.bytes()));
+        let first = workspace.first(3 * 16)?;
+        assert_eq!(first, [0.0; 48]);
+        first.fill(1.0);
+        assert!((begin..begin + 64).contains(&(first.as_ptr() as usize)));
+        assert_eq!(first.as_ptr() as usize % 64, 0);
+        let copy = workspace.clone();
+        assert_eq!(copy.as_slice()[..48], [1.0; 48]);
+        let refused = workspace.first(65);
+        assert!(matches!(refused, Err(Error::Exhausted { needed: 320, .. })), "{refused:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn no_block_holds_nothing() -> Result<()> {
+        // SAFETY: of no bytes.
+        let mut workspace = unsafe { Workspace::from_raw_parts(std::ptr::null_mut(), 0) };
+        assert_eq!(workspace.bytes(), 0);
+        assert!(workspace.first(0)?.is_empty());
+        assert!(workspace.first(1).is_err());
+        Ok(())
+    }
 }

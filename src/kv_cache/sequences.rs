@@ -13,6 +13,19 @@ pub struct SequenceId {
     generation: u64,
 }
 
+impl SequenceId {
+    /// The name as numbers, for who cannot hold it otherwise, such as a caller from another language:
+    /// the sequence's place, and how many had it before.
+    pub fn to_raw(self) -> (u32, u64) {
+        (self.slot, self.generation)
+    }
+
+    /// The name of these numbers. Where no cache gave it, it names nothing, and calls refuse it.
+    pub fn from_raw((slot, generation): (u32, u64)) -> Self {
+        Self { slot, generation }
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default)]
 struct Slot {
     /// How often the slot has been freed.
