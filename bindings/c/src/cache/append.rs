@@ -1,0 +1,76 @@
+//! New tokens of a cache.
+
+use headwise::NewTokens;
+
+use super::{Inner, Kind, change, headwise_cache, sequence, unnamed};
+use crate::list::{headwise_sequences, headwise_sizes};
+use crate::pointer;
+use crate::sized::{self, growing};
+use crate::status::{Result, headwise_error, headwise_status};
+use crate::tensor::{headwise_tensor, input};
+
+/// Keys and values of new tokens, which are copied.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct headwise_append_call {
+    /// `sizeof(headwise_append_call)`.
+    pub size: usize,
+    /// The sequences, each once, in the order of the tokens. NULL and 0: all of a contiguous cache or
+    /// a ring.
+    pub sequences: headwise_sequences,
+    /// `[sequences, kv_heads, new_tokens, head_dim]`, any strides.
+    pub key: *const headwise_tensor,
+    /// `[sequences, kv_heads, new_tokens, value_dim]`, any strides.
+    pub value: *const headwise_tensor,
+    /// If given, the tokens lie one behind the other, `[1, kv_heads, tokens, dim]`: the first of each
+    /// sequence, and how many there are.
+    pub offsets: headwise_sizes,
+}
+growing!(headwise_append_call, ..=offsets: headwise_sizes);
+
+/// # Safety
+/// All that the call points at must be what the header says.
+unsafe fn append(cache: &mut Inner, call: *const headwise_append_call) -> Result<()> {
+    // SAFETY: the caller's promise.
+    let (named, tokens) = unsafe {
+        let call = sized::read("call", call)?;
+        let key = pointer::required("key", call.key, "a headwise_tensor")?;
+        let value = pointer::required("value", call.value, "a headwise_tensor")?;
+        let tokens = NewTokens::new(input("key", key)?, input("value", value)?);
+        let tokens = match call.offsets.get("offsets")? {
+            Some(offsets) => tokens.ragged(offsets),
+            None => tokens,
+        };
+        (call.sequences.get("sequences")?, tokens)
+    };
+    let Inner { kind, names, indices } = cache;
+    if let Kind::Paged(cache) = kind {
+        sequence::names(named.ok_or_else(unnamed)?, names)?;
+        return Ok(cache.append(names, &tokens)?);
+    }
+    indices.clear();
+    for sequence in named.unwrap_or(&[]) {
+        indices.push(sequence.index()?);
+    }
+    Ok(match (kind, named) {
+        (Kind::Contiguous(cache), None) => cache.append(&tokens)?,
+        (Kind::Contiguous(cache), Some(_)) => cache.append_to(indices, &tokens)?,
+        (Kind::Ring(cache), None) => cache.append(&tokens)?,
+        (Kind::Ring(cache), Some(_)) => cache.append_to(indices, &tokens)?,
+        (Kind::Paged(_), _) => unreachable!("it was appended to above"),
+    })
+}
+
+/// Appends tokens. A call that is refused leaves the cache as it was.
+///
+/// # Safety
+/// Pointers must be null or as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn headwise_cache_append(
+    cache: *mut headwise_cache,
+    call: *const headwise_append_call,
+    error: *mut headwise_error,
+) -> headwise_status {
+    // SAFETY: the caller's promises, handed on.
+    unsafe { change(cache, error, |cache| append(cache, call)) }
+}
