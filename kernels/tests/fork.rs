@@ -12,7 +12,7 @@ const SHAPE: [usize; 4] = [1, 4, 192, 64];
 /// Work enough for several threads.
 fn compute(workspace: &mut Workspace, out: &mut [f32]) {
     let x: Vec<f32> = (0..SHAPE.iter().product()).map(|i| (i as f32).sin()).collect();
-    let run = || {
+    let mut run = || {
         let x = View::bhsd(&x, SHAPE)?;
         let problem = Problem::new(x, x, x, Scale::InvSqrtHeadDim, &Masking::default())?;
         let outputs = Outputs::new(ViewMut::bhsd(out, SHAPE)?);

@@ -1,5 +1,7 @@
 //! Numbers that name one of several things.
 
+use std::fmt::Display;
+
 use crate::status::{Failure, Result};
 
 /// An enum of the header. The caller's structs have its numbers, since a number that names nothing
@@ -24,10 +26,10 @@ macro_rules! choice {
 pub(crate) use choice;
 
 /// What a number names.
-pub(crate) fn choose<T: Choice>(argument: &str, number: u32) -> Result<T> {
+pub(crate) fn choose<T: Choice>(argument: impl Display, number: u32) -> Result<T> {
     T::ALL.iter().copied().find(|choice| choice.number() == number).ok_or_else(|| {
         let all = T::ALL.iter().map(|choice| format!("{} ({choice:?})", choice.number()));
         let expected = format!("a {}: {}", T::NAME, all.collect::<Vec<_>>().join(", "));
-        Failure::argument(argument, number, expected)
+        Failure::argument(&argument.to_string(), number, expected)
     })
 }

@@ -61,7 +61,7 @@ pub(crate) trait Generic {
 /// Runs what is generic on elements of this type: a type that the library learns gets its line here,
 /// and its `Number` above.
 pub(crate) fn dispatch<G: Generic>(argument: &str, dtype: u32, generic: G) -> Result<G::Output> {
-    match choose(&format!("{argument}.dtype"), dtype)? {
+    match choose(format_args!("{argument}.dtype"), dtype)? {
         headwise_dtype::F32 => generic.run::<f32>(),
         headwise_dtype::F64 => generic.run::<f64>(),
         dtype => Err(unsupported(argument, dtype)),
@@ -76,7 +76,7 @@ fn unsupported(argument: &str, dtype: headwise_dtype) -> Failure {
 
 /// Whether a tensor's elements are of that type.
 pub(crate) fn expect(argument: &str, number: u32, expected: headwise_dtype) -> Result<()> {
-    let dtype: headwise_dtype = choose(&format!("{argument}.dtype"), number)?;
+    let dtype: headwise_dtype = choose(format_args!("{argument}.dtype"), number)?;
     if dtype == expected {
         return Ok(());
     }

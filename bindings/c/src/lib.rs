@@ -11,6 +11,8 @@ mod attention;
 mod boundary;
 mod cache;
 mod choice;
+#[cfg(test)]
+mod counting;
 mod dtype;
 mod executor;
 mod list;
@@ -20,6 +22,8 @@ mod outputs;
 mod overlap;
 mod pointer;
 mod relative_bias;
+#[cfg(test)]
+mod same;
 mod sized;
 mod state;
 mod status;

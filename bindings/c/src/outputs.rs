@@ -99,11 +99,11 @@ impl headwise_pick {
     /// The list must be there, and nobody write to it, for `'a`.
     unsafe fn build<'a>(&self, argument: &str) -> Result<Pick<'a>> {
         sized::check_reserved(argument, self.reserved)?;
-        Ok(match choose(&format!("{argument}.kind"), self.kind)? {
+        Ok(match choose(format_args!("{argument}.kind"), self.kind)? {
             headwise_pick_kind::All => Pick::All,
             headwise_pick_kind::Range => Pick::Range(self.begin..self.end),
-            // SAFETY: the caller's promise.
             headwise_pick_kind::List => {
+                // SAFETY: the caller's promise.
                 Pick::List(unsafe { self.list.get(argument)? }.unwrap_or(&[]))
             }
         })

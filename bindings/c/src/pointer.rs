@@ -3,7 +3,7 @@
 use crate::status::{Failure, Result};
 
 /// Refuses a null pointer, and one between two elements.
-pub(crate) fn check<T>(argument: &str, pointer: *const T, expected: &str) -> Result<()> {
+pub(crate) fn check<T>(argument: &str, pointer: *const T, expected: impl ToString) -> Result<()> {
     if pointer.is_null() {
         return Err(Failure::argument(argument, "a null pointer", expected));
     }
@@ -57,7 +57,7 @@ pub(crate) unsafe fn slice<'a, T>(
     if data.is_null() && count == 0 {
         return Ok(None);
     }
-    check(argument, data, &format!("{count} elements"))?;
+    check(argument, data, format_args!("{count} elements"))?;
     if count.checked_mul(size_of::<T>()).is_none_or(|bytes| bytes > isize::MAX as usize) {
         let expected = format!("at most {}", isize::MAX as usize / size_of::<T>());
         return Err(Failure::argument(argument, format!("{count} elements"), expected));

@@ -33,19 +33,19 @@ impl headwise_tensor {
 
     /// Refuses what no tensor can be: `data` null though there are elements, or between two of them.
     pub(crate) fn check(&self, argument: &str) -> Result<()> {
-        let dtype: headwise_dtype = choose(&format!("{argument}.dtype"), self.dtype)?;
+        let dtype: headwise_dtype = choose(format_args!("{argument}.dtype"), self.dtype)?;
         sized::check_reserved(argument, self.reserved)?;
         if self.is_empty() {
             return Ok(());
         }
-        let data = format!("{argument}.data");
+        let data = |got, expected| Failure::argument(&format!("{argument}.data"), got, expected);
         if self.data.is_null() {
             let expected = format!("elements of shape {:?}", self.shape);
-            return Err(Failure::argument(&data, "a null pointer", expected));
+            return Err(data("a null pointer".to_string(), expected));
         }
         if !(self.data as usize).is_multiple_of(dtype.bytes()) {
             let expected = format!("an address that {} divides", dtype.bytes());
-            return Err(Failure::argument(&data, format!("address {:p}", self.data), expected));
+            return Err(data(format!("address {:p}", self.data), expected));
         }
         self.check_reach(argument, dtype)
     }
@@ -65,8 +65,8 @@ impl headwise_tensor {
         }
         let got = format!("shape {:?} with strides {:?}", self.shape, self.strides);
         let expected = "elements within the memory that there is".into();
-        Err(headwise::Error::Overflow { argument: "tensor", got, expected }.into())
-            .map_err(|failure: Failure| failure.renamed(argument))
+        let error = headwise::Error::Overflow { argument: "tensor", got, expected };
+        Err(Failure::from(error).renamed(argument))
     }
 }
 

@@ -44,21 +44,21 @@ unsafe fn append(cache: &mut Inner, call: *const headwise_append_call) -> Result
         (call.sequences.get("sequences")?, tokens)
     };
     let Inner { kind, names, indices } = cache;
-    if let Kind::Paged(cache) = kind {
-        sequence::names(named.ok_or_else(unnamed)?, names)?;
-        return Ok(cache.append(names, &tokens)?);
-    }
-    indices.clear();
-    for sequence in named.unwrap_or(&[]) {
-        indices.push(sequence.index()?);
-    }
-    Ok(match (kind, named) {
-        (Kind::Contiguous(cache), None) => cache.append(&tokens)?,
-        (Kind::Contiguous(cache), Some(_)) => cache.append_to(indices, &tokens)?,
-        (Kind::Ring(cache), None) => cache.append(&tokens)?,
-        (Kind::Ring(cache), Some(_)) => cache.append_to(indices, &tokens)?,
-        (Kind::Paged(_), _) => unreachable!("it was appended to above"),
-    })
+    let appended = match (kind, named) {
+        (Kind::Paged(cache), named) => {
+            sequence::names(named.ok_or_else(unnamed)?, names)?;
+            cache.append(names, &tokens)
+        }
+        (Kind::Contiguous(cache), None) => cache.append(&tokens),
+        (Kind::Ring(cache), None) => cache.append(&tokens),
+        (Kind::Contiguous(cache), Some(named)) => {
+            cache.append_to(sequence::indices(named, indices)?, &tokens)
+        }
+        (Kind::Ring(cache), Some(named)) => {
+            cache.append_to(sequence::indices(named, indices)?, &tokens)
+        }
+    };
+    Ok(appended?)
 }
 
 /// Appends tokens. A call that is refused leaves the cache as it was.

@@ -17,7 +17,14 @@ use crate::sized::{self, growing};
 use crate::status::{Failure, Result, headwise_error, headwise_status};
 use crate::workspace::Lists;
 
+#[cfg(test)]
+pub(crate) use append::{headwise_append_call, headwise_cache_append};
 pub use sequence::headwise_sequence;
+#[cfg(test)]
+pub(crate) use sequence::{
+    headwise_cache_create_sequence, headwise_cache_extent, headwise_cache_fork_sequence,
+    headwise_cache_release_sequence, headwise_cache_truncate,
+};
 
 /// What holds the tokens of a sequence.
 #[repr(u32)]

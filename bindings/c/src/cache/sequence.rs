@@ -55,6 +55,18 @@ pub(super) fn names(sequences: &[headwise_sequence], names: &mut Vec<SequenceId>
     Ok(())
 }
 
+/// Fills `indices` with the numbers of sequences in a cache of a batch.
+pub(super) fn indices<'a>(
+    sequences: &[headwise_sequence],
+    indices: &'a mut Vec<usize>,
+) -> Result<&'a [usize]> {
+    indices.clear();
+    for sequence in sequences {
+        indices.push(sequence.index()?);
+    }
+    Ok(indices)
+}
+
 impl Inner {
     fn extent(&self, sequence: headwise_sequence) -> Result<(usize, usize)> {
         let of_batch = |starts: &[usize], lengths: &[usize]| {
@@ -73,19 +85,21 @@ impl Inner {
     }
 
     fn truncate(&mut self, sequence: headwise_sequence, length: usize) -> Result<()> {
-        Ok(match &mut self.kind {
-            Kind::Contiguous(cache) => cache.truncate(sequence.index()?, length)?,
-            Kind::Ring(cache) => cache.truncate(sequence.index()?, length)?,
-            Kind::Paged(cache) => cache.truncate(sequence.id()?, length)?,
-        })
+        let truncated = match &mut self.kind {
+            Kind::Contiguous(cache) => cache.truncate(sequence.index()?, length),
+            Kind::Ring(cache) => cache.truncate(sequence.index()?, length),
+            Kind::Paged(cache) => cache.truncate(sequence.id()?, length),
+        };
+        Ok(truncated?)
     }
 
     fn release(&mut self, sequence: headwise_sequence) -> Result<()> {
-        Ok(match &mut self.kind {
-            Kind::Contiguous(cache) => cache.clear(sequence.index()?)?,
-            Kind::Ring(cache) => cache.clear(sequence.index()?)?,
-            Kind::Paged(cache) => cache.free(sequence.id()?)?,
-        })
+        let released = match &mut self.kind {
+            Kind::Contiguous(cache) => cache.clear(sequence.index()?),
+            Kind::Ring(cache) => cache.clear(sequence.index()?),
+            Kind::Paged(cache) => cache.free(sequence.id()?),
+        };
+        Ok(released?)
     }
 
     /// The paged cache that this is.
