@@ -16,6 +16,19 @@ pub struct SequenceId {
 impl SequenceId {
     /// The name as numbers, for who cannot hold it otherwise, such as a caller from another language:
     /// the sequence's place, and how many had it before.
+    ///
+    /// ```
+    /// use headwise::kv_cache::{KvShape, PagedCache, PagedCapacity, SequenceId};
+    ///
+    /// let shape = KvShape { kv_heads: 1, head_dim: 4, value_dim: 4 };
+    /// let capacity = PagedCapacity { pages: 1, page_size: 16, sequences: 1, pages_per_sequence: 1 };
+    /// let mut cache = PagedCache::new(shape, capacity)?;
+    /// let gone = cache.create()?.to_raw();
+    /// cache.free(SequenceId::from_raw(gone))?;
+    /// assert_ne!(cache.create()?.to_raw(), gone);
+    /// assert!(cache.length(SequenceId::from_raw(gone)).is_err());
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
     pub fn to_raw(self) -> (u32, u64) {
         (self.slot, self.generation)
     }

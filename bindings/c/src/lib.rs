@@ -7,6 +7,8 @@
 #[cfg(panic = "abort")]
 compile_error!("a panic must become a status: build with panic = \"unwind\"");
 
+#[cfg(all(test, target_pointer_width = "64"))]
+mod abi;
 mod attention;
 mod boundary;
 mod cache;

@@ -15,20 +15,23 @@ pub(crate) unsafe trait Growing: Copy {
     const LEAST: usize;
 }
 
-/// `growing!(headwise_options, ..=algorithm)`: in its first version the last member was `algorithm`.
-/// That, and what is added later, must leave no padding at the end, in which an older caller may have
-/// anything.
+/// `growing!(headwise_options, ..=algorithm: u32)`: in its first version the last member was
+/// `algorithm`. `growing!(headwise_options, ..=algorithm: u32, now ..=rope: *const headwise_rope)`: and
+/// now it is `rope`. Neither leaves padding at the end, in which an older caller may have anything.
 macro_rules! growing {
-    ($name:ident, ..=$first_last:ident: $ty:ty) => {
+    ($name:ident, ..=$last:ident: $ty:ty) => {
+        growing!($name, ..=$last: $ty, now ..=$last: $ty);
+    };
+    ($name:ident, ..=$first:ident: $first_ty:ty, now ..=$last:ident: $last_ty:ty) => {
         // SAFETY: of plain numbers and pointers, `size` first.
         unsafe impl $crate::sized::Growing for $name {
             const NAME: &'static str = stringify!($name);
-            const LEAST: usize = std::mem::offset_of!($name, $first_last) + size_of::<$ty>();
+            const LEAST: usize = std::mem::offset_of!($name, $first) + size_of::<$first_ty>();
         }
         const _: () = {
+            let end = std::mem::offset_of!($name, $last) + size_of::<$last_ty>();
             assert!(std::mem::offset_of!($name, size) == 0);
-            // Once a member was added, the last one stands here.
-            assert!(<$name as $crate::sized::Growing>::LEAST == size_of::<$name>());
+            assert!(end == size_of::<$name>());
         };
     };
 }
@@ -91,6 +94,22 @@ pub(crate) fn check_reserved(argument: &str, reserved: u32) -> Result<()> {
 mod tests {
     use super::*;
     use crate::status::headwise_status;
+
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct grown {
+        size: usize,
+        old: u64,
+        new: u64,
+    }
+    growing!(grown, ..=old: u64, now ..=new: u64);
+
+    #[test]
+    fn the_first_version_stays() {
+        assert_eq!((grown::LEAST, size_of::<grown>()), (16, 24));
+        let grown { size, old, new } = grown { size: 24, old: 1, new: 2 };
+        assert_eq!((size, old, new), (24, 1, 2));
+    }
 
     #[repr(C)]
     #[derive(Clone, Copy)]
