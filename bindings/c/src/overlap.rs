@@ -44,7 +44,9 @@ impl Memory {
             }
             length += stride * steps;
         }
-        let below = (0..4).filter(|&n| tensor.strides[n] < 0).map(axis);
+        // Of an axis of one element the stride may be any number.
+        let backwards = |&n: &usize| tensor.strides[n] < 0 && tensor.shape[n] > 1;
+        let below = (0..4).filter(backwards).map(axis);
         let first =
             tensor.data as usize - below.map(|(stride, steps)| stride * steps).sum::<usize>();
         Ok(Some(Self { argument, first, end: first + length, run, period }))
@@ -111,6 +113,9 @@ mod tests {
         assert!(apart(fused(0), fused(2)));
         assert!(!apart(fused(0), fused(0)));
         assert!(!apart(fused(0), memory(8, [2, 2, 5, 8], [240, 8, 48, 1])));
+        let odd = memory(0, [1, 1, 1, 8], [isize::MIN, isize::MAX, -1, 1]);
+        assert!(apart(odd, memory(8, [1, 1, 1, 8], [0; 4])));
+        assert!(!apart(odd, memory(7, [1, 1, 1, 8], [0; 4])));
         // Rows backwards, and one for all.
         let backwards = memory(32 + 16, [1, 1, 5, 8], [0, 0, -8, 1]);
         assert!(!apart(backwards, memory(16, [1, 1, 1, 8], [0; 4])));
