@@ -39,6 +39,11 @@ pub trait Storage: Sealed + Copy + Default + PartialOrd + Send + Sync + Debug + 
     fn widen(self) -> Self::Compute;
     /// A number, rounded to this type.
     fn round(x: Self::Compute) -> Self;
+    /// The bytes of numbers.
+    fn as_bytes(numbers: &[Self]) -> &[u8] {
+        // SAFETY: the bytes of as many numbers, borrowed as long; none of the types has padding.
+        unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
+    }
     /// The same numbers, if they are of the type that is computed in.
     #[doc(hidden)]
     fn native_mut(numbers: &mut [Self]) -> Option<&mut [Self::Compute]>;
@@ -396,10 +401,7 @@ impl<'a> StoredRow<'a> {
 
 impl<'a> From<&'a [f32]> for StoredRow<'a> {
     fn from(row: &'a [f32]) -> Self {
-        // SAFETY: the bytes of as many floats, borrowed as long.
-        let bytes =
-            unsafe { std::slice::from_raw_parts(row.as_ptr().cast::<u8>(), size_of_val(row)) };
-        Self { bytes, format: Format::Native }
+        Self { bytes: f32::as_bytes(row), format: Format::Native }
     }
 }
 
