@@ -73,9 +73,9 @@ enum headwise_dtype
   HEADWISE_DTYPE_F32 = 1,
   // `double`; computed without the fused kernels.
   HEADWISE_DTYPE_F64 = 2,
-  // IEEE half precision: of a bias alone so far.
+  // IEEE half precision: widened as it is read, computed in `float`, rounded once.
   HEADWISE_DTYPE_F16 = 3,
-  // bfloat16: of a bias alone so far.
+  // bfloat16, likewise.
   HEADWISE_DTYPE_BF16 = 4,
   // A byte that is 0 or 1: of masks.
   HEADWISE_DTYPE_BOOL = 5,
@@ -474,8 +474,8 @@ typedef struct headwise_options {
   const struct headwise_tensor *mask;
   // The same in bits, eight keys to a byte, the lowest first: `[.., (seq_kv + 7) / 8]` of U8.
   const struct headwise_tensor *packed_mask;
-  // Added to the scores, shaped as `mask`; exactly -INFINITY hides. Of the tensors' type, F16 or
-  // BF16.
+  // Added to the scores, shaped as `mask`; exactly -INFINITY hides. Of the type that is
+  // computed in, and beside F32 also of F16 or BF16.
   const struct headwise_tensor *bias;
   // `softcap * tanh(score / softcap)`; 0 for none.
   float softcap;
@@ -520,7 +520,8 @@ typedef struct headwise_pick {
 typedef struct headwise_outputs {
   // `sizeof(headwise_outputs)`.
   size_t size;
-  // `[batch, q_heads, seq_q, value_dim]`.
+  // `[batch, q_heads, seq_q, value_dim]`, of F32, F16 or BF16, or of F64 like all of the call. The
+  // others are of F32, or F64.
   const struct headwise_tensor *out;
   // The log-sum-exp of each row, natural logarithm, `[batch, q_heads, seq_q, 1]`.
   const struct headwise_tensor *lse;

@@ -1,7 +1,7 @@
 //! Attention to tensors or to a cache.
 
 use headwise::{
-    AttentionOptions, Isa, Outputs, ScoreTerm, View, Workspace, attention_cached_into,
+    AttentionOptions, Input, Isa, Outputs, ScoreTerm, Workspace, attention_cached_into,
     attention_into, attention_with_into,
 };
 
@@ -16,7 +16,7 @@ use crate::overlap::{self, Memory};
 use crate::pointer;
 use crate::sized::{self, growing};
 use crate::status::{Failure, Result, headwise_error, headwise_status};
-use crate::tensor::{headwise_tensor, input};
+use crate::tensor::headwise_tensor;
 use crate::term::Term;
 use crate::version::number_of;
 use crate::workspace::{Lists, Scratch, headwise_workspace};
@@ -79,13 +79,17 @@ impl Call {
         unsafe { pointer::required("query", self.call.query, "a headwise_tensor") }
     }
 
-    fn inputs<T: Number>(&self) -> Result<[View<'_, T>; 3]> {
+    fn inputs<T: Number>(&self) -> Result<[Input<'_, T>; 3]> {
         let expected = "a headwise_tensor, or a cache";
         // SAFETY: the promise made to `read`.
         unsafe {
             let key = pointer::required("key", self.call.key, expected)?;
             let value = pointer::required("value", self.call.value, expected)?;
-            Ok([input("query", self.query()?)?, input("key", key)?, input("value", value)?])
+            Ok([
+                T::reading("query", self.query()?)?,
+                T::reading("key", key)?,
+                T::reading("value", value)?,
+            ])
         }
     }
 
@@ -151,7 +155,7 @@ impl Call {
         // SAFETY: the promise made to `read`.
         let (options, query, sequences) = unsafe {
             let options = self.options.build(self.executor.as_ref())?;
-            (options, input("query", self.query()?)?, self.call.sequences.get("sequences")?)
+            (options, f32::reading("query", self.query()?)?, self.call.sequences.get("sequences")?)
         };
         let cache = cache.read()?;
         let view = cache.view(sequences, lists)?;
@@ -175,7 +179,9 @@ impl Call {
                 let sequences = self.call.sequences.get("sequences")?;
                 let (cache, mut lists) = (cache.read()?, Lists::default());
                 let view = cache.view(sequences, &mut lists)?;
-                return Ok(options.workspace_bytes_cached(input("query", self.query()?)?, &view)?);
+                return Ok(
+                    options.workspace_bytes_cached(f32::reading("query", self.query()?)?, &view)?
+                );
             }
             if let Some(term) = &self.term {
                 let options = self.options.build(self.executor.as_ref())?;
@@ -191,7 +197,7 @@ impl Call {
 fn bytes_with<U: ScoreTerm>(
     _term: &U,
     options: &AttentionOptions<'_>,
-    [query, key, value]: [View<'_, f32>; 3],
+    [query, key, value]: [Input<'_, f32>; 3],
 ) -> headwise::Result<usize> {
     options.workspace_bytes_with::<U>(query, key, value)
 }

@@ -3,12 +3,12 @@
 use std::ffi::c_void;
 
 use headwise::{
-    Algorithm, Alibi, AttentionOptions, Bias, BlockPattern, Causal, Documents, Offsets, Scale,
-    Serial, Settings, Tree, View,
+    Algorithm, Alibi, AttentionOptions, BlockPattern, Causal, Documents, Offsets, Scale, Serial,
+    Settings, Tree,
 };
 
 use crate::choice::{choice, choose};
-use crate::dtype::{Number, headwise_dtype};
+use crate::dtype::Number;
 use crate::executor::{Foreign, headwise_executor};
 use crate::list::{headwise_floats, headwise_ids, headwise_sizes, headwise_words};
 use crate::mask;
@@ -17,7 +17,7 @@ use crate::pointer;
 use crate::relative_bias::headwise_relative_bias;
 use crate::sized::growing;
 use crate::status::{Failure, Result};
-use crate::tensor::{self, headwise_tensor};
+use crate::tensor::headwise_tensor;
 use crate::term::{Term, headwise_tile_function};
 use crate::version::isa_of;
 
@@ -136,8 +136,8 @@ pub struct headwise_options {
     pub mask: *const headwise_tensor,
     /// The same in bits, eight keys to a byte, the lowest first: `[.., (seq_kv + 7) / 8]` of U8.
     pub packed_mask: *const headwise_tensor,
-    /// Added to the scores, shaped as `mask`; exactly -INFINITY hides. Of the tensors' type, F16 or
-    /// BF16.
+    /// Added to the scores, shaped as `mask`; exactly -INFINITY hides. Of the type that is
+    /// computed in, and beside F32 also of F16 or BF16.
     pub bias: *const headwise_tensor,
     /// `softcap * tanh(score / softcap)`; 0 for none.
     pub softcap: f32,
@@ -389,7 +389,7 @@ impl headwise_options {
                 options = options.relative_bias(&bias.bias);
             }
             if let Some(tensor) = pointer::optional("options.bias", self.bias)? {
-                options = options.bias(bias::<T>("options.bias", tensor)?);
+                options = options.bias(T::reading("options.bias", tensor)?);
             }
         }
         Ok(options)
@@ -429,23 +429,6 @@ fn both<'a, T>(
         _ => {
             let got = "a list of queries or of keys alone";
             Err(Failure::argument(argument, got, "both or neither"))
-        }
-    }
-}
-
-/// A bias, of the tensors' type or of half precision.
-///
-/// # Safety
-/// The tensor's elements must be readable, and nobody may write to them for `'a`.
-unsafe fn bias<'a, T: Number>(argument: &str, bias: &headwise_tensor) -> Result<Bias<'a, T>> {
-    let dtype: headwise_dtype = choose("options.bias.dtype", bias.dtype)?;
-    bias.check(argument)?;
-    // SAFETY: the caller's promise; any bits are a number of half precision.
-    unsafe {
-        match dtype {
-            headwise_dtype::F16 => Ok(Bias::F16(tensor::view(argument, bias)?)),
-            headwise_dtype::Bf16 => Ok(Bias::Bf16(tensor::view(argument, bias)?)),
-            _ => tensor::input(argument, bias).map(|view: View<'a, T>| view.into()),
         }
     }
 }

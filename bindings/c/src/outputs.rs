@@ -64,7 +64,8 @@ const _: () = assert!(HEADWISE_NO_KEY == headwise::NO_KEY);
 pub struct headwise_outputs {
     /// `sizeof(headwise_outputs)`.
     pub size: usize,
-    /// `[batch, q_heads, seq_q, value_dim]`.
+    /// `[batch, q_heads, seq_q, value_dim]`, of F32, F16 or BF16, or of F64 like all of the call. The
+    /// others are of F32, or F64.
     pub out: *const headwise_tensor,
     /// The log-sum-exp of each row, natural logarithm, `[batch, q_heads, seq_q, 1]`.
     pub lse: *const headwise_tensor,
@@ -120,7 +121,7 @@ impl headwise_outputs {
         // SAFETY: the caller's promise, for each.
         unsafe {
             let out = pointer::required("outputs.out", self.out, "a headwise_tensor")?;
-            let mut outputs = Outputs::new(output("out", out, T::DTYPE)?);
+            let mut outputs = Outputs::new(T::writing("out", out)?);
             if let Some(lse) = pointer::optional("outputs.lse", self.lse)? {
                 outputs = outputs.with_lse(output("lse", lse, T::DTYPE)?);
             }

@@ -5,7 +5,7 @@ use std::ptr::{null, null_mut};
 
 use headwise::{
     Alibi, AttentionOptions, BlockPattern, Documents, Offsets, Outputs, RelativeBias, Scale, Stage,
-    Tree, View, ViewMut, Workspace, attention_into,
+    Tree, View, ViewMut, Workspace, attention_into, bf16, f16,
 };
 
 use crate::attention::{headwise_attention, headwise_attention_call};
@@ -362,6 +362,27 @@ fn every_output() {
     };
     assert!(run().is_ok());
     assert!(got == own);
+}
+
+/// Every tensor in a type of its own, as from Rust.
+#[test]
+fn half_precision() {
+    let [q, k, v] = inputs();
+    let halves: Vec<f16> = q.iter().map(|&x| f16::from_f32(x)).collect();
+    let brains: Vec<bf16> = k.iter().map(|&x| bf16::from_f32(x)).collect();
+    let (mut out, mut own) = (vec![f16::ZERO; q.len()], vec![f16::ZERO; q.len()]);
+    let q = tensor(halves.as_ptr(), SHAPE, headwise_dtype::F16);
+    let k = tensor(brains.as_ptr(), KV, headwise_dtype::Bf16);
+    let into = tensor(out.as_mut_ptr(), SHAPE, headwise_dtype::F16);
+    attend([&q, &k, &floats(&v, KV)], &options(), &outputs(&into));
+    let mut run = || {
+        let outputs = Outputs::new(ViewMut::bhsd(&mut own, SHAPE)?);
+        let (q, k, v) =
+            (View::bhsd(&halves, SHAPE)?, View::bhsd(&brains, KV)?, View::bhsd(&v, KV)?);
+        attention_into(q, k, v, &AttentionOptions::new(), outputs, &mut Workspace::new())
+    };
+    let done = run().is_ok();
+    assert!(done && own == out && out[0] != f16::ZERO);
 }
 
 #[test]

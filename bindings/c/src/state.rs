@@ -9,7 +9,7 @@ use crate::overlap::{self, Memory};
 use crate::pointer;
 use crate::sized::{self, growing};
 use crate::status::{Result, headwise_error, headwise_status};
-use crate::tensor::{headwise_tensor, input, output};
+use crate::tensor::{headwise_tensor, native, output};
 use crate::version::number_of;
 
 /// What attention over some keys gives: its output, and how much those keys weigh.
@@ -59,7 +59,7 @@ unsafe fn merge(call: &headwise_merge_call) -> Result<Isa> {
         for state in states {
             let out = pointer::required("states.out", state.out, expected)?;
             let lse = pointer::required("states.lse", state.lse, expected)?;
-            views.push(State { out: input("states.out", out)?, lse: input("states.lse", lse)? });
+            views.push(State { out: native("states.out", out)?, lse: native("states.lse", lse)? });
             let read = [Memory::of("states.out", out)?, Memory::of("states.lse", lse)?];
             overlap::check(&written, &read)?;
         }

@@ -101,11 +101,11 @@ fn layout(tensor: &headwise_tensor) -> (Shape, Strides) {
     (tensor.shape, tensor.strides)
 }
 
-/// The view of an input of numbers, checked as far as can be.
+/// The view of an input of the numbers that are computed in, checked as far as can be.
 ///
 /// # Safety
 /// The tensor's elements must be readable, and nobody may write to them for `'a`.
-pub(crate) unsafe fn input<'a, T: Number>(
+pub(crate) unsafe fn native<'a, T: Number>(
     argument: &str,
     tensor: &headwise_tensor,
 ) -> Result<View<'a, T>> {

@@ -66,8 +66,9 @@ static void calls(void) {
   WRONG(q.data = NULL, ARGUMENT, "query.data: a null pointer, expected elements of shape [1, 1, 3, 8]");
   WRONG(q.data = (char *)memory + 1, ARGUMENT, "query.data: address");
   WRONG(q.dtype = 99, ARGUMENT, "query.dtype: 99, expected a headwise_dtype: 1 (F32)");
-  WRONG(q.dtype = HEADWISE_DTYPE_F16, UNSUPPORTED, "query.dtype: F16");
-  WRONG(k.dtype = HEADWISE_DTYPE_BF16, UNSUPPORTED, "key.dtype: Bf16");
+  WRONG(q.dtype = HEADWISE_DTYPE_BOOL, ARGUMENT, "query.dtype: Bool, expected F32, F16, BF16 or F64");
+  WRONG(v.dtype = HEADWISE_DTYPE_U32, ARGUMENT, "value.dtype: U32, expected F32");
+  WRONG((outputs.lse = &k, k.dtype = HEADWISE_DTYPE_F16), ARGUMENT, "lse.dtype: F16, expected F32");
   WRONG(k.dtype = HEADWISE_DTYPE_F64, ARGUMENT, "key.dtype: F64, expected F32");
   WRONG(k.shape[3] = 7, SHAPE, "key: shape [1, 1, 3, 7]");
   WRONG(o.shape[2] = 2, SHAPE, "out: shape [1, 1, 2, 8]");

@@ -3,11 +3,12 @@
 use headwise::NewTokens;
 
 use super::{Inner, Kind, change, headwise_cache, sequence, unnamed};
+use crate::dtype::Number;
 use crate::list::{headwise_sequences, headwise_sizes};
 use crate::pointer;
 use crate::sized::{self, growing};
 use crate::status::{Result, headwise_error, headwise_status};
-use crate::tensor::{headwise_tensor, input};
+use crate::tensor::headwise_tensor;
 
 /// Keys and values of new tokens, which are copied.
 #[repr(C)]
@@ -36,7 +37,7 @@ unsafe fn append(cache: &mut Inner, call: *const headwise_append_call) -> Result
         let call = sized::read("call", call)?;
         let key = pointer::required("key", call.key, "a headwise_tensor")?;
         let value = pointer::required("value", call.value, "a headwise_tensor")?;
-        let tokens = NewTokens::new(input("key", key)?, input("value", value)?);
+        let tokens = NewTokens::new(f32::reading("key", key)?, f32::reading("value", value)?);
         let tokens = match call.offsets.get("offsets")? {
             Some(offsets) => tokens.ragged(offsets),
             None => tokens,

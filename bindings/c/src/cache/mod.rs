@@ -11,7 +11,7 @@ use headwise::kv_cache::{
 
 use crate::boundary::guard;
 use crate::choice::{choice, choose};
-use crate::dtype::{self, headwise_dtype};
+use crate::dtype::headwise_dtype;
 use crate::pointer;
 use crate::sized::{self, growing};
 use crate::status::{Failure, Result, headwise_error, headwise_status};
@@ -93,9 +93,7 @@ impl headwise_cache {
     unsafe fn new(options: *const headwise_cache_options) -> Result<Self> {
         // SAFETY: the caller's promise.
         let options = unsafe { sized::read("options", options)? };
-        if options.dtype != 0 {
-            dtype::expect("options", options.dtype, headwise_dtype::F32)?;
-        }
+        check_dtype(options.dtype)?;
         let headwise_cache_options { kv_heads, head_dim, value_dim, .. } = options;
         let shape = KvShape { kv_heads, head_dim, value_dim };
         let (batch, capacity) = (options.sequences, options.capacity);
@@ -118,6 +116,17 @@ impl headwise_cache {
     /// The cache, to change.
     fn write(&self) -> Result<RwLockWriteGuard<'_, Inner>> {
         self.lock.try_write().map_err(refused)
+    }
+}
+
+/// Keys and values are kept in F32 so far.
+fn check_dtype(dtype: u32) -> Result<()> {
+    if dtype == 0 {
+        return Ok(());
+    }
+    match choose("options.dtype", dtype)? {
+        headwise_dtype::F32 => Ok(()),
+        other => Err(Failure::unsupported("options.dtype", format!("{other:?}"), "F32 or 0")),
     }
 }
 
