@@ -19,8 +19,10 @@ impl<T: Storage<Compute = f32>> Pool<T> {
     pub(super) fn new(shape: KvShape, pages: usize, page_size: usize) -> Result<Self> {
         shape.check()?;
         let [key, value] = shape.pools(pages, page_size);
+        // First the pools, which are refused where there is no such memory.
+        let (key, value) = (Tensor::zeros(key)?, Tensor::zeros(value)?);
         let wide = vec![0.0; shape.head_dim.max(shape.value_dim)];
-        let mut pool = Self { key: Tensor::zeros(key)?, value: Tensor::zeros(value)?, wide };
+        let mut pool = Self { key, value, wide };
         (0..pages).for_each(|page| pool.poison(page, 0..page_size));
         Ok(pool)
     }
