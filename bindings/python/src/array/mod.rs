@@ -1,0 +1,54 @@
+//! Arrays of other libraries, and ours: where elements lie, how they come in and how they go out.
+
+mod buffer;
+mod dtype;
+mod element;
+mod export;
+mod gather;
+mod give_back;
+mod import;
+mod operand;
+mod sink;
+mod strided;
+
+pub(crate) use dtype::DType;
+pub(crate) use element::{Compute, Stored, computed, is_in_place};
+pub(crate) use export::{Memory, Tensor};
+pub(crate) use gather::gather;
+pub(crate) use give_back::give_back;
+pub(crate) use import::Array;
+pub(crate) use operand::{Operand, Stretch, bools};
+pub(crate) use sink::Sink;
+pub(crate) use strided::{MAX_NDIM, Strided};
+
+/// Calls `$body` with `$S` the type that elements of this dtype are stored as: the one place that
+/// says which there are.
+macro_rules! with_stored {
+    ($argument:expr, $dtype:expr, $S:ident => $body:expr) => {{
+        use $crate::array::DType;
+        match $dtype {
+            DType::F32 => {
+                type $S = f32;
+                $body
+            }
+            DType::F64 => {
+                type $S = f64;
+                $body
+            }
+            DType::F16 => {
+                type $S = half::f16;
+                $body
+            }
+            DType::BF16 => {
+                type $S = half::bf16;
+                $body
+            }
+            other => Err($crate::error::kind(
+                $argument,
+                format_args!("elements of {other}"),
+                "float32, float64, float16 or bfloat16",
+            )),
+        }
+    }};
+}
+pub(crate) use with_stored;

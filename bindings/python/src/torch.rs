@@ -1,0 +1,91 @@
+//! What must be known of PyTorch, if it is there. It is never imported from here.
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyCapsule, PyModule};
+use pyo3::{ffi, intern};
+
+use crate::error;
+
+struct Torch {
+    tensor: Py<PyAny>,
+    is_grad_enabled: Py<PyAny>,
+    from_dlpack: Py<PyAny>,
+}
+
+static TORCH: PyOnceLock<Torch> = PyOnceLock::new();
+
+/// PyTorch, if somebody has imported it.
+fn torch(py: Python<'_>) -> PyResult<Option<&'static Torch>> {
+    if let Some(torch) = TORCH.get(py) {
+        return Ok(Some(torch));
+    }
+    let modules = PyModule::import(py, "sys")?.getattr("modules")?;
+    let module = modules.call_method1("get", ("torch",))?;
+    // A module that is being imported has no attributes yet.
+    let (Some(tensor), Some(is_grad_enabled)) =
+        (module.getattr_opt("Tensor")?, module.getattr_opt("is_grad_enabled")?)
+    else {
+        return Ok(None);
+    };
+    let Some(from_dlpack) = module.getattr_opt("from_dlpack")? else { return Ok(None) };
+    let torch = Torch {
+        tensor: tensor.unbind(),
+        is_grad_enabled: is_grad_enabled.unbind(),
+        from_dlpack: from_dlpack.unbind(),
+    };
+    Ok(Some(TORCH.get_or_init(py, || torch)))
+}
+
+/// Whether an object is a `torch.Tensor`.
+pub(crate) fn is_tensor(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    match torch(object.py())? {
+        None => Ok(false),
+        Some(torch) => {
+            // By the type itself: `isinstance` would call PyTorch's metaclass.
+            let class = torch.tensor.bind(object.py()).as_ptr().cast();
+            // SAFETY: the first is an object, the second a class, attached.
+            Ok(unsafe { ffi::PyObject_TypeCheck(object.as_ptr(), class) } != 0)
+        }
+    }
+}
+
+/// Refuses tensors that autograd must know of, and those whose numbers are not what lies in memory.
+pub(crate) fn check(argument: &str, object: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = object.py();
+    if !is_tensor(object)? {
+        return Ok(());
+    }
+    if object.getattr(intern!(py, "requires_grad"))?.is_truthy()? {
+        let torch = torch(py)?.map(|torch| torch.is_grad_enabled.bind(py));
+        if torch.map_or(Ok(false), |enabled| enabled.call0()?.is_truthy())? {
+            return Err(error::unable(
+                argument,
+                "a tensor that requires gradients, which headwise does not compute",
+                "one that does not: call under torch.no_grad(), or pass tensor.detach()",
+            ));
+        }
+    }
+    if object.call_method0(intern!(py, "is_neg"))?.is_truthy()? {
+        let expected = "the numbers themselves: tensor.resolve_neg()";
+        return Err(error::kind(argument, "a tensor that is a lazy negation", expected));
+    }
+    Ok(())
+}
+
+/// A tensor that PyTorch exports although autograd knows of it; anything else as it is.
+pub(crate) fn detached<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    if is_tensor(object)? {
+        return object.call_method0(intern!(object.py(), "detach"));
+    }
+    Ok(object.clone())
+}
+
+/// A tensor out of a capsule.
+pub(crate) fn from_capsule(capsule: Bound<'_, PyCapsule>) -> PyResult<Bound<'_, PyAny>> {
+    let py = capsule.py();
+    match torch(py)? {
+        Some(torch) => torch.from_dlpack.bind(py).call1((capsule,)),
+        None => Ok(capsule.into_any()),
+    }
+}
