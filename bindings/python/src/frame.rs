@@ -3,7 +3,7 @@
 
 use pyo3::PyResult;
 
-use crate::array::{MAX_NDIM, Strided};
+use crate::array::{MAX_NDIM, Strided, check_size};
 use crate::error;
 
 /// The extents that all results of a call have.
@@ -59,7 +59,7 @@ impl Frame {
             }
             (_, q, kv) => (q, kv),
         };
-        Ok(Self {
+        let this = Self {
             batch,
             lead,
             shows_heads: shown > 2,
@@ -68,7 +68,12 @@ impl Frame {
             seq_q: query.extent_from_last(2),
             seq_kv: key.extent_from_last(2),
             value_dim: value.extent_from_last(1),
-        })
+        };
+        // What all of them are stretched to.
+        let widest = query.extent_from_last(1).max(this.value_dim);
+        let seq = this.seq_q.max(this.seq_kv);
+        check_size("query", &this.shape(q_heads.max(kv_heads), &[seq, widest]))?;
+        Ok(this)
     }
 
     /// Of queries to a cache, `[sequences, heads, positions, elements]`.

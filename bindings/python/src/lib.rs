@@ -2,12 +2,14 @@
 
 mod array;
 mod attention;
+mod bench;
 mod call;
 mod dlpack;
 mod error;
 mod extra;
 mod frame;
 mod held;
+mod imported;
 mod kv_cache;
 mod numbers;
 mod numpy;
@@ -46,6 +48,7 @@ fn _headwise(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<rope::QkNorm>()?;
     module.add_function(wrap_pyfunction!(attention::scaled_dot_product_attention, module)?)?;
     module.add_function(wrap_pyfunction!(attention::attention, module)?)?;
+    module.add_function(wrap_pyfunction!(bench::seconds_of_calls, module)?)?;
     module.add_function(wrap_pyfunction!(available_isas, module)?)?;
     module.add_function(wrap_pyfunction!(reads_in_place, module)?)?;
     module.add_function(wrap_pyfunction!(threads::get_num_threads, module)?)?;

@@ -1,8 +1,10 @@
 //! What must be known of NumPy, if it is there. It is never imported from here.
 
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyModule;
+
+use crate::imported;
 
 struct Numpy {
     ndarray: Py<PyAny>,
@@ -16,8 +18,7 @@ fn numpy(py: Python<'_>) -> PyResult<Option<&'static Numpy>> {
     if let Some(numpy) = NUMPY.get(py) {
         return Ok(Some(numpy));
     }
-    let modules = PyModule::import(py, "sys")?.getattr("modules")?;
-    let module = modules.call_method1("get", ("numpy",))?;
+    let Some(module) = imported::module(intern!(py, "numpy"))? else { return Ok(None) };
     let (Some(ndarray), Some(asarray)) =
         (module.getattr_opt("ndarray")?, module.getattr_opt("asarray")?)
     else {
@@ -29,10 +30,8 @@ fn numpy(py: Python<'_>) -> PyResult<Option<&'static Numpy>> {
 
 /// Whether an object is a `numpy.ndarray`.
 pub(crate) fn is_array(object: &Bound<'_, PyAny>) -> PyResult<bool> {
-    match numpy(object.py())? {
-        None => Ok(false),
-        Some(numpy) => object.is_instance(numpy.ndarray.bind(object.py())),
-    }
+    let numpy = numpy(object.py())?;
+    Ok(numpy.is_some_and(|n| imported::is_of(object, n.ndarray.bind_borrowed(object.py()))))
 }
 
 /// An array of memory that speaks the buffer protocol.

@@ -1,11 +1,11 @@
 //! What must be known of PyTorch, if it is there. It is never imported from here.
 
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyCapsule, PyModule};
-use pyo3::{ffi, intern};
+use pyo3::types::PyCapsule;
 
-use crate::error;
+use crate::{error, imported};
 
 struct Torch {
     tensor: Py<PyAny>,
@@ -20,8 +20,7 @@ fn torch(py: Python<'_>) -> PyResult<Option<&'static Torch>> {
     if let Some(torch) = TORCH.get(py) {
         return Ok(Some(torch));
     }
-    let modules = PyModule::import(py, "sys")?.getattr("modules")?;
-    let module = modules.call_method1("get", ("torch",))?;
+    let Some(module) = imported::module(intern!(py, "torch"))? else { return Ok(None) };
     // A module that is being imported has no attributes yet.
     let (Some(tensor), Some(is_grad_enabled)) =
         (module.getattr_opt("Tensor")?, module.getattr_opt("is_grad_enabled")?)
@@ -39,15 +38,8 @@ fn torch(py: Python<'_>) -> PyResult<Option<&'static Torch>> {
 
 /// Whether an object is a `torch.Tensor`.
 pub(crate) fn is_tensor(object: &Bound<'_, PyAny>) -> PyResult<bool> {
-    match torch(object.py())? {
-        None => Ok(false),
-        Some(torch) => {
-            // By the type itself: `isinstance` would call PyTorch's metaclass.
-            let class = torch.tensor.bind(object.py()).as_ptr().cast();
-            // SAFETY: the first is an object, the second a class, attached.
-            Ok(unsafe { ffi::PyObject_TypeCheck(object.as_ptr(), class) } != 0)
-        }
-    }
+    let torch = torch(object.py())?;
+    Ok(torch.is_some_and(|t| imported::is_of(object, t.tensor.bind_borrowed(object.py()))))
 }
 
 /// Refuses tensors that autograd must know of, and those whose numbers are not what lies in memory.

@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-import reference
 
 import headwise
+import reference
 
 SHAPE = (2, 3, 5, 8)
 

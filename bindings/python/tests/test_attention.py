@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import reference
-from reference import positions
 
 import headwise
+import reference
+from reference import positions
 
 BATCH, HEADS, KV, SEQ_Q, SEQ_KV, DIM = 2, 4, 2, 7, 13, 8
 

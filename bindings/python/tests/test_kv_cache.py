@@ -176,9 +176,9 @@ def test_refusals():
     flat, _ = made("contiguous", 2)
     with pytest.raises(TypeError, match="fork: a contiguous cache"):
         flat.fork(name)
-    with pytest.raises(TypeError, match="sequence: .*one sequence for each"):
+    with pytest.raises(TypeError, match=r"sequence: .*one sequence for each"):
         flat.length(name)
     with pytest.raises(ValueError, match="sequences: a contiguous cache"):
         flat.attend(query, [0])
-    with pytest.raises(ValueError, match="capacity|batch"):
+    with pytest.raises(ValueError, match=r"capacity|batch"):
         headwise.KvCache.contiguous(batch=0, capacity=4, **SHAPE)

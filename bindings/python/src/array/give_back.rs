@@ -20,6 +20,9 @@ pub(crate) fn give_back<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = like.py();
     let memory = Arc::new(memory);
+    if numpy::is_array(like)? {
+        return numpy::as_array(Bound::new(py, Tensor::new(memory))?.as_any());
+    }
     if let Some(api) = exchange_api(like)?
         && let Some(function) = api.object_of_managed
     {
@@ -37,9 +40,6 @@ pub(crate) fn give_back<'py>(
         return torch::from_capsule(capsule(py, memory, (false, 0))?);
     }
     let ours = Bound::new(py, Tensor::new(memory))?.into_any();
-    if numpy::is_array(like)? {
-        return numpy::as_array(&ours);
-    }
     // What the array API standard says.
     if let Some(namespace) = like.getattr_opt(intern!(py, "__array_namespace__"))? {
         return namespace.call0()?.call_method1(intern!(py, "from_dlpack"), (ours,));

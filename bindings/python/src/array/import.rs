@@ -15,7 +15,7 @@ use pyo3::{ffi, intern};
 
 use super::{DType, Strided};
 use crate::dlpack::{self, Device, ExchangeApi, Managed, ManagedVersioned};
-use crate::{error, torch};
+use crate::{error, numpy, torch};
 
 /// An array that a call was given. What it is about lies still as long as the argument is there and
 /// nobody resizes it; that nobody writes to it while a call reads is the caller's to see to, as it
@@ -83,11 +83,13 @@ impl<'a> Array<'a> {
 
     /// The array of an object, if it is one.
     pub(crate) fn try_of(argument: &str, object: &'a Bound<'_, PyAny>) -> PyResult<Option<Self>> {
-        torch::check(argument, object)?;
-        if let Some(api) = exchange_api(object)?
-            && let Some(function) = api.tensor_of_object
-        {
-            return of_function(argument, object, function).map(Some);
+        if !numpy::is_array(object)? {
+            torch::check(argument, object)?;
+            if let Some(api) = exchange_api(object)?
+                && let Some(function) = api.tensor_of_object
+            {
+                return of_function(argument, object, function).map(Some);
+            }
         }
         // SAFETY: any object may be asked.
         let is_buffer = unsafe { ffi::PyObject_CheckBuffer(object.as_ptr()) } != 0;
@@ -197,7 +199,7 @@ unsafe fn place_of(argument: &str, tensor: &dlpack::Tensor) -> PyResult<Strided>
             }
         }
     }
-    Ok(place)
+    place.checked(argument)
 }
 
 fn of_buffer<'a>(argument: &str, object: &Bound<'_, PyAny>) -> PyResult<Array<'a>> {
@@ -215,7 +217,7 @@ fn of_buffer<'a>(argument: &str, object: &Bound<'_, PyAny>) -> PyResult<Array<'a
     for (axis, (&extent, &stride)) in buffer.shape().iter().zip(buffer.strides()).enumerate() {
         place.set_axis(axis, extent, stride);
     }
-    Ok(Array::new(place, buffer.readonly(), Owner::Buffer(buffer)))
+    Ok(Array::new(place.checked(argument)?, buffer.readonly(), Owner::Buffer(buffer)))
 }
 
 fn of_dlpack<'a>(argument: &str, object: &Bound<'_, PyAny>) -> PyResult<Array<'a>> {

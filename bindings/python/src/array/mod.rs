@@ -19,7 +19,7 @@ pub(crate) use give_back::give_back;
 pub(crate) use import::Array;
 pub(crate) use operand::{Operand, Stretch, bools};
 pub(crate) use sink::Sink;
-pub(crate) use strided::{MAX_NDIM, Strided};
+pub(crate) use strided::{MAX_NDIM, Strided, check_size};
 
 /// Calls `$body` with `$S` the type that elements of this dtype are stored as: the one place that
 /// says which there are.

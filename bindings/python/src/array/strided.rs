@@ -26,6 +26,16 @@ unsafe impl Send for Strided {}
 // SAFETY: as above.
 unsafe impl Sync for Strided {}
 
+/// Refuses extents whose product, those of 0 left out, is more than memory can have bytes of.
+pub(crate) fn check_size(argument: &str, shape: &[usize]) -> PyResult<()> {
+    let most = isize::MAX as usize / 16;
+    let count = shape.iter().try_fold(1_usize, |n, &extent| n.checked_mul(extent.max(1)));
+    if count.is_some_and(|count| count <= most) {
+        return Ok(());
+    }
+    Err(error::value(argument, format_args!("{shape:?}"), format_args!("at most {most} elements")))
+}
+
 impl Strided {
     /// Of extents, with distances that are filled in afterwards.
     pub(crate) fn new(argument: &str, data: *mut u8, dtype: DType, ndim: usize) -> PyResult<Self> {
@@ -57,7 +67,13 @@ impl Strided {
         self.shape().contains(&0)
     }
 
-    /// The number of elements, which the constructors' callers bounded.
+    /// The same, once it is known that its extents' product can be computed with.
+    pub(crate) fn checked(self, argument: &str) -> PyResult<Self> {
+        check_size(argument, self.shape())?;
+        Ok(self)
+    }
+
+    /// The number of elements, which `checked` bounded.
     pub(crate) fn count(&self) -> usize {
         self.shape().iter().product()
     }
@@ -134,10 +150,11 @@ impl Strided {
         for axis in (0..lead).rev().filter(|&axis| self.shape[axis] != 1) {
             if batch == 1 {
                 stride = self.strides[axis];
-            } else if self.strides[axis] != stride * batch as isize && !self.is_empty() {
+            } else if self.strides[axis] != stride.wrapping_mul(batch as isize) && !self.is_empty()
+            {
                 return None;
             }
-            batch *= self.shape[axis];
+            batch = batch.wrapping_mul(self.shape[axis]);
         }
         let [.., a, b, c] = *self.shape() else { return None };
         let [.., of_a, of_b, of_c] = *self.strides() else { return None };
