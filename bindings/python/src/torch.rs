@@ -10,6 +10,7 @@ use crate::{error, imported};
 struct Torch {
     tensor: Py<PyAny>,
     is_grad_enabled: Py<PyAny>,
+    forward: Py<PyAny>,
     from_dlpack: Py<PyAny>,
 }
 
@@ -28,9 +29,11 @@ fn torch(py: Python<'_>) -> PyResult<Option<&'static Torch>> {
         return Ok(None);
     };
     let Some(from_dlpack) = module.getattr_opt("from_dlpack")? else { return Ok(None) };
+    let forward = module.getattr("autograd")?.getattr("forward_ad")?;
     let torch = Torch {
         tensor: tensor.unbind(),
         is_grad_enabled: is_grad_enabled.unbind(),
+        forward: forward.unbind(),
         from_dlpack: from_dlpack.unbind(),
     };
     Ok(Some(TORCH.get_or_init(py, || torch)))
@@ -58,11 +61,34 @@ pub(crate) fn check(argument: &str, object: &Bound<'_, PyAny>) -> PyResult<()> {
             ));
         }
     }
+    if has_tangent(object)? {
+        return Err(error::unable(
+            argument,
+            "a dual tensor of forward differentiation, which headwise does not compute",
+            "tensors without tangents",
+        ));
+    }
     if object.call_method0(intern!(py, "is_neg"))?.is_truthy()? {
         let expected = "the numbers themselves: tensor.resolve_neg()";
         return Err(error::kind(argument, "a tensor that is a lazy negation", expected));
     }
     Ok(())
+}
+
+/// Whether forward differentiation is at work and has a tangent of a tensor.
+fn has_tangent(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let py = object.py();
+    let Some(torch) = torch(py)? else { return Ok(false) };
+    let forward = torch.forward.bind(py);
+    // Of no level outside of it.
+    let Some(level) = forward.getattr_opt(intern!(py, "_current_level"))? else {
+        return Ok(false);
+    };
+    if level.extract::<i64>()? < 0 {
+        return Ok(false);
+    }
+    let parts = forward.call_method1(intern!(py, "unpack_dual"), (object,))?;
+    Ok(!parts.getattr(intern!(py, "tangent"))?.is_none())
 }
 
 /// A tensor that PyTorch exports although autograd knows of it; anything else as it is.

@@ -1,4 +1,4 @@
-"""Makes ``goldens.npz``, PyTorch's answers for machines without it: ``python tests/make_goldens.py``.
+"""Makes ``goldens.npz``, PyTorch's answers for machines without it.
 
 Inputs are in single precision, the answers computed in double by PyTorch's plain implementation.
 """

@@ -141,6 +141,16 @@ def test_tensors_that_are_not_dense_numbers():
     assert lazy.is_neg()
     with refused(TypeError, "value: a tensor that is a lazy negation", "resolve_neg"):
         sdpa(x, x, lazy)
+    with refused(TypeError, "query", "a dense tensor"):
+        torch.vmap(lambda y: sdpa(y, y, y))(x)
+    with refused(RuntimeError, "query: a dual tensor"), torch.autograd.forward_ad.dual_level():
+        sdpa(torch.autograd.forward_ad.make_dual(x, x), x, x)
+    with torch.autograd.forward_ad.dual_level():
+        assert torch.equal(sdpa(x, x, x), x)
+    empty = torch.ones(1, 2, 4, 8)
+    empty.untyped_storage().resize_(0)
+    with refused(TypeError, "key: a tensor without memory"):
+        sdpa(x, empty, x)
     nested = torch.nested.nested_tensor([torch.ones(2, 4, 8), torch.ones(2, 3, 8)])
     with refused((TypeError, ValueError, RuntimeError), "query"):
         sdpa(nested, x, x)

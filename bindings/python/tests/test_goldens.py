@@ -2,9 +2,10 @@
 
 import pathlib
 
-import headwise
 import numpy as np
 import pytest
+
+import headwise
 
 GOLDENS = dict(np.load(pathlib.Path(__file__).with_name("goldens.npz")))
 NAMES = sorted({name.split(".")[0] for name in GOLDENS} - {"torch_version"})

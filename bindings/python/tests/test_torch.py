@@ -133,6 +133,16 @@ def test_errors_are_those_of_pytorch():
         F.scaled_dot_product_attention(x, x, x, attn_mask=mask, is_causal=True)
 
 
+def test_compiled_models_have_pytorch():
+    x = torch.randn(1, 2, 5, 8)
+    with headwise.torch.patch() as patch:
+        function = torch.compile(
+            lambda y: F.scaled_dot_product_attention(y, y, y) + 1, backend="eager", fullgraph=True
+        )
+        function(x)
+    assert (patch.calls, patch.fallbacks) == (0, {})
+
+
 def test_bfloat16():
     x = torch.randn(1, 2, 5, 8).bfloat16()
     with torch.no_grad(), headwise.torch.patch() as patch:

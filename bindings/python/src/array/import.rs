@@ -199,6 +199,9 @@ unsafe fn place_of(argument: &str, tensor: &dlpack::Tensor) -> PyResult<Strided>
             }
         }
     }
+    if tensor.data.is_null() && !place.is_empty() {
+        return Err(error::kind(argument, "a tensor without memory", "a dense tensor"));
+    }
     place.checked(argument)
 }
 
