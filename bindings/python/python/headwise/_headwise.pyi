@@ -1,25 +1,10 @@
 """Types of the compiled module."""
 
+import sys
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, final
+from typing import Any, Literal, TypedDict, Unpack, final
 
-class SupportsDLPack(Protocol):
-    """Whatever has a capsule of DLPack, or a table of its C functions."""
-
-    def __dlpack__(self, *, stream: Any = ...) -> Any: ...
-    def __dlpack_device__(self) -> tuple[Any, int]: ...
-
-class SupportsBuffer(Protocol):
-    """Whatever has the buffer protocol, as ``collections.abc.Buffer`` says from Python 3.12 on."""
-
-    def __buffer__(self, flags: int, /) -> memoryview: ...
-
-Array: TypeAlias = SupportsDLPack | SupportsBuffer
-ArrayT = TypeVar("ArrayT", bound=Array)
-Ints: TypeAlias = Sequence[int] | Array
-Floats: TypeAlias = Sequence[float] | Array
-Picks: TypeAlias = tuple[Ints | None, Ints | None]
-Layout: TypeAlias = Literal["bhsd", "bshd"]
+from headwise.typing import Array, ArrayT, Floats, Ints, Layout, Picks
 
 class _Outputs(TypedDict, total=False):
     return_lse: bool | None
@@ -136,7 +121,8 @@ class Tensor:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> Any: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class RelativeBias:

@@ -144,7 +144,7 @@ def _reason_for_torch(
 def _is_transformed() -> bool:
     """Whether somebody watches every operator: tracing, functorch, forward differentiation."""
     return (
-        torch.jit.is_tracing()
+        torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
@@ -196,7 +196,8 @@ def _transformers_attention(
     causal = bool(causal) and attention_mask is None and query.shape[2] > 1
     mask, bias = attention_mask, position_bias
     if mask is not None and mask.dtype != torch.bool:
-        mask, bias = None, mask if bias is None else mask + bias
+        bias = mask if bias is None else mask + bias
+        mask = None
     weights = bool(kwargs.get("output_attentions"))
     batch, heads, seq, _ = query.shape
     out = query.new_empty((batch, seq, heads, value.shape[-1]))
