@@ -1,11 +1,12 @@
 //! What is done to keys on their way into a cache: a norm and a rotation.
 
-use headwise::kv_cache::{Frequencies, Llama3, RopeLayout, RopeScaling, Yarn};
+use headwise::kv_cache::{Frequencies, Llama3, Positions, RopeLayout, RopeScaling, Yarn};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::array::{Array, DType, Memory, Operand, Sink, Stored, Stretch, Strided, give_back};
 use crate::error;
-use crate::numbers::floats;
+use crate::numbers::{floats, sizes};
 
 /// A rotary embedding of positions up to a last one. `scaling` is a dictionary of a model's
 /// configuration, as Hugging Face's: `{"rope_type": "llama3", "factor": 8.0, ...}`.
@@ -37,6 +38,46 @@ impl Rope {
         headwise::Rope::new(layout, &frequencies, positions).map(Self).map_err(error::of)
     }
 
+    /// Queries, or keys, `[batch, heads, seq, dim]`, rotated: an array of the same library. The
+    /// positions are `start` and those behind it in every batch entry, or from one start for each
+    /// (`starts`), or one for each token, batch entry by batch entry (`positions`).
+    #[pyo3(signature = (rows, *, start=0, starts=None, positions=None))]
+    fn rotate<'py>(
+        &self,
+        py: Python<'py>,
+        rows: &Bound<'py, PyAny>,
+        start: usize,
+        starts: Option<&Bound<'py, PyAny>>,
+        positions: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let array = Array::of("rows", rows)?;
+        let starts = starts.map(|starts| sizes("starts", starts)).transpose()?;
+        let each = positions.map(|positions| sizes("positions", positions)).transpose()?;
+        let positions = match (&starts, &each) {
+            (None, None) => Positions::From(start),
+            (Some(starts), None) => Positions::Starts(starts),
+            (None, Some(each)) => Positions::Each(each),
+            (Some(_), Some(_)) => {
+                return Err(error::value("positions", "starts and positions", "one of them"));
+            }
+        };
+        let place = array.place;
+        // SAFETY: the array is there until the call returns, and the caller sees to it that nobody
+        // writes it meanwhile.
+        let memory = py.detach(|| unsafe {
+            match place.dtype {
+                DType::F32 => rotated::<f32>(&self.0, place, positions),
+                DType::F16 => rotated::<half::f16>(&self.0, place, positions),
+                DType::BF16 => rotated::<half::bf16>(&self.0, place, positions),
+                other => {
+                    let got = format!("elements of {other}");
+                    Err(error::kind("rows", got, "float32, float16 or bfloat16"))
+                }
+            }
+        })?;
+        give_back(rows, memory)
+    }
+
     /// The dimensions that are rotated, the first of a row.
     #[getter]
     fn rotary_dim(&self) -> usize {
@@ -53,6 +94,30 @@ impl Rope {
         let (dim, positions) = (self.0.rotary_dim(), self.0.positions());
         format!("headwise.Rope(rotary_dim={dim}, positions={positions})")
     }
+}
+
+/// Rotates rows to new memory.
+///
+/// # Safety
+/// The rows must be readable, as elements of `S`.
+unsafe fn rotated<S: Stored<Compute = f32>>(
+    rope: &headwise::Rope,
+    place: Strided,
+    positions: Positions<'_>,
+) -> PyResult<Memory> {
+    if place.ndim() != 4 {
+        let got = format!("{:?}", place.shape());
+        return Err(error::value("rows", got, "four axes: batch, heads, positions, elements"));
+    }
+    let memory = Memory::new(S::DTYPE, place.shape(), false)?;
+    // SAFETY: the caller's promise; the memory is new, and dropped after the sink.
+    unsafe {
+        let rows = Operand::numbers::<S>(place, Stretch { batch: &[], heads: None })?;
+        let mut sink = Sink::<S>::new(memory.place())?;
+        rope.rotate_into(rows.view()?, positions, sink.view()?).map_err(error::of)?;
+        sink.finish();
+    }
+    Ok(memory)
 }
 
 /// The scaling that a configuration names.

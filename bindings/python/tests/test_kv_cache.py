@@ -143,6 +143,16 @@ def test_keys_are_normalised_and_rotated():
     turned = np.concatenate([x * cos - y * sin, x * sin + y * cos], -1).astype(np.float32)
     right = headwise.attention(query, turned, key).out
     np.testing.assert_allclose(cache.attend(query).out, right, atol=1e-5)
+    by_rope = rope.rotate(normed.astype(np.float32))
+    np.testing.assert_allclose(by_rope, turned, atol=1e-5)
+    later = rope.rotate(normed[:, :, 2:].astype(np.float32), starts=[2])
+    assert np.array_equal(later, by_rope[:, :, 2:])
+    each = rope.rotate(normed[:, :, ::-1].astype(np.float32), positions=[4, 3, 2, 1, 0])
+    assert np.array_equal(each, by_rope[:, :, ::-1])
+    half = rope.rotate(normed.astype(np.float16), start=0)
+    np.testing.assert_allclose(half, by_rope, atol=5e-3)
+    with pytest.raises(ValueError, match="position: 64"):
+        rope.rotate(normed.astype(np.float32), start=60)
     llama = {
         "rope_type": "llama3",
         "factor": 8.0,

@@ -146,6 +146,14 @@ class Rope:
         layout: Literal["half_split", "interleaved"] = "half_split",
         scaling: dict[str, Any] | None = None,
     ) -> Rope: ...
+    def rotate(
+        self,
+        rows: ArrayT,
+        *,
+        start: int = 0,
+        starts: Ints | None = None,
+        positions: Ints | None = None,
+    ) -> ArrayT: ...
     @property
     def rotary_dim(self) -> int: ...
     @property
