@@ -6,12 +6,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::array::{Array, DType, Operand, Stored, Stretch, Strided, with_stored};
-use crate::attention::{Attention, is_bshd, pairs, read};
-use crate::call::{Call, Source};
+use crate::attend::{attend, check_precision};
+use crate::attention::{Attention, is_bshd, pairs};
 use crate::error;
-use crate::frame::Frame;
 use crate::numbers::sizes;
-use crate::options::Options;
 use crate::rope::{QkNorm, Rope};
 
 /// The name of a sequence of a paged cache. Caches that are told the same give the same names.
@@ -228,37 +226,15 @@ impl KvCache {
     #[pyo3(signature = (query, sequences=None, *, out=None, layout="bhsd", **options))]
     fn attend(
         &self,
-        py: Python<'_>,
         query: &Bound<'_, PyAny>,
         sequences: Option<Vec<Sequence>>,
         out: Option<&Bound<'_, PyAny>>,
         layout: &str,
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Attention> {
-        let keywords = pairs(options)?;
-        let causal = Some(headwise::Causal::BottomRight);
-        let mut options = Options { causal, ..Options::default() };
-        if keywords.iter().any(|(name, _)| name == "causal" || name == "causal_offset") {
-            options.causal = None;
-        }
-        let wants = read(&keywords, &mut options)?;
-        let bshd = is_bshd(layout)?;
-        let array = Array::of("query", query)?;
-        check_precision("query", array.place.dtype)?;
-        let place = if bshd { array.place.heads_swapped() } else { array.place };
-        let target = out.map(|out| Array::writable("out", out)).transpose()?;
         let mut tables = TableBuffer::new();
         let cache = self.view(sequences, &mut tables)?;
-        let longest = cache.tables().lengths.iter().copied().max().unwrap_or(0);
-        let [_, kv_heads, _, value_dim] = cache.value().shape();
-        let frame = Frame::of_cache(&place, [kv_heads, longest, value_dim])?;
-        let source = Source::Cache(&cache);
-        let (options, wants, out_place) = (&options, &wants, target.as_ref().map(|out| out.place));
-        let call = Call { query: place, source, frame, options, wants, out: out_place, bshd };
-        // SAFETY: the arrays are there until the call returns, and the caller sees to it that nobody
-        // writes them meanwhile; the cache is borrowed as long.
-        let results = py.detach(|| unsafe { call.run() })?;
-        Attention::new(query, results, out)
+        attend(query, &cache, out, layout, options)
     }
 
     fn __repr__(&self) -> String {
@@ -397,15 +373,6 @@ unsafe fn append(
         (Kind::Paged(cache), _) => cache.append(&[], &tokens),
     };
     done.map_err(error::of)
-}
-
-/// Refuses doubles, which caches do not hold.
-fn check_precision(argument: &str, dtype: DType) -> PyResult<()> {
-    if dtype == DType::F64 {
-        let expected = "float32, float16 or bfloat16: caches hold float32";
-        return Err(error::kind(argument, "elements of float64", expected));
-    }
-    Ok(())
 }
 
 /// Rows for a cache, which holds single precision.

@@ -1,6 +1,7 @@
 //! The Python package `headwise`: attention on arrays of PyTorch, NumPy and others, where they lie.
 
 mod array;
+mod attend;
 mod attention;
 mod bench;
 mod call;
@@ -16,6 +17,7 @@ mod numpy;
 mod options;
 mod relative_bias;
 mod rope;
+mod state;
 mod threads;
 mod torch;
 mod wants;
@@ -48,6 +50,8 @@ fn _headwise(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<rope::QkNorm>()?;
     module.add_function(wrap_pyfunction!(attention::scaled_dot_product_attention, module)?)?;
     module.add_function(wrap_pyfunction!(attention::attention, module)?)?;
+    module.add_function(wrap_pyfunction!(attend::paged_attention, module)?)?;
+    module.add_function(wrap_pyfunction!(state::merge_states, module)?)?;
     module.add_function(wrap_pyfunction!(bench::seconds_of_calls, module)?)?;
     module.add_function(wrap_pyfunction!(available_isas, module)?)?;
     module.add_function(wrap_pyfunction!(reads_in_place, module)?)?;

@@ -119,6 +119,16 @@ impl Strided {
         Ok(to)
     }
 
+    /// The same with a last axis of one element.
+    pub(crate) fn with_last_axis(self, argument: &str) -> PyResult<Self> {
+        let mut to = Self::new(argument, self.data, self.dtype, self.ndim + 1)?;
+        for axis in 0..self.ndim {
+            to.set_axis(axis, self.shape[axis], self.strides[axis]);
+        }
+        to.set_axis(self.ndim, 1, self.dtype.size() as isize);
+        Ok(to)
+    }
+
     /// The same with an axis of one element repeated.
     pub(crate) fn repeated(mut self, axis: usize, extent: usize) -> Self {
         if self.shape[axis] == 1 && extent != 1 {
