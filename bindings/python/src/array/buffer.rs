@@ -7,7 +7,7 @@ use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-use super::export::Memory;
+use super::Memory;
 
 /// Describes `memory`, which `owner` keeps.
 ///

@@ -7,19 +7,22 @@ mod export;
 mod gather;
 mod give_back;
 mod import;
+mod memory;
 mod operand;
 mod sink;
 mod strided;
+mod tensor;
 
 pub(crate) use dtype::DType;
 pub(crate) use element::{Compute, Stored, computed, is_in_place};
-pub(crate) use export::{Memory, Tensor};
 pub(crate) use gather::gather;
 pub(crate) use give_back::give_back;
 pub(crate) use import::Array;
+pub(crate) use memory::Memory;
 pub(crate) use operand::{Operand, Stretch, bools};
 pub(crate) use sink::Sink;
 pub(crate) use strided::{MAX_NDIM, Strided, check_size};
+pub(crate) use tensor::Tensor;
 
 /// Calls `$body` with `$S` the type that elements of this dtype are stored as: the one place that
 /// says which there are.

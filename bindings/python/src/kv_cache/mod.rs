@@ -1,28 +1,20 @@
 //! Caches of keys and values: one class, of three kinds.
 
-use headwise::kv_cache::{KvShape, PagedCapacity, Positions, TableBuffer};
-use headwise::{ContiguousCache, KvView, NewTokens, PagedCache, RingCache};
+mod append;
+mod sequence;
+
+use headwise::kv_cache::{KvShape, PagedCapacity, TableBuffer};
+use headwise::{ContiguousCache, KvView, PagedCache, RingCache};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::array::{Array, DType, Operand, Stored, Stretch, Strided, with_stored};
-use crate::attend::{attend, check_precision};
-use crate::attention::{Attention, is_bshd, pairs};
+use crate::array::Array;
+use crate::attend::attend;
+use crate::attention::Attention;
 use crate::error;
-use crate::numbers::sizes;
-use crate::rope::{QkNorm, Rope};
-
-/// The name of a sequence of a paged cache. Caches that are told the same give the same names.
-#[pyclass(frozen, eq, hash, module = "headwise", from_py_object)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct SequenceId(headwise::kv_cache::SequenceId);
-
-#[pymethods]
-impl SequenceId {
-    fn __repr__(&self) -> String {
-        format!("headwise.{:?}", self.0)
-    }
-}
+use append::{Append, append};
+use sequence::Named;
+pub(crate) use sequence::{Sequence, SequenceId};
 
 #[derive(Debug)]
 enum Kind {
@@ -35,35 +27,6 @@ enum Kind {
 #[pyclass(module = "headwise")]
 #[derive(Debug)]
 pub(crate) struct KvCache(Kind);
-
-/// A sequence of a call: a number, or a name.
-#[derive(Debug, FromPyObject)]
-enum Sequence {
-    Id(SequenceId),
-    Index(usize),
-}
-
-impl Sequence {
-    fn index(&self) -> PyResult<usize> {
-        match self {
-            Self::Index(index) => Ok(*index),
-            Self::Id(id) => {
-                let expected = "a number: this cache has one sequence for each of its batch";
-                Err(error::kind("sequence", id.__repr__(), expected))
-            }
-        }
-    }
-
-    fn id(&self) -> PyResult<headwise::kv_cache::SequenceId> {
-        match self {
-            Self::Id(id) => Ok(id.0),
-            Self::Index(index) => {
-                let expected = "a name that create() or fork() gave";
-                Err(error::kind("sequence", index, expected))
-            }
-        }
-    }
-}
 
 #[pymethods]
 impl KvCache {
@@ -284,118 +247,4 @@ impl KvCache {
 
 fn shape(kv_heads: usize, head_dim: usize, value_dim: Option<usize>) -> KvShape {
     KvShape { kv_heads, head_dim, value_dim: value_dim.unwrap_or(head_dim) }
-}
-
-/// The sequences of a call.
-#[derive(Debug)]
-enum Named {
-    All,
-    Indices(Vec<usize>),
-    Ids(Vec<headwise::kv_cache::SequenceId>),
-}
-
-impl Named {
-    fn new(kind: &Kind, sequences: Option<Vec<Sequence>>) -> PyResult<Self> {
-        match (kind, sequences) {
-            (Kind::Paged(_), None) => {
-                Err(error::value("sequences", "None", "the names of a paged cache's sequences"))
-            }
-            (Kind::Paged(_), Some(names)) => {
-                names.iter().map(Sequence::id).collect::<PyResult<_>>().map(Self::Ids)
-            }
-            (_, None) => Ok(Self::All),
-            (_, Some(names)) => {
-                names.iter().map(Sequence::index).collect::<PyResult<_>>().map(Self::Indices)
-            }
-        }
-    }
-}
-
-/// What is done to new tokens.
-#[derive(Debug, Default)]
-struct Append {
-    offsets: Option<Vec<usize>>,
-    positions: Option<Vec<usize>>,
-    rope: Option<Py<Rope>>,
-    norm: Option<Py<QkNorm>>,
-    bshd: bool,
-}
-
-impl Append {
-    fn read(keywords: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
-        let mut this = Self::default();
-        for (name, value) in pairs(keywords)? {
-            match &*name {
-                "offsets" => this.offsets = Some(sizes(&name, &value)?),
-                "positions" => this.positions = Some(sizes(&name, &value)?),
-                "rope" => this.rope = Some(value.extract()?),
-                "norm" => this.norm = Some(value.extract()?),
-                "layout" => this.bshd = is_bshd(&value.extract::<String>()?)?,
-                _ => {
-                    let expected = "offsets, positions, rope, norm or layout";
-                    return Err(error::kind(&name, "an unknown keyword", expected));
-                }
-            }
-        }
-        Ok(this)
-    }
-}
-
-/// # Safety
-/// The arrays must be readable until it is done.
-unsafe fn append(
-    kind: &mut Kind,
-    named: Named,
-    (key, value): (Strided, Strided),
-    options: &Append,
-) -> PyResult<()> {
-    // SAFETY: the caller's promise.
-    let (key, value) = unsafe { (new_rows("key", key)?, new_rows("value", value)?) };
-    let mut tokens = NewTokens::new(key.view()?, value.view()?);
-    if let Some(offsets) = &options.offsets {
-        tokens = tokens.ragged(offsets);
-    }
-    if let Some(positions) = &options.positions {
-        tokens = tokens.positions(Positions::Each(positions));
-    }
-    if let Some(rope) = &options.rope {
-        tokens = tokens.rope(&rope.get().0);
-    }
-    if let Some(norm) = &options.norm {
-        tokens = tokens.norm(&norm.get().0);
-    }
-    let done = match (kind, named) {
-        (Kind::Contiguous(cache), Named::Indices(indices)) => cache.append_to(&indices, &tokens),
-        (Kind::Ring(cache), Named::Indices(indices)) => cache.append_to(&indices, &tokens),
-        (Kind::Paged(cache), Named::Ids(ids)) => cache.append(&ids, &tokens),
-        (Kind::Contiguous(cache), _) => cache.append(&tokens),
-        (Kind::Ring(cache), _) => cache.append(&tokens),
-        (Kind::Paged(cache), _) => cache.append(&[], &tokens),
-    };
-    done.map_err(error::of)
-}
-
-/// Rows for a cache, which holds single precision.
-///
-/// # Safety
-/// The array must be readable as long as the operand is there.
-unsafe fn new_rows(argument: &'static str, place: Strided) -> PyResult<Operand<f32>> {
-    let place = place.with_ndim(argument, 4)?;
-    check_precision(argument, place.dtype)?;
-    with_stored!(argument, place.dtype, S => {
-        // SAFETY: the caller's promise; the dtype is that of `S`.
-        unsafe { rows_of::<S>(place) }
-    })
-}
-
-/// # Safety
-/// As [`new_rows`], of elements of `S`.
-unsafe fn rows_of<S: Stored>(place: Strided) -> PyResult<Operand<f32>> {
-    let stretch = Stretch { batch: &[], heads: None };
-    if S::DTYPE == DType::F32 {
-        // SAFETY: the caller's promise.
-        return unsafe { Operand::plain(place, stretch) };
-    }
-    // SAFETY: the caller's promise.
-    unsafe { Operand::converted(place, stretch, |x: S| S::single(x)) }
 }
