@@ -114,3 +114,8 @@ pub(crate) struct ExchangeApi {
     pub(crate) tensor_of_object: Option<unsafe extern "C" fn(*mut c_void, *mut Tensor) -> c_int>,
     pub(crate) current_stream: Option<unsafe extern "C" fn(i32, i32, *mut *mut c_void) -> c_int>,
 }
+
+// SAFETY: it is a table of functions, which nobody changes.
+unsafe impl Send for ExchangeApi {}
+// SAFETY: as above.
+unsafe impl Sync for ExchangeApi {}

@@ -5,6 +5,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyCapsule;
 
+use crate::array::exchange_api_of;
+use crate::dlpack::ExchangeApi;
 use crate::{error, imported};
 
 struct Torch {
@@ -12,6 +14,8 @@ struct Torch {
     is_grad_enabled: Py<PyAny>,
     forward: Py<PyAny>,
     from_dlpack: Py<PyAny>,
+    /// DLPack's functions of plain tensors.
+    api: Option<&'static ExchangeApi>,
 }
 
 static TORCH: PyOnceLock<Torch> = PyOnceLock::new();
@@ -30,11 +34,13 @@ fn torch(py: Python<'_>) -> PyResult<Option<&'static Torch>> {
     };
     let Some(from_dlpack) = module.getattr_opt("from_dlpack")? else { return Ok(None) };
     let forward = module.getattr("autograd")?.getattr("forward_ad")?;
+    let api = exchange_api_of(&tensor)?;
     let torch = Torch {
         tensor: tensor.unbind(),
         is_grad_enabled: is_grad_enabled.unbind(),
         forward: forward.unbind(),
         from_dlpack: from_dlpack.unbind(),
+        api,
     };
     Ok(Some(TORCH.get_or_init(py, || torch)))
 }
@@ -43,6 +49,12 @@ fn torch(py: Python<'_>) -> PyResult<Option<&'static Torch>> {
 pub(crate) fn is_tensor(object: &Bound<'_, PyAny>) -> PyResult<bool> {
     let torch = torch(object.py())?;
     Ok(torch.is_some_and(|t| imported::is_of(object, t.tensor.bind_borrowed(object.py()))))
+}
+
+/// DLPack's functions, if an object is a plain tensor and no instance of a class below.
+pub(crate) fn exchange_api(object: &Bound<'_, PyAny>) -> PyResult<Option<&'static ExchangeApi>> {
+    let Some(torch) = torch(object.py())? else { return Ok(None) };
+    Ok(torch.api.filter(|_| object.get_type_ptr().cast() == torch.tensor.as_ptr()))
 }
 
 /// Refuses tensors that autograd must know of, and those whose numbers are not what lies in memory.

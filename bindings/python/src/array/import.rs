@@ -123,15 +123,22 @@ impl<'a> Array<'a> {
 }
 
 /// The table of functions of an object's type, if it has one of a version that we know.
-pub(crate) fn exchange_api<'py>(object: &Bound<'py, PyAny>) -> PyResult<Option<&'py ExchangeApi>> {
-    let py = object.py();
-    let name = intern!(py, "__dlpack_c_exchange_api__");
-    let Some(capsule) = object.get_type().getattr_opt(name)? else { return Ok(None) };
+pub(crate) fn exchange_api(object: &Bound<'_, PyAny>) -> PyResult<Option<&'static ExchangeApi>> {
+    match torch::exchange_api(object)? {
+        Some(api) => Ok(Some(api)),
+        None => exchange_api_of(object.get_type().as_any()),
+    }
+}
+
+/// That of a type.
+pub(crate) fn exchange_api_of(class: &Bound<'_, PyAny>) -> PyResult<Option<&'static ExchangeApi>> {
+    let name = intern!(class.py(), "__dlpack_c_exchange_api__");
+    let Some(capsule) = class.getattr_opt(name)? else { return Ok(None) };
     let Ok(capsule) = capsule.cast_into::<PyCapsule>() else { return Ok(None) };
     let pointer = capsule.pointer_checked(Some(dlpack::EXCHANGE_API))?;
     // SAFETY: a capsule of that name has such a table, which stays as long as the process; its
     // version comes first in all of them.
-    let api: &ExchangeApi = unsafe { pointer.cast().as_ref() };
+    let api: &'static ExchangeApi = unsafe { pointer.cast().as_ref() };
     Ok(Some(api).filter(|api| api.version.major == dlpack::VERSION.major))
 }
 

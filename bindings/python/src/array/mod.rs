@@ -17,7 +17,7 @@ pub(crate) use dtype::DType;
 pub(crate) use element::{Compute, Stored, computed, is_in_place};
 pub(crate) use gather::gather;
 pub(crate) use give_back::give_back;
-pub(crate) use import::Array;
+pub(crate) use import::{Array, exchange_api_of};
 pub(crate) use memory::Memory;
 pub(crate) use operand::{Operand, Stretch, bools};
 pub(crate) use sink::Sink;
