@@ -4,9 +4,9 @@
 use headwise_kernels::{Masking, Problem, computed_pairs, workspace_bytes, workspace_bytes_with};
 
 use crate::{
-    Algorithm, Alibi, AttentionPlan, Bias, BlockPattern, Causal, Documents, Element, Error,
-    Executor, Isa, KvView, Offsets, Outputs, Pairs, PlanBuffer, RelativeBias, Result, Scale,
-    ScoreTerm, Settings, Shape, Tensor, Terms, Tree, View, Window, Workspace,
+    Algorithm, Alibi, AttentionPlan, BlockPattern, Causal, Documents, Element, Error, Executor,
+    Input, Isa, KvView, Offsets, Outputs, Pairs, PlanBuffer, RelativeBias, Result, Scale,
+    ScoreTerm, Settings, Shape, Storage, Tensor, Terms, Tree, View, Window, Workspace,
 };
 
 /// What to compute beyond the plain case, and how to run it.
@@ -281,7 +281,7 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
     /// A term added to the scaled and capped scores; exactly -inf masks. Shaped as a boolean mask, of
     /// the tensors' element type or, with the feature `half`, `f16` or `bf16`.
     #[must_use]
-    pub fn bias(mut self, bias: impl Into<Bias<'a, T>>) -> Self {
+    pub fn bias(mut self, bias: impl Into<Input<'a, T>>) -> Self {
         self.masking.bias = Some(bias.into());
         self
     }
@@ -362,13 +362,13 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
     ///
     /// # Errors
     /// Where the tensors do not fit each other.
-    pub fn workspace_bytes(
+    pub fn workspace_bytes<'t>(
         &self,
-        query: View<'_, T>,
-        key: View<'_, T>,
-        value: View<'_, T>,
+        query: impl Into<Input<'t, T>>,
+        key: impl Into<Input<'t, T>>,
+        value: impl Into<Input<'t, T>>,
     ) -> Result<usize> {
-        let problem = self.problem(query, key, value, Scale::One)?;
+        let problem = self.problem([query.into(), key.into(), value.into()], Scale::One)?;
         Ok(workspace_bytes(&problem, &self.settings))
     }
 
@@ -387,13 +387,16 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
     ///
     /// # Errors
     /// Where the tensors do not fit each other.
-    pub fn computed_pairs(
+    pub fn computed_pairs<'t>(
         &self,
-        query: View<'_, T>,
-        key: View<'_, T>,
-        value: View<'_, T>,
+        query: impl Into<Input<'t, T>>,
+        key: impl Into<Input<'t, T>>,
+        value: impl Into<Input<'t, T>>,
     ) -> Result<Pairs> {
-        computed_pairs(&self.problem(query, key, value, Scale::One)?, &self.settings)
+        computed_pairs(
+            &self.problem([query.into(), key.into(), value.into()], Scale::One)?,
+            &self.settings,
+        )
     }
 
     /// The width of the weights over `seq_kv` keys.
@@ -406,9 +409,7 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
 
     pub(crate) fn problem<'p>(
         &self,
-        query: View<'p, T>,
-        key: View<'p, T>,
-        value: View<'p, T>,
+        [query, key, value]: [Input<'p, T>; 3],
         default: Scale,
     ) -> Result<Problem<'p, T>>
     where
@@ -424,17 +425,17 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
 
     /// Makes what the options ask for and has `run` fill it. `out` is the output's shape, `[batch,
     /// q_heads, seq_q, seq_kv]` that of the weights.
-    pub(crate) fn allocate(
+    pub(crate) fn allocate<S: Storage<Compute = T>>(
         &self,
         out: Shape,
         [batch, q_heads, seq_q, seq_kv]: Shape,
         run: impl FnOnce(Outputs<'_, T>) -> Result<Isa>,
-    ) -> Result<Attention<T>> {
+    ) -> Result<Attention<S>> {
         let rows = |inner| Tensor::zeros([batch, q_heads, seq_q, inner]);
         let mut out = Tensor::zeros(out)?;
         let mut lse = self.lse.then(|| rows(1)).transpose()?;
         let mut weights = self.weights.then(|| rows(seq_kv)).transpose()?;
-        let mut outputs = Outputs::new(out.view_mut());
+        let mut outputs = Outputs::new(S::output(out.view_mut()));
         if let Some(lse) = &mut lse {
             outputs = outputs.with_lse(lse.view_mut());
         }
@@ -446,17 +447,17 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
     }
 
     /// Makes what the options ask for of `problem` and has `run` fill it.
-    fn fill(
+    fn fill<S: Storage<Compute = T>>(
         &self,
         problem: &Problem<'_, T>,
         run: impl FnOnce(Outputs<'_, T>) -> Result<Isa>,
-    ) -> Result<Attention<T>> {
+    ) -> Result<Attention<S>> {
         let d = problem.dims();
         let rows = |inner| [d.batch, d.q_heads, d.seq_q, inner];
         self.allocate(rows(d.value_dim), rows(d.seq_kv), run)
     }
 
-    fn compute(&self, problem: &Problem<'_, T>) -> Result<Attention<T>> {
+    fn compute<S: Storage<Compute = T>>(&self, problem: &Problem<'_, T>) -> Result<Attention<S>> {
         self.fill(problem, |outputs| {
             headwise_kernels::attention(problem, outputs, &self.settings, &mut Workspace::new())
         })
@@ -469,13 +470,13 @@ impl AttentionOptions<'_> {
     ///
     /// # Errors
     /// Where the tensors do not fit each other.
-    pub fn workspace_bytes_with<U: ScoreTerm>(
+    pub fn workspace_bytes_with<'t, U: ScoreTerm>(
         &self,
-        query: View<'_, f32>,
-        key: View<'_, f32>,
-        value: View<'_, f32>,
+        query: impl Into<Input<'t, f32>>,
+        key: impl Into<Input<'t, f32>>,
+        value: impl Into<Input<'t, f32>>,
     ) -> Result<usize> {
-        let problem = self.problem(query, key, value, Scale::One)?;
+        let problem = self.problem([query.into(), key.into(), value.into()], Scale::One)?;
         Ok(workspace_bytes_with::<U>(&problem, &self.settings))
     }
 }
@@ -486,12 +487,12 @@ impl<'a> AttentionOptions<'a> {
     ///
     /// # Errors
     /// Where the queries do not fit the cache.
-    pub fn workspace_bytes_cached(
+    pub fn workspace_bytes_cached<'t, K: Storage<Compute = f32>>(
         &self,
-        query: View<'_, f32>,
-        cache: &KvView<'_>,
+        query: impl Into<Input<'t, f32>>,
+        cache: &KvView<'t, K>,
     ) -> Result<usize> {
-        Ok(workspace_bytes(&self.cached(query, cache)?, &self.settings))
+        Ok(workspace_bytes(&self.cached(query.into(), cache)?, &self.settings))
     }
 
     /// How many queries a sequence of a cache has, if they are packed.
@@ -552,7 +553,7 @@ impl<'a> AttentionOptions<'a> {
     ///     for layer in &layers {
     ///         let mut out = [0.0; 4 * 8];
     ///         let outputs = Outputs::new(ViewMut::bshd(&mut out, [1, 4, 1, 8])?);
-    ///         plan.run([query, layer.key(), layer.value()], outputs, &mut workspace)?;
+    ///         plan.run(query, [layer.key(), layer.value()], outputs, &mut workspace)?;
     ///         assert!(out.iter().all(|x| (x - 0.5).abs() < 1e-6));
     ///     }
     /// }
@@ -561,40 +562,45 @@ impl<'a> AttentionOptions<'a> {
     ///
     /// # Errors
     /// Where the queries do not fit the cache, and with [`Algorithm::Unfused`].
-    pub fn plan_cached<'p>(
+    pub fn plan_cached<'p, K: Storage<Compute = f32>>(
         &self,
-        query: View<'p, f32>,
-        cache: &KvView<'p>,
+        query: impl Into<Input<'p, f32>>,
+        cache: &KvView<'p, K>,
         buffer: &'p mut PlanBuffer,
     ) -> Result<AttentionPlan<'p>>
     where
         'a: 'p,
     {
-        AttentionPlan::new(&self.cached(query, cache)?, &self.settings, buffer)
+        AttentionPlan::new(&self.cached(query.into(), cache)?, &self.settings, buffer)
     }
 
-    fn cached<'p>(&self, query: View<'p, f32>, cache: &KvView<'p>) -> Result<Problem<'p, f32>>
+    fn cached<'p, K: Storage<Compute = f32>>(
+        &self,
+        query: Input<'p, f32>,
+        cache: &KvView<'p, K>,
+    ) -> Result<Problem<'p, f32>>
     where
         'a: 'p,
     {
         let scale = self.scale.unwrap_or(Scale::InvSqrtHeadDim);
         let mut masking: Masking<'p, f32> = self.masking;
         masking.pages = Some(cache.tables());
-        Problem::new(query, cache.key(), cache.value(), scale, &masking)?.with_terms(&self.terms)
+        let (key, value) = (K::input(cache.key()), K::input(cache.value()));
+        Problem::new(query, key, value, scale, &masking)?.with_terms(&self.terms)
     }
 }
 
 /// The results of a call.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct Attention<T: Element = f32> {
-    /// `[batch, q_heads, seq_q, value_dim]`.
-    pub out: Tensor<T>,
+pub struct Attention<S: Storage = f32> {
+    /// `[batch, q_heads, seq_q, value_dim]`, stored as the queries were.
+    pub out: Tensor<S>,
     /// The natural logarithm of each row's softmax denominator, scale and bias included,
     /// `[batch, q_heads, seq_q, 1]`, if asked for.
-    pub lse: Option<Tensor<T>>,
+    pub lse: Option<Tensor<S::Compute>>,
     /// The attention weights, `[batch, q_heads, seq_q, seq_kv]`, if asked for.
-    pub weights: Option<Tensor<T>>,
+    pub weights: Option<Tensor<S::Compute>>,
     /// The instruction set that ran.
     pub isa: Isa,
 }
@@ -608,13 +614,16 @@ pub struct Attention<T: Element = f32> {
 ///
 /// # Errors
 /// Where shapes, strides, masks or options do not fit; the message names the argument.
-pub fn attention<T: Element>(
-    query: View<'_, T>,
-    key: View<'_, T>,
-    value: View<'_, T>,
-    options: &AttentionOptions<'_, T>,
-) -> Result<Attention<T>> {
-    options.compute(&options.problem(query, key, value, Scale::InvSqrtHeadDim)?)
+pub fn attention<S: Storage, K: Storage<Compute = S::Compute>>(
+    query: View<'_, S>,
+    key: View<'_, K>,
+    value: View<'_, K>,
+    options: &AttentionOptions<'_, S::Compute>,
+) -> Result<Attention<S>> {
+    options.compute(
+        &options
+            .problem([S::input(query), K::input(key), K::input(value)], Scale::InvSqrtHeadDim)?,
+    )
 }
 
 /// [`attention`] into the caller's memory. With a workspace of
@@ -635,15 +644,16 @@ pub fn attention<T: Element>(
 ///
 /// # Errors
 /// As [`attention`], and where the outputs do not fit; then nothing is written.
-pub fn attention_into<T: Element>(
-    query: View<'_, T>,
-    key: View<'_, T>,
-    value: View<'_, T>,
+pub fn attention_into<'t, T: Element>(
+    query: impl Into<Input<'t, T>>,
+    key: impl Into<Input<'t, T>>,
+    value: impl Into<Input<'t, T>>,
     options: &AttentionOptions<'_, T>,
     outputs: Outputs<'_, T>,
     workspace: &mut Workspace,
 ) -> Result<Isa> {
-    let problem = options.problem(query, key, value, Scale::InvSqrtHeadDim)?;
+    let problem =
+        options.problem([query.into(), key.into(), value.into()], Scale::InvSqrtHeadDim)?;
     headwise_kernels::attention(&problem, outputs, &options.settings, workspace)
 }
 
@@ -681,14 +691,15 @@ pub fn attention_into<T: Element>(
 /// # Errors
 /// As [`attention`]; where a position lies beyond [`MAX_POSITION`](crate::MAX_POSITION); with
 /// [`Algorithm::Unfused`].
-pub fn attention_with<U: ScoreTerm>(
-    query: View<'_, f32>,
-    key: View<'_, f32>,
-    value: View<'_, f32>,
+pub fn attention_with<S: Storage<Compute = f32>, K: Storage<Compute = f32>, U: ScoreTerm>(
+    query: View<'_, S>,
+    key: View<'_, K>,
+    value: View<'_, K>,
     term: &U,
     options: &AttentionOptions<'_>,
-) -> Result<Attention> {
-    let problem = options.problem(query, key, value, Scale::InvSqrtHeadDim)?;
+) -> Result<Attention<S>> {
+    let problem = options
+        .problem([S::input(query), K::input(key), K::input(value)], Scale::InvSqrtHeadDim)?;
     options.fill(&problem, |outputs| {
         let workspace = &mut Workspace::new();
         headwise_kernels::attention_with(&problem, term, outputs, &options.settings, workspace)
@@ -700,16 +711,17 @@ pub fn attention_with<U: ScoreTerm>(
 ///
 /// # Errors
 /// As [`attention_with`], and where the outputs do not fit; then nothing is written.
-pub fn attention_with_into<U: ScoreTerm>(
-    query: View<'_, f32>,
-    key: View<'_, f32>,
-    value: View<'_, f32>,
+pub fn attention_with_into<'t, U: ScoreTerm>(
+    query: impl Into<Input<'t, f32>>,
+    key: impl Into<Input<'t, f32>>,
+    value: impl Into<Input<'t, f32>>,
     term: &U,
     options: &AttentionOptions<'_>,
     outputs: Outputs<'_, f32>,
     workspace: &mut Workspace,
 ) -> Result<Isa> {
-    let problem = options.problem(query, key, value, Scale::InvSqrtHeadDim)?;
+    let problem =
+        options.problem([query.into(), key.into(), value.into()], Scale::InvSqrtHeadDim)?;
     headwise_kernels::attention_with(&problem, term, outputs, &options.settings, workspace)
 }
 
@@ -742,12 +754,12 @@ pub fn attention_with_into<U: ScoreTerm>(
 /// # Errors
 /// As [`attention`]; with options that a cache has no use for: ragged keys, documents, starts of keys,
 /// [`Algorithm::Unfused`].
-pub fn attention_cached(
-    query: View<'_, f32>,
-    cache: &KvView<'_>,
+pub fn attention_cached<S: Storage<Compute = f32>, K: Storage<Compute = f32>>(
+    query: View<'_, S>,
+    cache: &KvView<'_, K>,
     options: &AttentionOptions<'_>,
-) -> Result<Attention> {
-    options.compute(&options.cached(query, cache)?)
+) -> Result<Attention<S>> {
+    options.compute(&options.cached(S::input(query), cache)?)
 }
 
 /// [`attention_cached`] into the caller's memory. With a workspace of
@@ -755,14 +767,14 @@ pub fn attention_cached(
 ///
 /// # Errors
 /// As [`attention_cached`], and where the outputs do not fit; then nothing is written.
-pub fn attention_cached_into(
-    query: View<'_, f32>,
-    cache: &KvView<'_>,
+pub fn attention_cached_into<'t, K: Storage<Compute = f32>>(
+    query: impl Into<Input<'t, f32>>,
+    cache: &KvView<'t, K>,
     options: &AttentionOptions<'_>,
     outputs: Outputs<'_, f32>,
     workspace: &mut Workspace,
 ) -> Result<Isa> {
-    let problem = options.cached(query, cache)?;
+    let problem = options.cached(query.into(), cache)?;
     headwise_kernels::attention(&problem, outputs, &options.settings, workspace)
 }
 
@@ -771,27 +783,28 @@ pub fn attention_cached_into(
 ///
 /// # Errors
 /// As [`attention`].
-pub fn dot_product_attention<T: Element>(
-    query: View<'_, T>,
-    key: View<'_, T>,
-    value: View<'_, T>,
-    options: &AttentionOptions<'_, T>,
-) -> Result<Attention<T>> {
-    options.compute(&options.problem(query, key, value, Scale::One)?)
+pub fn dot_product_attention<S: Storage, K: Storage<Compute = S::Compute>>(
+    query: View<'_, S>,
+    key: View<'_, K>,
+    value: View<'_, K>,
+    options: &AttentionOptions<'_, S::Compute>,
+) -> Result<Attention<S>> {
+    options
+        .compute(&options.problem([S::input(query), K::input(key), K::input(value)], Scale::One)?)
 }
 
 /// [`dot_product_attention`] into the caller's memory, as [`attention_into`].
 ///
 /// # Errors
 /// As [`attention_into`].
-pub fn dot_product_attention_into<T: Element>(
-    query: View<'_, T>,
-    key: View<'_, T>,
-    value: View<'_, T>,
+pub fn dot_product_attention_into<'t, T: Element>(
+    query: impl Into<Input<'t, T>>,
+    key: impl Into<Input<'t, T>>,
+    value: impl Into<Input<'t, T>>,
     options: &AttentionOptions<'_, T>,
     outputs: Outputs<'_, T>,
     workspace: &mut Workspace,
 ) -> Result<Isa> {
-    let problem = options.problem(query, key, value, Scale::One)?;
+    let problem = options.problem([query.into(), key.into(), value.into()], Scale::One)?;
     headwise_kernels::attention(&problem, outputs, &options.settings, workspace)
 }

@@ -8,8 +8,8 @@
 
 use crate::kv_cache::PageTables;
 use crate::{
-    AttentionOptions, Error, Isa, KvView, Outputs, Result, Shape, State, StateMut, View, ViewMut,
-    Workspace, attention_cached_into, merge_states_into,
+    AttentionOptions, Error, Input, Isa, KvView, Outputs, Result, Shape, State, StateMut, Storage,
+    View, ViewMut, Workspace, attention_cached_into, merge_states_into,
 };
 
 /// Reusable memory of [`attention_cascade_into`]: two states of all queries, and what the kernels need.
@@ -78,14 +78,15 @@ impl CascadeWorkspace {
 /// # Errors
 /// As [`attention_cached_into`](crate::attention_cached_into); [`Error::Value`] with options that a
 /// shared prefix cannot have, [`Error::Stride`] where queries are not evenly spaced.
-pub fn attention_cascade_into(
-    query: View<'_, f32>,
-    cache: &KvView<'_>,
+pub fn attention_cascade_into<'t, K: Storage<Compute = f32>>(
+    query: impl Into<Input<'t, f32>>,
+    cache: &KvView<'_, K>,
     options: &AttentionOptions<'_>,
     into: StateMut<'_>,
     workspace: &mut CascadeWorkspace,
 ) -> Result<Isa> {
-    let shared = shared(query, cache, options);
+    let query = query.into();
+    let shared = shared(query.shape()[2], cache, options);
     let kernels = &mut workspace.kernels;
     if shared == 0 {
         let outputs = Outputs::new(into.out).with_lse(into.lse);
@@ -122,10 +123,10 @@ pub fn attention_cascade_into(
 }
 
 /// How many positions are shared, those of the queries apart.
-fn shared(query: View<'_, f32>, cache: &KvView<'_>, options: &AttentionOptions<'_>) -> usize {
+fn shared<K>(queries: usize, cache: &KvView<'_, K>, options: &AttentionOptions<'_>) -> usize {
     let lengths = cache.tables().lengths.iter().enumerate();
     let before = |(sequence, &length): (usize, &usize)| {
-        let queries = options.queries_of(sequence).unwrap_or(query.shape()[2]);
+        let queries = options.queries_of(sequence).unwrap_or(queries);
         length.saturating_sub(queries)
     };
     lengths.map(before).min().unwrap_or(0).min(cache.shared_prefix())

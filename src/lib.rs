@@ -2,7 +2,8 @@
 //! split over threads, with no score matrix in memory.
 //!
 //! Tensors are borrowed [`View`]s over four axes, `[batch, heads, seq, dim]`, in any memory order
-//! with a contiguous last axis. Query heads may be a multiple of the key/value heads (grouped and
+//! with a contiguous last axis, of any [`Storage`]: `f16` and `bf16` are widened as they are read and rounded
+//! as they are written, and each tensor of a call may have its own type. Query heads may be a multiple of the key/value heads (grouped and
 //! multi-query attention), and `value_dim` may differ from `head_dim`.
 //!
 //! ```
@@ -31,23 +32,23 @@
 //!
 //! # What there is
 //!
-//! | | `f32` | `f64` |
+//! | | `f32`, `f16`, `bf16` | `f64` |
 //! |---|---|---|
 //! | [`attention`], [`dot_product_attention`] | fused | unfused |
 //! | causal, window, prefix, padding, documents, trees, block patterns, boolean and additive masks | yes | yes |
 //! | ragged batches | yes | yes |
 //! | grouped and multi-query heads, `value_dim` apart from `head_dim` | yes | yes |
 //! | log-sum-exp, weights, scores, sums by key, largest keys on request: [`Outputs`] | yes | yes |
-//! | [`onnx`]: the operator `Attention`, opsets 23 to 25 (`f16` and `bf16` by way of `f32`) | yes | yes |
+//! | [`onnx`]: the operator `Attention`, opsets 23 to 25 | yes | yes |
 //! | [`merge_states`]: attention over parts of the keys, merged; [`attention_cascade_into`]: a shared prefix read once | yes | |
-//! | [`softmax_into`], [`softmax_in_place`] | yes | |
-//! | [`linear`] with [`PackedLinear`] weights | yes | |
+//! | [`softmax_into`], [`softmax_in_place`] | `f32` | |
+//! | [`linear`] with [`PackedLinear`] weights | `f32` | |
 //! | [`kv_cache`]: contiguous, ring and paged caches; rotary embeddings and norms of queries and keys | yes | |
-//! | [`layers`]: self-, cross- and multi-head attention with projections | yes | |
+//! | [`layers`]: self-, cross- and multi-head attention with projections | `f32` | |
 //!
 //! # Features
 //! `rayon` (default): work is split over the current rayon pool. `ndarray`: views of its arrays.
-//! `half`: tensors widened from its types. `safetensors`: tensors and layers read from its files.
+//! `safetensors`: tensors and layers read from its files.
 
 #![forbid(unsafe_code)]
 
@@ -67,15 +68,16 @@ pub use attention::{
     dot_product_attention_into,
 };
 pub use cascade::{CascadeWorkspace, attention_cascade_into};
+pub use half::{bf16, f16};
 #[cfg(feature = "rayon")]
 pub use headwise_kernels::Rayon;
 pub use headwise_kernels::{
-    Algorithm, Alibi, At, AttentionPlan, Bias, BlockPattern, Causal, Documents, Element, Error,
-    Executor, Isa, MAX_LANES, MAX_POSITION, NO_KEY, NoTerm, Offsets, Outputs, PackedLinear,
+    Algorithm, Alibi, At, AttentionPlan, BlockPattern, Causal, Documents, Element, Error, Executor,
+    Input, Isa, MAX_LANES, MAX_POSITION, NO_KEY, NoTerm, Offsets, Output, Outputs, PackedLinear,
     PageTables, Pairs, Pick, PlanBuffer, Position, Product, RelativeBias, Result, Row, Scalar,
-    Scale, ScoreTerm, ScoreTile, Serial, Settings, Shape, Simd, Stage, State, StateMut, Strides,
-    Terms, TileTerm, Tree, View, ViewMut, Window, Workspace, alibi_slope, linear, linear_all,
-    linear_workspace_bytes, merge_states_into, scalar, softmax_in_place, softmax_into,
+    Scale, ScoreTerm, ScoreTile, Serial, Settings, Shape, Simd, Stage, State, StateMut, Storage,
+    Strides, Terms, TileTerm, Tree, View, ViewMut, Window, Workspace, alibi_slope, linear,
+    linear_all, linear_workspace_bytes, merge_states_into, scalar, softmax_in_place, softmax_into,
     softmax_workspace_bytes, tiles,
 };
 pub use kv_cache::{ContiguousCache, KvView, NewTokens, PagedCache, QkNorm, RingCache, Rope};

@@ -597,7 +597,8 @@ fn planning_and_running_allocate_nothing_in_steady_state() -> Result<()> {
         let plan = plan.unwrap_or_else(|error| panic!("{error}"));
         for layer in &layers {
             let tensors = [query.view(), layer.key(), layer.value()];
-            let done = plan.run(tensors, Outputs::new(out.view_mut()), &mut workspace);
+            let [query, key, value] = tensors;
+            let done = plan.run(query, [key, value], Outputs::new(out.view_mut()), &mut workspace);
             assert!(done.is_ok(), "{done:?}");
         }
     };

@@ -12,9 +12,9 @@ use common::Rng;
 use common::capture::read;
 use common::file::File;
 use half::{bf16, f16};
-use headwise::onnx::{Array, Attributes, Float, Inputs, Mask, Requested, Tensor, attention};
+use headwise::onnx::{Array, Attributes, Inputs, Mask, Requested, Tensor, attention};
 use headwise::oracle::reference::{self, Dense};
-use headwise::{Error, Result, Settings};
+use headwise::{Error, Result, Settings, Storage};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -252,7 +252,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    fn run_in<const N: usize, T: Float + Debug>(
+    fn run_in<const N: usize, T: Storage + Debug>(
         &self,
         parse: impl Fn([u8; N]) -> T,
         widen: impl Fn(T) -> f64,

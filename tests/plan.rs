@@ -60,7 +60,7 @@ impl Layers {
             let to = ViewMut::bhsd(&mut out, [batch, heads, seq, SHAPE.value_dim])?;
             let outputs = Outputs::new(to);
             let outputs = outputs.with_lse(ViewMut::bhsd(&mut lse, [batch, heads, seq, 1])?);
-            let isa = plan.run([query, cache.key(), cache.value()], outputs, &mut workspace)?;
+            let isa = plan.run(query, [cache.key(), cache.value()], outputs, &mut workspace)?;
             let mut tables = TableBuffer::new();
             let view = cache.view(&self.ids, &mut tables)?;
             let expected = attention_cached(query, &view, &options.return_lse())?;
@@ -117,10 +117,10 @@ fn tensors_of_other_shapes_are_refused() -> Result<()> {
     let options = AttentionOptions::new().causal();
     let plan = options.plan_cached(query, &view, &mut buffer)?;
     let cache = &layers.caches[1];
-    let run = |tensors: [View<'_, f32>; 3]| {
+    let run = |[query, key, value]: [View<'_, f32>; 3]| {
         let mut out = [7.0; 2 * HEADS * 12];
         let outputs = Outputs::new(ViewMut::bshd(&mut out, [2, HEADS, 1, 12])?);
-        let result = plan.run(tensors, outputs, &mut Workspace::new());
+        let result = plan.run(query, [key, value], outputs, &mut Workspace::new());
         assert!(result.is_ok() || out == [7.0; 2 * HEADS * 12], "written in spite of {result:?}");
         result
     };

@@ -558,7 +558,6 @@ fn softcap_at_its_ends() {
     }
 }
 
-#[cfg(feature = "half")]
 #[test]
 fn half_biases_are_their_widened_numbers() {
     use half::{bf16, f16};

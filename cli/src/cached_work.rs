@@ -3,7 +3,7 @@
 use headwise::kv_cache::{KvShape, SequenceId, TableBuffer};
 use headwise::{
     AttentionOptions, ContiguousCache, Executor, Isa, KvView, NewTokens, Outputs, PagedCache,
-    RingCache, Tensor, View, Workspace, attention_cached_into,
+    RingCache, Storage, Tensor, View, Workspace, attention_cached_into,
 };
 
 use crate::Result;
@@ -42,8 +42,12 @@ impl Work for CachedWork {
         Ok(())
     }
 
-    fn operands(&self) -> Vec<&[f32]> {
-        self.cache.pools().into_iter().filter_map(|pool| pool.as_slice()).collect()
+    fn operands(&self) -> Vec<&[u8]> {
+        self.cache
+            .pools()
+            .into_iter()
+            .filter_map(|pool| pool.as_slice().map(f32::as_bytes))
+            .collect()
     }
 }
 
@@ -146,7 +150,7 @@ mod tests {
         {
             let work = CachedWork::new(&shape, cache, Isa::widest())?;
             let operands = work.operands();
-            assert!(operands.iter().map(|pool| pool.len()).eq([8 * 128 * rows; 2]));
+            assert!(operands.iter().map(|pool| pool.len()).eq([4 * 8 * 128 * rows; 2]));
         }
         Ok(())
     }

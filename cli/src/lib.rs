@@ -34,6 +34,7 @@ mod machine;
 pub mod measure;
 mod npy;
 mod output;
+mod precision_work;
 mod progress;
 mod served;
 pub mod shapes;

@@ -253,8 +253,8 @@ mod tests {
             sleep(Duration::from_millis(2));
             Ok(())
         }
-        fn operands(&self) -> Vec<&[f32]> {
-            vec![&[0.0; 64]]
+        fn operands(&self) -> Vec<&[u8]> {
+            vec![&[0; 256]]
         }
     }
 

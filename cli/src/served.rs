@@ -58,7 +58,8 @@ mod tests {
             let mut cache = served_cache(shape, 1, (pages, page_size))?;
             assert_eq!((cache.free_pages(), cache.free_sequences()), (pages, AT_A_TIME + 1));
             let sequence = cache.create()?;
-            let [key, value] = [4, 2].map(|dim| Tensor::zeros([1, 1, pages * page_size, dim]));
+            let [key, value] =
+                [4, 2].map(|dim| Tensor::<f32>::zeros([1, 1, pages * page_size, dim]));
             let (key, value) = (key?, value?);
             cache.append(&[sequence], &NewTokens::new(key.view(), value.view()))?;
             let taken = cache.pages(sequence)?;

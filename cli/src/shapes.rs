@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use headwise::{Executor, Rayon, Serial};
+use headwise::{Executor, Rayon, Serial, Storage};
 use serde::Serialize;
 
 use crate::extents::Extents;
@@ -37,11 +37,13 @@ pub enum Suite {
     Terms,
     /// What padding costs, and NaN in it.
     Poison,
+    /// Tensors of half the width: how much faster than `f32`, and how exact.
+    Precision,
 }
 
 impl Suite {
     /// Every suite.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Prefill,
         Self::Decode,
         Self::Sweep,
@@ -53,6 +55,7 @@ impl Suite {
         Self::Layer,
         Self::Terms,
         Self::Poison,
+        Self::Precision,
     ];
 
     /// The name, as `--suite` takes it.
@@ -69,6 +72,7 @@ impl Suite {
             Self::Layer => "layer",
             Self::Terms => "terms",
             Self::Poison => "poison",
+            Self::Precision => "precision",
         }
     }
 
@@ -257,6 +261,33 @@ impl PoisonShape {
     }
 }
 
+/// How the numbers of a tensor are stored, if not as `f32`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Stored {
+    F16,
+    Bf16,
+}
+
+impl Stored {
+    /// The name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => headwise::f16::NAME,
+            Self::Bf16 => headwise::bf16::NAME,
+        }
+    }
+}
+
+/// Attention on tensors of half the width, to be compared with the same in `f32`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct PrecisionShape {
+    pub name: &'static str,
+    pub attention: AttentionShape,
+    pub stored: Stored,
+}
+
 /// Rows to take the softmax of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -308,6 +339,8 @@ pub enum Shape {
     Term(TermShape),
     /// Attention with padding.
     Poison(PoisonShape),
+    /// Attention on tensors of half the width.
+    Precision(PrecisionShape),
     /// Softmax alone.
     Softmax(SoftmaxShape),
     /// A linear layer's product.
@@ -323,6 +356,7 @@ impl Shape {
             Self::Attention(_, shape) => shape.name,
             Self::Term(shape) => shape.name,
             Self::Poison(shape) => shape.name,
+            Self::Precision(shape) => shape.name,
             Self::Softmax(shape) => shape.name,
             Self::Gemm(shape) => shape.name,
             Self::Layer(shape) => shape.name,
@@ -335,6 +369,7 @@ impl Shape {
             Self::Attention(suite, _) => *suite,
             Self::Term(_) => Suite::Terms,
             Self::Poison(_) => Suite::Poison,
+            Self::Precision(_) => Suite::Precision,
             Self::Softmax(_) => Suite::Softmax,
             Self::Gemm(_) => Suite::Gemm,
             Self::Layer(_) => Suite::Layer,
@@ -360,6 +395,11 @@ impl Shape {
         matches!(self, Self::Attention(_, AttentionShape { cache: None, .. }))
     }
 
+    /// How its tensors are stored.
+    pub fn dtype(&self) -> &'static str {
+        if let Self::Precision(shape) = self { shape.stored.name() } else { f32::NAME }
+    }
+
     /// The useful floating-point operations of a run, where they are counted: twice the visible
     /// query-key pairs, over all heads, times the length of a key and a value; of a product twice
     /// its multiplications; of a layer both.
@@ -368,6 +408,7 @@ impl Shape {
             Self::Attention(_, shape) => Some(shape.flops()),
             Self::Term(shape) => Some(shape.attention.flops()),
             Self::Poison(shape) => Some(shape.flops()),
+            Self::Precision(shape) => Some(shape.attention.flops()),
             Self::Softmax(_) => None,
             Self::Gemm(s) => Some(2.0 * s.m as f64 * s.k as f64 * s.n as f64),
             Self::Layer(shape) => Some(shape.flops()),
@@ -390,6 +431,7 @@ impl Shape {
             Self::Attention(_, shape) => shape.extents().kv_bytes(),
             Self::Term(shape) => shape.attention.extents().kv_bytes(),
             Self::Poison(shape) => shape.attention.extents().kv_bytes(),
+            Self::Precision(shape) => shape.attention.extents().kv_bytes() / 2.0,
             Self::Softmax(s) => (2 * s.rows * s.length * size_of::<f32>()) as f64,
             Self::Gemm(s) => (s.k * s.n * size_of::<f32>()) as f64,
             Self::Layer(s) => (4 * s.embed_dim * s.embed_dim * size_of::<f32>()) as f64,
@@ -598,6 +640,34 @@ const POISON: [PoisonShape; 6] = [
     poison("llama-2k-thirds", LLAMA, Padding::Thirds),
 ];
 
+const fn stored(name: &'static str, attention: AttentionShape, stored: Stored) -> PrecisionShape {
+    PrecisionShape { name, attention, stored }
+}
+
+const PRECISION: [PrecisionShape; 18] = [
+    stored("bert-b8-bf16", BERT_B8, Stored::Bf16),
+    stored("bert-b8-f16", BERT_B8, Stored::F16),
+    stored("gpt2-1k-bf16", GPT2, Stored::Bf16),
+    stored("gpt2-1k-f16", GPT2, Stored::F16),
+    stored("llama-2k-bf16", LLAMA, Stored::Bf16),
+    stored("llama-2k-f16", LLAMA, Stored::F16),
+    stored("llama-2k-full-bf16", LLAMA_FULL, Stored::Bf16),
+    stored("llama-2k-full-f16", LLAMA_FULL, Stored::F16),
+    stored("long-8k-bf16", LONG, Stored::Bf16),
+    stored("long-8k-f16", LONG, Stored::F16),
+    stored("decode-4k-bf16", DECODE[1], Stored::Bf16),
+    stored("decode-4k-f16", DECODE[1], Stored::F16),
+    stored("decode-32k-bf16", DECODE[2], Stored::Bf16),
+    stored("decode-32k-f16", DECODE[2], Stored::F16),
+    stored("decode-32k-own-bf16", DECODE_OWN, Stored::Bf16),
+    stored("decode-32k-own-f16", DECODE_OWN, Stored::F16),
+    stored("decode-b4-bf16", DECODE[3], Stored::Bf16),
+    stored("decode-b4-f16", DECODE[3], Stored::F16),
+];
+
+/// A key/value head to each query head.
+const DECODE_OWN: AttentionShape = attention("decode-32k-own", 1, (8, 8), (1, 32_768), 128);
+
 /// The whole table, suite by suite.
 pub fn all() -> impl Iterator<Item = Shape> {
     let attention = |suite| move |shape| Shape::Attention(suite, shape);
@@ -613,7 +683,8 @@ pub fn all() -> impl Iterator<Item = Shape> {
     let attention = prefill.chain(decode).chain(sweep).chain(growth).chain(masks).chain(call);
     let terms = TERMS.into_iter().map(Shape::Term);
     let poison = POISON.into_iter().map(Shape::Poison);
-    attention.chain(softmax).chain(gemm).chain(layer).chain(terms).chain(poison)
+    let precision = PRECISION.into_iter().map(Shape::Precision);
+    attention.chain(softmax).chain(gemm).chain(layer).chain(terms).chain(poison).chain(precision)
 }
 
 /// The shapes of `suite`, or of every suite that is measured by default; with `name`, that one of
@@ -712,6 +783,13 @@ mod tests {
     fn terms_are_named_after_what_they_are() {
         for shape in TERMS {
             assert_eq!(shape.name, format!("{}-{}", shape.attention.name, shape.term.name()));
+        }
+    }
+
+    #[test]
+    fn precisions_are_named_after_what_they_are() {
+        for shape in PRECISION {
+            assert_eq!(shape.name, format!("{}-{}", shape.attention.name, shape.stored.name()));
         }
     }
 

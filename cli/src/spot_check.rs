@@ -3,11 +3,23 @@
 use headwise::oracle::reference::{self, Dense};
 use headwise::{Scale, Tensor};
 
-use crate::compare::{Distance, distance};
+use crate::compare::{Closeness, Distance, distance};
 use crate::work::Problem;
 
 /// Compares about `rows` rows of `out`, at least one of each head, with the reference.
 pub(crate) fn spot_check(problem: &Problem, out: &Tensor, rows: usize) -> Distance {
+    let (got, answer) = sample(problem, out, rows);
+    distance(&got, &answer, problem.value.shape()[3])
+}
+
+/// How close these rows are as a whole.
+pub(crate) fn closeness(problem: &Problem, out: &Tensor, rows: usize) -> Closeness {
+    let (got, answer) = sample(problem, out, rows);
+    Closeness::of(&got, &answer)
+}
+
+/// The rows, and what they should be.
+fn sample(problem: &Problem, out: &Tensor, rows: usize) -> (Vec<f32>, Vec<f64>) {
     let [batch, q_heads, seq_q, head_dim] = problem.query.shape();
     let [_, kv_heads, seq_kv, value_dim] = problem.value.shape();
     let scale = match problem.scale {
@@ -48,7 +60,7 @@ pub(crate) fn spot_check(problem: &Problem, out: &Tensor, rows: usize) -> Distan
             .extend(reference::attention(dense, |_, _, i, j| visible(i, j), |_, _, _, _| 0.0).out);
         got.extend(queries.by_ref().flat_map(|index| row(out, index)));
     }
-    distance(&got, &answer, value_dim)
+    (got, answer)
 }
 
 #[cfg(test)]

@@ -3,14 +3,16 @@
 use headwise::layers::{LayerWorkspace, Linear, MultiHeadAttention, Projections};
 use headwise::{
     Algorithm, Alibi, At, AttentionOptions, Documents, Executor, Isa, Offsets, Outputs,
-    PackedLinear, RelativeBias, Scale, ScoreTerm, Settings, Simd, Tensor, View, Workspace,
+    PackedLinear, RelativeBias, Scale, ScoreTerm, Settings, Simd, Storage, Tensor, View, Workspace,
     attention_into, attention_with_into, linear, softmax_in_place, softmax_into,
 };
 
 use crate::Result;
 use crate::cached_work::CachedWork;
+use crate::compare::Closeness;
 use crate::extents::Extents;
 use crate::inputs::Normal;
+use crate::precision_work::precision_work;
 use crate::shapes::{
     AttentionShape, GemmShape, LayerShape, Padding, PoisonShape, Shape, SoftmaxShape, Term,
     TermShape,
@@ -23,7 +25,7 @@ pub enum Way {
     Fused,
     /// By the plain three steps.
     Unfused,
-    /// Fused, without the term or the padding whose cost is measured.
+    /// Fused, without the term or the padding whose cost is measured, or in `f32`.
     Without,
     /// Fused, with NaN wherever no query looks.
     Poisoned,
@@ -44,7 +46,16 @@ pub trait Work: Send {
     fn run(&mut self, way: Way, executor: &dyn Executor) -> Result<()>;
 
     /// The memory whose reading bounds a run from below: the bandwidth is measured on it.
-    fn operands(&self) -> Vec<&[f32]>;
+    fn operands(&self) -> Vec<&[u8]>;
+
+    /// How close the last run in the first of its ways came to the reference in `f64`; `None` where that
+    /// is not asked.
+    ///
+    /// # Errors
+    /// Where there is no memory for it.
+    fn closeness(&self) -> Result<Option<Closeness>> {
+        Ok(None)
+    }
 
     /// The floating-point operations in the micro-tiles of a run by the fused kernels, those on what
     /// is masked included; `None` where they are not counted.
@@ -67,6 +78,7 @@ pub fn prepare(shape: &Shape, isa: Isa) -> Result<Box<dyn Work>> {
             Some(cache) => Box::new(CachedWork::new(shape, cache, isa)?),
         },
         Shape::Term(shape) => Box::new(TermWork::new(shape, isa)?),
+        Shape::Precision(shape) => precision_work(shape, isa)?,
         Shape::Poison(shape) => Box::new(PoisonWork::new(shape, isa)?),
         Shape::Softmax(shape) => Box::new(SoftmaxWork::new(shape, isa)?),
         Shape::Gemm(shape) => Box::new(GemmWork::new(shape, isa)?),
@@ -154,8 +166,8 @@ impl Work for AttentionWork {
         Ok(())
     }
 
-    fn operands(&self) -> Vec<&[f32]> {
-        vec![self.problem.key.data(), self.problem.value.data()]
+    fn operands(&self) -> Vec<&[u8]> {
+        vec![f32::as_bytes(self.problem.key.data()), f32::as_bytes(self.problem.value.data())]
     }
 
     fn computed_flops(&self) -> Result<Option<f64>> {
@@ -240,7 +252,7 @@ impl Work for TermWork {
         Ok(())
     }
 
-    fn operands(&self) -> Vec<&[f32]> {
+    fn operands(&self) -> Vec<&[u8]> {
         self.attention.operands()
     }
 }
@@ -329,7 +341,7 @@ impl Work for PoisonWork {
         Ok(())
     }
 
-    fn operands(&self) -> Vec<&[f32]> {
+    fn operands(&self) -> Vec<&[u8]> {
         self.attention.operands()
     }
 }
@@ -369,8 +381,8 @@ impl Work for SoftmaxWork {
         Ok(())
     }
 
-    fn operands(&self) -> Vec<&[f32]> {
-        vec![self.input.data()]
+    fn operands(&self) -> Vec<&[u8]> {
+        vec![f32::as_bytes(self.input.data())]
     }
 }
 
@@ -410,8 +422,8 @@ impl Work for GemmWork {
         Ok(())
     }
 
-    fn operands(&self) -> Vec<&[f32]> {
-        vec![self.weights.packed()]
+    fn operands(&self) -> Vec<&[u8]> {
+        vec![f32::as_bytes(self.weights.packed())]
     }
 }
 
@@ -455,8 +467,8 @@ impl Work for LayerWork {
         Ok(())
     }
 
-    fn operands(&self) -> Vec<&[f32]> {
-        self.weights.iter().map(Tensor::data).collect()
+    fn operands(&self) -> Vec<&[u8]> {
+        self.weights.iter().map(|weight| f32::as_bytes(weight.data())).collect()
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use gemm::{Parallelism, gemm};
-use headwise::{Executor, Isa, PackedLinear, Rayon, Settings, Tensor, Workspace, linear};
+use headwise::{Executor, Isa, PackedLinear, Rayon, Settings, Storage, Tensor, Workspace, linear};
 use headwise_cli::Result;
 use headwise_cli::shapes::{self, GemmShape, Shape};
 use headwise_cli::work::{self, Way, Work, gemm_operands};
@@ -133,8 +133,8 @@ impl Work for PeerWork {
         Ok(())
     }
 
-    fn operands(&self) -> Vec<&[f32]> {
-        vec![self.weight.data()]
+    fn operands(&self) -> Vec<&[u8]> {
+        vec![f32::as_bytes(self.weight.data())]
     }
 }
 

@@ -7,7 +7,7 @@ use crate::plan::Plan;
 use crate::problem::{Problem, value_error};
 use crate::settings::{Algorithm, Settings};
 use crate::simd::Isa;
-use crate::view::View;
+use crate::storage::Input;
 use crate::workspace::{Entry, Line, Workspace};
 
 /// Memory for the table of work of an [`AttentionPlan`]. It grows to what a plan needs and keeps that; a
@@ -42,7 +42,7 @@ impl PlanBuffer {
 ///     let x = View::bhsd(layer, [1, 1, 2, 4])?;
 ///     let mut out = [0.0; 2 * 4];
 ///     let outputs = Outputs::new(ViewMut::bhsd(&mut out, [1, 1, 2, 4])?);
-///     plan.run([x, x, x], outputs, &mut workspace)?;
+///     plan.run(x, [x, x], outputs, &mut workspace)?;
 ///     assert_eq!(out, *layer);
 /// }
 /// # Ok::<(), headwise_kernels::Error>(())
@@ -86,19 +86,20 @@ impl<'a> AttentionPlan<'a> {
         Ok(Self { problem, settings: *settings, isa, plan, table: &buffer.table })
     }
 
-    /// Computes query, key and value, which have the planned shapes, into `outputs`.
+    /// Computes query, key and value, which have the planned shapes and types, into `outputs`.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) or [`Error::Stride`](crate::Error::Stride) where a tensor or
-    /// an output is not as planned, [`Error::Overflow`](crate::Error::Overflow) where there is no
+    /// [`Error::Shape`](crate::Error::Shape), [`Error::Stride`](crate::Error::Stride) or
+    /// [`Error::Value`](crate::Error::Value) where a tensor or an output is not as planned, [`Error::Overflow`](crate::Error::Overflow) where there is no
     /// memory for the workspace. Nothing is written then.
-    pub fn run(
+    pub fn run<'t>(
         &self,
-        tensors: [View<'_, f32>; 3],
+        query: impl Into<Input<'t, f32>>,
+        [key, value]: [impl Into<Input<'t, f32>>; 2],
         outputs: Outputs<'_, f32>,
         workspace: &mut Workspace,
     ) -> Result<Isa> {
-        let problem = self.problem.with_tensors(tensors)?;
+        let problem = self.problem.with_tensors([query.into(), key.into(), value.into()])?;
         outputs.check(&problem)?;
         match self.plan {
             Some(plan) => {

@@ -1,6 +1,7 @@
 //! The element types that attention is computed in.
 
 use crate::settings::sealed::Sealed;
+use crate::storage::Storage;
 
 /// The two ways to compute attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,13 +12,8 @@ pub enum Path {
     Unfused,
 }
 
-/// An element type of query, key, value and output. Sealed: `f32` has the fused kernels, `f64` the
-/// unfused path.
-pub trait Element:
-    Sealed + Copy + PartialOrd + Default + Send + Sync + std::fmt::Debug + 'static
-{
-    /// The type's name as safetensors and NumPy users know it: `f32`, `f64`.
-    const NAME: &'static str;
+/// A type that attention is computed in. Sealed: `f32` has the fused kernels, `f64` the unfused path.
+pub trait Element: Sealed + Storage<Compute = Self> {
     /// Rounds a double to this type.
     fn from_f64(x: f64) -> Self;
     /// Widens a float, exactly.
@@ -29,7 +25,6 @@ pub trait Element:
 }
 
 impl Element for f32 {
-    const NAME: &'static str = "f32";
     fn from_f64(x: f64) -> Self {
         x as f32
     }
@@ -45,7 +40,6 @@ impl Element for f32 {
 }
 
 impl Element for f64 {
-    const NAME: &'static str = "f64";
     fn from_f64(x: f64) -> Self {
         x
     }

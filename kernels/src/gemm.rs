@@ -451,7 +451,7 @@ impl Soon {
     #[inline(always)]
     fn fetch(&self, index: usize, panels: usize) {
         for &row in &self.rows[GROUP * index / panels..GROUP * (index + 1) / panels] {
-            fetch_row(row, self.width);
+            fetch_row(row.cast(), self.width * size_of::<f32>());
         }
     }
 }
@@ -517,7 +517,7 @@ impl Tiled for Stripe<'_, '_> {
         }
         for r in 0..ROWS {
             for v in 0..VECS {
-                prefetch(self.out[row + r].as_ptr().wrapping_add(column + v * S::LANES));
+                prefetch(self.out[row + r].as_ptr().wrapping_add(column + v * S::LANES).cast());
             }
         }
         // SAFETY: `run` checked the extents: x's rows have b's depth, and b's rows are whole

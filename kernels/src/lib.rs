@@ -41,6 +41,7 @@ pub mod reference;
 mod settings;
 mod simd;
 mod softmax;
+mod storage;
 mod term;
 mod unfused;
 mod view;
@@ -58,12 +59,13 @@ pub use mask::{BlockPattern, Causal, Documents, Masking, Offsets, Tree, Window};
 pub use merge::{State, StateMut, merge_states_into};
 pub use outputs::{NO_KEY, Outputs, Pick, Stage};
 pub use pages::PageTables;
-pub use problem::{Bias, Dims, Problem, Scale};
+pub use problem::{Dims, Problem, Scale};
 pub use settings::{
     Algorithm, Settings, attention, attention_with, workspace_bytes, workspace_bytes_with,
 };
 pub use simd::{Isa, MAX_LANES, Simd};
 pub use softmax::{softmax_in_place, softmax_into, softmax_workspace_bytes};
+pub use storage::{Input, Output, Storage};
 pub use term::{
     Alibi, At, MAX_POSITION, NoTerm, Position, RelativeBias, Row, Scalar, ScoreTerm, ScoreTile,
     Terms, TileTerm, alibi_slope, scalar, tiles,

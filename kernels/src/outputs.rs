@@ -10,7 +10,8 @@ use std::ops::{Range, RangeFull};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::problem::{Dims, Problem, check_unit_inner_stride, shape_error, value_error};
-use crate::view::ViewMut;
+use crate::storage::Output;
+use crate::view::{Shape, Strides, ViewMut};
 
 /// The index of [`Outputs::with_top_k`] where a row sees fewer keys than are asked for.
 pub const NO_KEY: u32 = u32::MAX;
@@ -104,7 +105,7 @@ impl Pick<'_> {
 /// beyond its own.
 #[derive(Debug)]
 pub struct Outputs<'a, T> {
-    pub(crate) out: ViewMut<'a, T>,
+    pub(crate) out: Output<'a, T>,
     pub(crate) lse: Option<ViewMut<'a, T>>,
     pub(crate) weights: Option<Picked<'a, T>>,
     pub(crate) scores: Option<(Stage, Picked<'a, T>)>,
@@ -113,9 +114,17 @@ pub struct Outputs<'a, T> {
 }
 
 impl<'a, T: Element> Outputs<'a, T> {
-    /// The output alone, `[batch, q_heads, seq_q, value_dim]`.
-    pub fn new(out: ViewMut<'a, T>) -> Self {
-        Self { out, lse: None, weights: None, scores: None, column_sums: None, top_k: None }
+    /// The output alone, `[batch, q_heads, seq_q, value_dim]`, in any [`Storage`](crate::Storage) that is
+    /// computed in `T`.
+    pub fn new(out: impl Into<Output<'a, T>>) -> Self {
+        Self {
+            out: out.into(),
+            lse: None,
+            weights: None,
+            scores: None,
+            column_sums: None,
+            top_k: None,
+        }
     }
 
     /// Also the log-sum-exp of each row, natural logarithm, `[batch, q_heads, seq_q, 1]`.
@@ -230,12 +239,12 @@ impl<'a, T: Element> Outputs<'a, T> {
     /// The same with the output elsewhere, and where it was to go: perhaps memory that nothing has
     /// written yet.
     #[must_use]
-    pub fn redirect<'b>(self, out: ViewMut<'b, T>) -> (Outputs<'b, T>, ViewMut<'a, T>)
+    pub fn redirect<'b>(self, out: impl Into<Output<'b, T>>) -> (Outputs<'b, T>, Output<'a, T>)
     where
         'a: 'b,
     {
         let Self { out: before, lse, weights, scores, column_sums, top_k } = self;
-        (Outputs { out, lse, weights, scores, column_sums, top_k }, before)
+        (Outputs { out: out.into(), lse, weights, scores, column_sums, top_k }, before)
     }
 
     /// Checks that the outputs fit the problem.
@@ -249,7 +258,7 @@ impl<'a, T: Element> Outputs<'a, T> {
             );
         }
         let rows = |inner| [dims.batch, dims.q_heads, dims.seq_q, inner];
-        expect("out", &self.out, rows(dims.value_dim))?;
+        expect_layout("out", (self.out.shape(), self.out.strides()), rows(dims.value_dim))?;
         if let Some(lse) = &self.lse {
             expect("lse", lse, rows(1))?;
         }
@@ -296,11 +305,19 @@ impl<'a, T: Element> Outputs<'a, T> {
     }
 }
 
-fn expect<T>(argument: &'static str, view: &ViewMut<'_, T>, shape: [usize; 4]) -> Result<()> {
-    if view.shape() != shape {
-        return shape_error(argument, view.shape(), format!("{shape:?}"));
+fn expect<T>(argument: &'static str, view: &ViewMut<'_, T>, shape: Shape) -> Result<()> {
+    expect_layout(argument, (view.shape(), view.strides()), shape)
+}
+
+fn expect_layout(
+    argument: &'static str,
+    (got, strides): (Shape, Strides),
+    shape: Shape,
+) -> Result<()> {
+    if got != shape {
+        return shape_error(argument, got, format!("{shape:?}"));
     }
-    check_unit_inner_stride(argument, shape, view.strides())
+    check_unit_inner_stride(argument, shape, strides)
 }
 
 /// Rows of `seq_kv` numbers, of some heads and queries.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::problem::{check_unit_inner_stride, shape_error, value_error};
-use crate::view::{Rows, View};
+use crate::view::{Rows, Shape, Strides, View};
 
 /// Which pages hold which positions of which sequence. Position `p` of sequence `s` lies in row `p %
 /// page_size` of page `pages[(p / page_size) % pages.len()]`, `pages` being
@@ -46,18 +46,23 @@ impl<'a> PageTables<'a> {
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Stride`] or [`Error::Value`] with what does not fit.
-    pub fn check<T>(&self, key: &View<'_, T>, value: &View<'_, T>) -> Result<()> {
-        let [pages, heads, page_size, _] = key.shape();
-        if value.shape()[..3] != key.shape()[..3] {
+    pub fn check<K, V>(&self, key: &View<'_, K>, value: &View<'_, V>) -> Result<()> {
+        self.check_pools((key.shape(), key.strides()), (value.shape(), value.strides()))
+    }
+
+    /// The same of the pools' extents and strides.
+    pub(crate) fn check_pools(&self, key: (Shape, Strides), value: (Shape, Strides)) -> Result<()> {
+        let [pages, heads, page_size, _] = key.0;
+        if value.0[..3] != key.0[..3] {
             let expected =
                 format!("[{pages}, {heads}, {page_size}, value_dim], as the pool of keys");
-            return shape_error("value", value.shape(), expected);
+            return shape_error("value", value.0, expected);
         }
         if page_size == 0 {
             return value_error("page_size", 0, "at least 1".into());
         }
-        for (argument, pool) in [("key", key), ("value", value)] {
-            check_unit_inner_stride(argument, pool.shape(), pool.strides())?;
+        for (argument, (shape, strides)) in [("key", key), ("value", value)] {
+            check_unit_inner_stride(argument, shape, strides)?;
         }
         self.check_tables(pages, page_size)
     }

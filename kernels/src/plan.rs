@@ -39,7 +39,7 @@ pub(crate) struct Layout {
     pub(crate) acc: usize,
     pub(crate) merged: usize,
     pub(crate) dense: usize,
-    /// A block's keys and values, gathered from pages.
+    /// A block's keys and values, gathered from pages or widened.
     pub(crate) gathered: [usize; 2],
     pub(crate) tiles: usize,
     /// The pitch of a row of `acc`: `value_dim` in whole vectors of any instruction set.
@@ -209,11 +209,12 @@ impl Plan {
             acc,
             merged: if dims.seq_kv > SPLIT_KV { acc } else { 0 },
             dense: if problem.has_dense_term() { Layout::PROB } else { 0 },
-            gathered: match problem.is_paged() {
-                true => [dims.head_dim, dims.value_dim]
-                    .map(|dim| BLOCK_KV.saturating_mul(dim.next_multiple_of(MAX_LANES))),
-                false => [0; 2],
-            },
+            gathered: [(dims.head_dim, &problem.key), (dims.value_dim, &problem.value)].map(
+                |(dim, of)| match problem.is_paged() || of.native().is_none() {
+                    true => BLOCK_KV.saturating_mul(dim.next_multiple_of(MAX_LANES)),
+                    false => 0,
+                },
+            ),
             tiles,
             acc_width,
             rows: (tiles * BLOCK_Q).min(most.seq_q * group_size),

@@ -81,9 +81,9 @@ impl FmaBody {
 
 /// Reads all of `buffers` once on `threads` threads with the widest loads and gives the time it
 /// took.
-pub fn read_time(executor: &dyn Executor, threads: usize, buffers: &[&[f32]]) -> Duration {
-    /// Floats in a claim: 64 KiB.
-    const CLAIM: usize = 16 << 10;
+pub fn read_time(executor: &dyn Executor, threads: usize, buffers: &[&[u8]]) -> Duration {
+    /// Bytes in a claim.
+    const CLAIM: usize = 64 << 10;
     let claims: usize = buffers.iter().map(|buffer| buffer.len().div_ceil(CLAIM)).sum();
     let start = Instant::now();
     let crew = Crew { executor, threads };
@@ -108,7 +108,7 @@ pub fn read_time(executor: &dyn Executor, threads: usize, buffers: &[&[f32]]) ->
     start.elapsed()
 }
 
-struct ReadLoop<'a>(&'a [f32]);
+struct ReadLoop<'a>(&'a [u8]);
 
 impl Kernel for ReadLoop<'_> {
     type Output = f32;
@@ -118,7 +118,7 @@ impl Kernel for ReadLoop<'_> {
     }
 }
 
-struct ReadBody<'a>(&'a [f32]);
+struct ReadBody<'a>(&'a [u8]);
 
 impl Kernel for ReadBody<'_> {
     type Output = f32;
@@ -127,11 +127,12 @@ impl Kernel for ReadBody<'_> {
     fn run<S: Simd>(self, s: S) -> f32 {
         const CHAINS: usize = 8;
         let mut sums = [s.splat(0.0); CHAINS];
-        let step = CHAINS * S::LANES;
+        let step = CHAINS * S::LANES * size_of::<f32>();
         for block in self.0.chunks_exact(step) {
             for (c, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: the block has CHAINS vectors.
-                *sum = s.add(*sum, unsafe { s.load(block.as_ptr().add(c * S::LANES)) });
+                // SAFETY: the block has CHAINS vectors, and any bits are floats.
+                let v = unsafe { s.load(block.as_ptr().cast::<f32>().add(c * S::LANES)) };
+                *sum = s.add(*sum, v);
             }
         }
         let sum = sums.into_iter().fold(s.splat(0.0), |sum, v| s.add(sum, v));
@@ -152,7 +153,7 @@ mod tests {
         for threads in [0, 1, usize::MAX] {
             assert!(fma_flops(&Serial, threads, Duration::from_millis(1)) > 0.0);
             read_time(&Serial, threads, &[]);
-            read_time(&Serial, threads, &[&[], &[1.0; 3]]);
+            read_time(&Serial, threads, &[&[], &[1; 3]]);
         }
     }
 }

@@ -6,10 +6,11 @@ use std::ops::Range;
 
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::mask::{Mask, Masking, Sequence, stretched};
+use crate::mask::{Mask, Masking, Sequence, stretched_layout};
 use crate::pages::{KvRows, PageTables, PagedRows};
+use crate::storage::{Format, Input, StoredRows};
 use crate::term::{MAX_POSITION, Terms};
-use crate::view::{Rows, Shape, Strides, View};
+use crate::view::{Rows, Shape, Strides};
 
 /// The factor on every score `q . k`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,71 +30,6 @@ impl Scale {
             Self::InvSqrtHeadDim => 1.0 / (head_dim as f64).sqrt(),
             Self::One => 1.0,
             Self::Value(x) => x.into(),
-        }
-    }
-}
-
-/// A dense additive mask, in the problem's element type or half as wide.
-#[derive(Debug, Clone, Copy)]
-#[non_exhaustive]
-pub enum Bias<'a, T> {
-    /// As the problem's other tensors.
-    Native(View<'a, T>),
-    /// Widened as it is read.
-    #[cfg(feature = "half")]
-    F16(View<'a, half::f16>),
-    /// Widened as it is read.
-    #[cfg(feature = "half")]
-    Bf16(View<'a, half::bf16>),
-}
-
-impl<'a, T: Element> From<View<'a, T>> for Bias<'a, T> {
-    fn from(view: View<'a, T>) -> Self {
-        Self::Native(view)
-    }
-}
-
-#[cfg(feature = "half")]
-impl<'a, T: Element> From<View<'a, half::f16>> for Bias<'a, T> {
-    fn from(view: View<'a, half::f16>) -> Self {
-        Self::F16(view)
-    }
-}
-
-#[cfg(feature = "half")]
-impl<'a, T: Element> From<View<'a, half::bf16>> for Bias<'a, T> {
-    fn from(view: View<'a, half::bf16>) -> Self {
-        Self::Bf16(view)
-    }
-}
-
-impl<'a, T: Element> Bias<'a, T> {
-    /// Stretched to the whole problem.
-    fn stretched(self, to: Shape) -> Result<Self> {
-        Ok(match self {
-            Self::Native(view) => Self::Native(stretched("bias", view, to)?),
-            #[cfg(feature = "half")]
-            Self::F16(view) => Self::F16(stretched("bias", view, to)?),
-            #[cfg(feature = "half")]
-            Self::Bf16(view) => Self::Bf16(stretched("bias", view, to)?),
-        })
-    }
-
-    /// The bias of query `i` of a head from key `first` on.
-    pub(crate) fn widen(&self, b: usize, head: usize, i: usize, first: usize, to: &mut [T]) {
-        let keys = first..first + to.len();
-        match self {
-            Self::Native(view) => to.copy_from_slice(&view.rows(b, head).slice(i)[keys]),
-            #[cfg(feature = "half")]
-            Self::F16(view) => {
-                let row = &view.rows(b, head).slice(i)[keys];
-                to.iter_mut().zip(row).for_each(|(to, x)| *to = T::from_f32(x.to_f32()));
-            }
-            #[cfg(feature = "half")]
-            Self::Bf16(view) => {
-                let row = &view.rows(b, head).slice(i)[keys];
-                to.iter_mut().zip(row).for_each(|(to, x)| *to = T::from_f32(x.to_f32()));
-            }
         }
     }
 }
@@ -133,11 +69,11 @@ impl Dims {
 /// A validated attention problem: `softmax(scale * query key^T + bias, masked) value`.
 #[derive(Debug, Clone, Copy)]
 pub struct Problem<'a, T: Element> {
-    pub(crate) query: View<'a, T>,
-    pub(crate) key: View<'a, T>,
-    pub(crate) value: View<'a, T>,
+    pub(crate) query: Input<'a, T>,
+    pub(crate) key: Input<'a, T>,
+    pub(crate) value: Input<'a, T>,
     pages: Option<PageTables<'a>>,
-    pub(crate) bias: Option<Bias<'a, T>>,
+    pub(crate) bias: Option<Input<'a, T>>,
     pub(crate) mask: Mask<'a>,
     pub(crate) terms: Terms<'a>,
     pub(crate) scale: f64,
@@ -173,7 +109,8 @@ pub(crate) fn check_unit_inner_stride(
 }
 
 impl<'a, T: Element> Problem<'a, T> {
-    /// Checks that the parts fit each other.
+    /// Checks that the parts fit each other. The tensors are views of any [`Storage`](crate::Storage)
+    /// that is computed in `T`, not all of the same.
     ///
     /// `query` is `[batch, q_heads, seq_q, head_dim]`, `key` `[batch, kv_heads, seq_kv,
     /// head_dim]`, `value` `[batch, kv_heads, seq_kv, value_dim]`; of a ragged batch, `batch` is 1
@@ -183,15 +120,17 @@ impl<'a, T: Element> Problem<'a, T> {
     /// [`Error::Shape`], [`Error::Stride`] or [`Error::Value`] with the argument that does not
     /// fit.
     pub fn new(
-        query: View<'a, T>,
-        key: View<'a, T>,
-        value: View<'a, T>,
+        query: impl Into<Input<'a, T>>,
+        key: impl Into<Input<'a, T>>,
+        value: impl Into<Input<'a, T>>,
         scale: Scale,
         masking: &Masking<'a, T>,
     ) -> Result<Self> {
+        let (query, key, value) = (query.into(), key.into(), value.into());
         let dims = check_dims(query.shape(), key.shape(), value.shape(), masking.pages.is_some())?;
         if let Some(pages) = &masking.pages {
-            pages.check(&key, &value)?;
+            let layout = |pool: &Input<'_, T>| (pool.shape(), pool.strides());
+            pages.check_pools(layout(&key), layout(&value))?;
         }
         for (argument, view) in [("query", &query), ("key", &key), ("value", &value)] {
             check_unit_inner_stride(argument, view.shape(), view.strides())?;
@@ -208,7 +147,7 @@ impl<'a, T: Element> Problem<'a, T> {
             key,
             value,
             pages: masking.pages,
-            bias: masking.bias.map(|bias| bias.stretched(whole)).transpose()?,
+            bias: masking.bias.map(|bias| stretched(bias, whole)).transpose()?,
             mask,
             terms: Terms::default(),
             scale: scale.factor(dims.head_dim),
@@ -241,10 +180,10 @@ impl<'a, T: Element> Problem<'a, T> {
         }
     }
 
-    /// The same of these tensors.
+    /// The same of these tensors, which are stored alike.
     pub(crate) fn with_tensors<'t>(
         &self,
-        [query, key, value]: [View<'t, T>; 3],
+        [query, key, value]: [Input<'t, T>; 3],
     ) -> Result<Problem<'t, T>>
     where
         'a: 't,
@@ -262,6 +201,10 @@ impl<'a, T: Element> Problem<'a, T> {
                     view.shape(),
                     format!("{:?}, as planned", planned.shape()),
                 );
+            }
+            if view.format() != planned.format() {
+                let expected = format!("{}, as planned", planned.storage());
+                return value_error(argument, format_args!("{}", view.storage()), expected);
             }
             check_unit_inner_stride(argument, view.shape(), view.strides())?;
         }
@@ -312,30 +255,39 @@ impl<'a, T: Element> Problem<'a, T> {
     }
 
     /// The keys of one head of a sequence.
-    pub(crate) fn keys(&self, sequence: &Sequence, kv_head: usize) -> KvRows<'a, T> {
+    pub(crate) fn keys(&self, sequence: &Sequence, kv_head: usize) -> StoredRows<'a> {
         self.rows(&self.key, sequence, kv_head)
     }
 
     /// Its values.
-    pub(crate) fn values(&self, sequence: &Sequence, kv_head: usize) -> KvRows<'a, T> {
+    pub(crate) fn values(&self, sequence: &Sequence, kv_head: usize) -> StoredRows<'a> {
         self.rows(&self.value, sequence, kv_head)
     }
 
-    fn rows(&self, view: &View<'a, T>, sequence: &Sequence, kv_head: usize) -> KvRows<'a, T> {
-        match &self.pages {
+    fn rows(&self, of: &Input<'a, T>, sequence: &Sequence, kv_head: usize) -> StoredRows<'a> {
+        let format = of.format();
+        // A problem in f64 has nothing narrower.
+        let size = if format == Format::Native { size_of::<T>() } else { format.size() };
+        let rows = match &self.pages {
             None => {
-                let rows = view.rows(sequence.batch, kv_head);
+                let rows = of.rows(sequence.batch, kv_head);
                 KvRows::Even(rows.part(sequence.key, sequence.seq_kv))
             }
-            Some(pages) => {
-                let table = pages.of(sequence.index);
-                if table.is_empty() {
-                    return KvRows::Even(Rows::dense(&[], view.shape()[3]));
+            Some(pages) => match pages.of(sequence.index) {
+                [] => KvRows::Even(Rows::dense(&[], of.shape()[3] * size)),
+                table => {
+                    let stride = of.strides()[0].wrapping_mul(size as isize);
+                    let page = of.rows(0, kv_head);
+                    KvRows::Paged(PagedRows::new(page, stride, table, sequence.seq_kv))
                 }
-                let page = view.rows(0, kv_head);
-                KvRows::Paged(PagedRows::new(page, view.strides()[0], table, sequence.seq_kv))
-            }
-        }
+            },
+        };
+        StoredRows { rows, format }
+    }
+
+    /// Whether query, key and value are of the type that is computed in.
+    pub(crate) fn is_native(&self) -> bool {
+        [&self.query, &self.key, &self.value].iter().all(|of| of.format() == Format::Native)
     }
 
     /// Whether keys and values lie in pages.
@@ -360,6 +312,12 @@ impl<'a, T: Element> Problem<'a, T> {
     pub(crate) fn has_dense_term(&self) -> bool {
         self.mask.has_bits() || self.has_dense_bias()
     }
+}
+
+/// A bias stretched to the whole problem.
+fn stretched<T: Element>(bias: Input<'_, T>, whole: Shape) -> Result<Input<'_, T>> {
+    let layout = stretched_layout("bias", (bias.shape(), bias.strides()), whole)?;
+    Ok(bias.with_layout(layout))
 }
 
 /// With `paged` pools.
@@ -410,6 +368,7 @@ fn check_dims(q: Shape, k: Shape, v: Shape, paged: bool) -> Result<Dims> {
 mod tests {
     use super::*;
     use crate::mask::{Causal, Window};
+    use crate::view::View;
     use proptest::prelude::*;
     use proptest::sample::select;
 

@@ -140,9 +140,14 @@ fn checked<T: Element>(
     run: impl FnOnce() -> Result<Isa>,
 ) -> Result<Isa> {
     outputs.check(problem)?;
-    if problem.is_paged() && T::path(settings.algorithm) == Path::Unfused {
-        let expected = "Auto, of f32: nothing else reads pages".into();
-        return value_error("algorithm", settings.algorithm, expected);
+    let refused = |expected: &str| value_error("algorithm", settings.algorithm, expected.into());
+    if T::path(settings.algorithm) == Path::Unfused {
+        if problem.is_paged() {
+            return refused("Auto, of f32: nothing else reads pages");
+        }
+        if !problem.is_native() || outputs.out.native().is_none() {
+            return refused("Auto: tensors of f16 and bf16 are fused, Unfused takes f32 and f64");
+        }
     }
     if problem.dims().has_rows() {
         return run();

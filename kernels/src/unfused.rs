@@ -13,10 +13,11 @@ use crate::mask::rows::RowBits;
 use crate::microkernel::BLOCK_KV;
 use crate::microkernel::row_softmax::RowSoftmax;
 use crate::outputs::{Outputs, Stage};
-use crate::pages::KvRows;
 use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::simd::{Isa, Kernel, Simd, dispatch};
+use crate::storage::{Format, StoredRows};
+use crate::view::Rows;
 use crate::workspace::{Line, Workspace};
 
 /// Query rows whose scores are in memory at once.
@@ -164,6 +165,13 @@ impl<T: Plain> Kernel for Drive<'_, '_, T> {
     }
 }
 
+/// Rows of the problem's own type in no pages.
+fn native<T: Element>(of: StoredRows<'_>) -> Option<Rows<'_, T>> {
+    let rows = of.rows.even(0, of.rows.len()).filter(|_| of.format == Format::Native);
+    // SAFETY: the format says what they are.
+    rows.map(|rows| unsafe { rows.typed::<T>() })
+}
+
 /// Some query rows of one head.
 struct Chunk<'a, 'p, T: Element> {
     problem: &'a Problem<'p, T>,
@@ -180,14 +188,15 @@ impl<'p, T: Plain> Chunk<'_, 'p, T> {
         let kv_head = self.head / dims.group_size();
         let (seq_kv, rows) = (self.sequence.seq_kv, self.rows.len());
         let (batch, first) = (self.sequence.batch, self.sequence.query + self.rows.start);
-        let query = problem.query.row(batch, self.head, first);
-        // In no pages: `Settings` knows.
-        let even = |rows: KvRows<'p, T>| rows.even(0, rows.len());
-        let keys = even(problem.keys(&self.sequence, kv_head));
-        let values = even(problem.values(&self.sequence, kv_head));
+        // In no pages, and no narrower: `Settings` knows.
+        let (Some(query), Some(out)) = (problem.query.native(), self.outputs.out.native()) else {
+            return;
+        };
+        let keys = native(problem.keys(&self.sequence, kv_head));
+        let values = native(problem.values(&self.sequence, kv_head));
         let (Some(keys), Some(values)) = (keys, values) else { return };
+        let (q_step, query) = (query.strides()[2], query.row(batch, self.head, first));
         if seq_kv > 0 {
-            let (q_step, k_step) = (problem.query.strides()[2], problem.key.strides()[2]);
             // SAFETY: the views vouch for these rows of head_dim contiguous elements, and scores
             // has room for rows x seq_kv.
             unsafe {
@@ -195,7 +204,7 @@ impl<'p, T: Plain> Chunk<'_, 'p, T> {
                     [rows, dims.head_dim, seq_kv],
                     problem.scale,
                     (query, q_step, 1),
-                    (keys.row(0), 1, k_step),
+                    (keys.row(0), 1, keys.stride()),
                     scores.as_mut_ptr(),
                     seq_kv as isize,
                 );
@@ -220,8 +229,7 @@ impl<'p, T: Plain> Chunk<'_, 'p, T> {
             let (max, sum) = (max.to_f64(), sum.to_f64());
             lse[r] = if sum == 0.0 { f64::NEG_INFINITY } else { max + sum.ln() };
         }
-        let out = self.outputs.out.row(batch, self.head, first);
-        let out_step = self.outputs.out.strides()[2];
+        let (out_step, out) = (out.strides()[2], out.row(batch, self.head, first));
         if seq_kv > 0 {
             // SAFETY: as above; the outputs were checked against the problem, and no other chunk
             // has these rows.
@@ -230,7 +238,7 @@ impl<'p, T: Plain> Chunk<'_, 'p, T> {
                     [rows, seq_kv, dims.value_dim],
                     1.0,
                     (scores.as_ptr(), seq_kv as isize, 1),
-                    (values.row(0), problem.value.strides()[2], 1),
+                    (values.row(0), values.stride(), 1),
                     out,
                     out_step,
                 );
@@ -318,7 +326,7 @@ impl<'p, T: Plain> Chunk<'_, 'p, T> {
         let mut bias = [T::default()];
         if let Some(dense) = &self.problem.bias {
             let [batch, head, i] = self.row(i);
-            dense.widen(batch, head, i, j, &mut bias);
+            dense.widen((batch, head), i, j, &mut bias);
         }
         bias[0].to_f64()
     }
@@ -368,7 +376,9 @@ impl<'p, T: Plain> Chunk<'_, 'p, T> {
     /// The row's output from its weights, masked values left out.
     fn careful(&self, i: usize, weights: &[T], out: &mut [T], nothing: bool) {
         let kv_head = self.head / self.problem.dims().group_size();
-        let values = self.problem.values(&self.sequence, kv_head);
+        let Some(values) = native::<T>(self.problem.values(&self.sequence, kv_head)) else {
+            return;
+        };
         for (d, out) in out.iter_mut().enumerate() {
             let mut seen = Visible::new(self, i);
             let mut sum = 0.0;

@@ -92,6 +92,14 @@ impl<'a, T> Rows<'a, T> {
         Self { ptr: self.row(first), len, ..self }
     }
 
+    /// The same rows as bytes.
+    pub(crate) fn bytes(self) -> Rows<'a, u8> {
+        // Strides that count step through memory that there is: in bytes too they fit.
+        let stride = self.stride.wrapping_mul(size_of::<T>() as isize);
+        let width = self.width.wrapping_mul(size_of::<T>());
+        Rows { ptr: self.ptr.cast(), stride, len: self.len, width, lifetime: PhantomData }
+    }
+
     /// `len` rows; those beyond the old ones must not be read.
     pub(crate) fn lengthened(self, len: usize) -> Self {
         Self { len, ..self }
@@ -135,6 +143,19 @@ impl<'a, T> Rows<'a, T> {
         assert!(index < self.len, "row {index} of {}", self.len);
         // SAFETY: the view that this came from vouches for `len` rows of `width` elements.
         unsafe { std::slice::from_raw_parts(self.row(index), self.width) }
+    }
+}
+
+impl<'a> Rows<'a, u8> {
+    /// The same rows as elements.
+    ///
+    /// # Safety
+    /// They must come from [`Rows::bytes`] of rows of `T`.
+    #[inline(always)]
+    pub(crate) unsafe fn typed<T>(self) -> Rows<'a, T> {
+        let size = size_of::<T>();
+        let (stride, width) = (self.stride / size as isize, self.width / size);
+        Rows { ptr: self.ptr.cast(), stride, len: self.len, width, lifetime: PhantomData }
     }
 }
 

@@ -6,7 +6,7 @@ use super::marks::Marks;
 use super::pool::Pool;
 use super::shape::at_least_one;
 use super::{KvShape, KvView, NewTokens, PageTables, value_error};
-use crate::{Error, Result};
+use crate::{Error, Result, Storage};
 
 mod sealed {
     /// What happens to tokens beyond the capacity.
@@ -18,11 +18,11 @@ mod sealed {
 pub(super) use sealed::Kind;
 
 /// Keys and values of a batch of sequences, each in a page of its own, `[batch, kv_heads, capacity,
-/// dim]`, allocated once: a [`ContiguousCache`](super::ContiguousCache) or a
+/// dim]`, stored as `T` and allocated once: a [`ContiguousCache`](super::ContiguousCache) or a
 /// [`RingCache`](super::RingCache).
 #[derive(Debug, Clone)]
-pub struct BatchCache<K> {
-    pool: Pool,
+pub struct BatchCache<K, T: Storage = f32> {
+    pool: Pool<T>,
     lengths: Vec<usize>,
     starts: Vec<usize>,
     /// Page `s` is that of sequence `s`.
@@ -33,11 +33,29 @@ pub struct BatchCache<K> {
 }
 
 impl<K: Kind> BatchCache<K> {
-    /// An empty cache of `batch` sequences of `capacity` tokens.
+    /// An empty cache of `batch` sequences of `capacity` tokens, in `f32`.
     ///
     /// # Errors
     /// [`Error::Value`] where an extent is 0, [`Error::Overflow`] where there is not as much memory.
     pub fn new(shape: KvShape, batch: usize, capacity: usize) -> Result<Self> {
+        Self::with_storage(shape, batch, capacity)
+    }
+}
+
+impl<K: Kind, T: Storage<Compute = f32>> BatchCache<K, T> {
+    /// An empty cache of `batch` sequences of `capacity` tokens, whose type says how they are stored:
+    ///
+    /// ```
+    /// use headwise::kv_cache::{ContiguousCache, KvShape};
+    ///
+    /// let shape = KvShape { kv_heads: 2, head_dim: 64, value_dim: 64 };
+    /// let half_the_bytes = ContiguousCache::<headwise::bf16>::with_storage(shape, 1, 4096)?;
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Value`] where an extent is 0, [`Error::Overflow`] where there is not as much memory.
+    pub fn with_storage(shape: KvShape, batch: usize, capacity: usize) -> Result<Self> {
         at_least_one("batch", batch)?;
         at_least_one("capacity", capacity)?;
         let Ok(pages) = u32::try_from(batch) else {
@@ -75,7 +93,7 @@ impl<K: Kind> BatchCache<K> {
     }
 
     /// What attention reads: all sequences, in order.
-    pub fn view(&self) -> KvView<'_> {
+    pub fn view(&self) -> KvView<'_, T> {
         let tables = PageTables {
             table: &self.table,
             offsets: &self.offsets,

@@ -18,7 +18,7 @@ use super::batch::{BatchCache, Kind};
 /// assert_eq!(cache.lengths(), [3, 2]);
 /// # Ok::<(), headwise::Error>(())
 /// ```
-pub type ContiguousCache = BatchCache<Contiguous>;
+pub type ContiguousCache<T = f32> = BatchCache<Contiguous, T>;
 
 /// Tokens beyond the capacity are refused.
 #[derive(Debug, Clone, Copy)]

@@ -6,7 +6,7 @@ use super::pool::Pool;
 use super::sequences::{SequenceId, Sequences};
 use super::shape::at_least_one;
 use super::{KvShape, KvView, NewTokens, PageTables, TableBuffer, value_error};
-use crate::{Error, Result, View};
+use crate::{Error, Result, Storage, View};
 
 /// The largest page.
 const MAX_PAGE_SIZE: usize = 1024;
@@ -65,22 +65,32 @@ impl PagedCapacity {
 /// # Ok::<(), headwise::Error>(())
 /// ```
 ///
-/// Nothing but [`PagedCache::new`] and [`PagedCache::grow`] allocates. Caches that are told the same
+/// Nothing but making and [growing](PagedCache::grow) it allocates. Caches that are told the same
 /// use the same pages: tables of one layer's cache serve the others'.
 #[derive(Debug, Clone)]
-pub struct PagedCache {
-    pool: Pool,
+pub struct PagedCache<T: Storage = f32> {
+    pool: Pool<T>,
     pages: Pages,
     sequences: Sequences,
 }
 
 impl PagedCache {
-    /// An empty cache.
+    /// An empty cache, in `f32`.
+    ///
+    /// # Errors
+    /// As [`PagedCache::with_storage`].
+    pub fn new(shape: KvShape, capacity: PagedCapacity) -> Result<Self> {
+        Self::with_storage(shape, capacity)
+    }
+}
+
+impl<T: Storage<Compute = f32>> PagedCache<T> {
+    /// An empty cache, whose type says how tokens are stored: `PagedCache::<bf16>::with_storage`.
     ///
     /// # Errors
     /// [`Error::Value`] where an extent is 0, or more than pages of 1024 tokens or numbers of 32
     /// bits allow; [`Error::Overflow`] where there is not as much memory.
-    pub fn new(shape: KvShape, capacity: PagedCapacity) -> Result<Self> {
+    pub fn with_storage(shape: KvShape, capacity: PagedCapacity) -> Result<Self> {
         let (pages, sequences) = capacity.check()?;
         Ok(Self {
             pool: Pool::new(shape, capacity.pages, capacity.page_size)?,
@@ -140,12 +150,12 @@ impl PagedCache {
     }
 
     /// The pool of keys, `[pages, kv_heads, page_size, head_dim]`.
-    pub fn key(&self) -> View<'_, f32> {
+    pub fn key(&self) -> View<'_, T> {
         self.pool.key()
     }
 
     /// The pool of values, `[pages, kv_heads, page_size, value_dim]`.
-    pub fn value(&self) -> View<'_, f32> {
+    pub fn value(&self) -> View<'_, T> {
         self.pool.value()
     }
 
@@ -174,7 +184,7 @@ impl PagedCache {
         &'a self,
         sequences: &[SequenceId],
         tables: &'a mut TableBuffer,
-    ) -> Result<KvView<'a>> {
+    ) -> Result<KvView<'a, T>> {
         self.fill_tables(sequences, tables)?;
         Ok(KvView::of_cache(self.key(), self.value(), tables.tables()))
     }
@@ -184,7 +194,7 @@ impl PagedCache {
     ///
     /// # Errors
     /// As [`KvView::new`].
-    pub fn view_by<'a>(&'a self, tables: PageTables<'a>) -> Result<KvView<'a>> {
+    pub fn view_by<'a>(&'a self, tables: PageTables<'a>) -> Result<KvView<'a, T>> {
         KvView::new(self.key(), self.value(), tables)
     }
 

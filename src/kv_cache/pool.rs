@@ -3,21 +3,24 @@
 use std::ops::Range;
 
 use super::KvShape;
-use crate::{Element, Result, Tensor, View};
+use crate::{Result, Storage, Tensor, View};
 
 /// Pages, `[pages, kv_heads, page_size, head_dim]` and the same with `value_dim`: the rows of a head
 /// follow one another. In debug builds, rows that are no token's hold NaN.
 #[derive(Debug, Clone)]
-pub(super) struct Pool<T: Element = f32> {
+pub(super) struct Pool<T: Storage> {
     key: Tensor<T>,
     value: Tensor<T>,
+    /// A row on its way in, where rows are stored in less than what they are computed in.
+    wide: Vec<f32>,
 }
 
-impl<T: Element> Pool<T> {
+impl<T: Storage<Compute = f32>> Pool<T> {
     pub(super) fn new(shape: KvShape, pages: usize, page_size: usize) -> Result<Self> {
         shape.check()?;
         let [key, value] = shape.pools(pages, page_size);
-        let mut pool = Self { key: Tensor::zeros(key)?, value: Tensor::zeros(value)? };
+        let wide = vec![0.0; shape.head_dim.max(shape.value_dim)];
+        let mut pool = Self { key: Tensor::zeros(key)?, value: Tensor::zeros(value)?, wide };
         (0..pages).for_each(|page| pool.poison(page, 0..page_size));
         Ok(pool)
     }
@@ -52,11 +55,16 @@ impl<T: Element> Pool<T> {
         self.key.shape()[2]
     }
 
-    /// The key and the value of a head in a row of a page.
-    pub(super) fn row_mut(&mut self, page: usize, head: usize, row: usize) -> (&mut [T], &mut [T]) {
-        let (key, value) =
-            (elements(&self.key, page, head, row), elements(&self.value, page, head, row));
-        (&mut self.key.data_mut()[key], &mut self.value.data_mut()[value])
+    /// Has `key` and `value` write those of a head in a row of a page, and rounds what they write to what
+    /// is stored.
+    pub(super) fn write(
+        &mut self,
+        [page, head, row]: [usize; 3],
+        key: impl FnOnce(&mut [f32]),
+        value: impl FnOnce(&mut [f32]),
+    ) {
+        fill(&mut self.key, [page, head, row], &mut self.wide, key);
+        fill(&mut self.value, [page, head, row], &mut self.wide, value);
     }
 
     /// Copies rows of a page to the same rows of another.
@@ -90,14 +98,31 @@ impl<T: Element> Pool<T> {
         for head in 0..self.shape().kv_heads {
             for tensor in [&mut self.key, &mut self.value] {
                 let rows = span(tensor, page, head, rows.clone());
-                tensor.data_mut()[rows].fill(T::from_f64(f64::NAN));
+                tensor.data_mut()[rows].fill(T::round(f32::NAN));
             }
         }
     }
 }
 
+/// Has `write` write a row of a pool: where it lies, or to `wide` first.
+fn fill<T: Storage<Compute = f32>>(
+    tensor: &mut Tensor<T>,
+    [page, head, row]: [usize; 3],
+    wide: &mut [f32],
+    write: impl FnOnce(&mut [f32]),
+) {
+    let elements = span(tensor, page, head, row..row + 1);
+    let stored = &mut tensor.data_mut()[elements];
+    if let Some(row) = T::native_mut(stored) {
+        return write(row);
+    }
+    let wide = &mut wide[..stored.len()];
+    write(wide);
+    stored.iter_mut().zip(wide).for_each(|(stored, x)| *stored = T::round(*x));
+}
+
 /// Where rows of a head of a page lie in a pool.
-fn span<T: Element>(
+fn span<T: Storage>(
     tensor: &Tensor<T>,
     page: usize,
     head: usize,
@@ -106,8 +131,4 @@ fn span<T: Element>(
     let [_, heads, page_size, dim] = tensor.shape();
     let first = (page * heads + head) * page_size;
     (first + rows.start) * dim..(first + rows.end) * dim
-}
-
-fn elements<T: Element>(tensor: &Tensor<T>, page: usize, head: usize, row: usize) -> Range<usize> {
-    span(tensor, page, head, row..row + 1)
 }

@@ -22,7 +22,7 @@ use super::batch::{BatchCache, Kind};
 /// assert!(cache.truncate(0, 1).is_err()); // Tokens 0 and 1 are gone.
 /// # Ok::<(), headwise::Error>(())
 /// ```
-pub type RingCache = BatchCache<Ring>;
+pub type RingCache<T = f32> = BatchCache<Ring, T>;
 
 /// Tokens beyond the capacity take the places of the oldest.
 #[derive(Debug, Clone, Copy)]

@@ -4,9 +4,8 @@ use std::ops::Range;
 
 use super::pool::Pool;
 use super::positions::{Positions, Run};
-use super::transform::copy_row;
 use super::{KvShape, QkNorm, QkTransform, Rope, value_error};
-use crate::{Error, Result, View};
+use crate::{Error, Input, Result, Storage};
 
 /// Keys and values of new tokens, with what is done to the keys on the way in.
 ///
@@ -29,8 +28,8 @@ use crate::{Error, Result, View};
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct NewTokens<'a> {
-    key: View<'a, f32>,
-    value: View<'a, f32>,
+    key: Input<'a, f32>,
+    value: Input<'a, f32>,
     offsets: Option<&'a [usize]>,
     positions: Option<Positions<'a>>,
     transform: QkTransform<'a>,
@@ -38,8 +37,9 @@ pub struct NewTokens<'a> {
 
 impl<'a> NewTokens<'a> {
     /// Keys `[sequences, kv_heads, new_tokens, head_dim]` and values, the same with `value_dim`, of
-    /// any strides.
-    pub fn new(key: View<'a, f32>, value: View<'a, f32>) -> Self {
+    /// any strides and any [`Storage`] that is computed in `f32`, whatever the cache's is.
+    pub fn new(key: impl Into<Input<'a, f32>>, value: impl Into<Input<'a, f32>>) -> Self {
+        let (key, value) = (key.into(), value.into());
         Self { key, value, offsets: None, positions: None, transform: QkTransform::new() }
     }
 
@@ -119,11 +119,11 @@ impl<'a> NewTokens<'a> {
 
     /// Writes tokens of a checked run to the rows of a page from `row` on, where `length` tokens of
     /// the sequence were in the cache before the run.
-    pub(super) fn write(
+    pub(super) fn write<T: Storage<Compute = f32>>(
         &self,
         (run, length): (Run, usize),
         tokens: Range<usize>,
-        pool: &mut Pool,
+        pool: &mut Pool<T>,
         (page, row): (usize, usize),
     ) {
         let positions = self.positions_after(length);
@@ -131,10 +131,14 @@ impl<'a> NewTokens<'a> {
             let position = positions.at(run, token);
             for head in 0..self.key.shape()[1] {
                 let index = [run.batch, head, run.first + token];
-                let (key, value) = pool.row_mut(page, head, row);
-                copy_row(self.key, index, key);
-                self.transform.apply_row(position, key);
-                copy_row(self.value, index, value);
+                let key = |row: &mut [f32]| {
+                    self.key.read_row(index, row);
+                    self.transform.apply_row(position, row);
+                };
+                let value = |row: &mut [f32]| {
+                    self.value.read_row(index, row);
+                };
+                pool.write([page, head, row], key, value);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::positions::{Positions, Run};
 use super::{QkNorm, Rope};
-use crate::{Error, Result, View, ViewMut};
+use crate::{Error, Input, Result, ViewMut};
 
 /// A norm and a rotation, in this order and each where it is asked for: of new keys on their way
 /// into a cache, and of queries.
@@ -61,16 +61,18 @@ impl<'a> QkTransform<'a> {
     }
 
     /// Writes the changed rows to `out`, `[batch, heads, seq, head_dim]` with a contiguous last
-    /// axis, in one pass. `rows` has the same shape and any strides.
+    /// axis, in one pass. `rows` has the same shape, any strides and any type
+    /// that is computed in `f32`.
     ///
     /// # Errors
     /// As [`QkTransform::apply`], and [`Error::Shape`] where the two shapes differ.
-    pub fn apply_into(
+    pub fn apply_into<'t>(
         &self,
-        rows: View<'_, f32>,
+        rows: impl Into<Input<'t, f32>>,
         positions: Positions<'_>,
         out: ViewMut<'_, f32>,
     ) -> Result<()> {
+        let rows = rows.into();
         if rows.shape() != out.shape() {
             return Err(Error::Shape {
                 argument: "out",
@@ -79,7 +81,9 @@ impl<'a> QkTransform<'a> {
             });
         }
         self.check_call(&out, positions)?;
-        self.rewrite(out, positions, |index, row| copy_row(rows, index, row));
+        self.rewrite(out, positions, |index, row| {
+            rows.read_row(index, row);
+        });
         Ok(())
     }
 
@@ -145,17 +149,5 @@ impl<'a> QkTransform<'a> {
         if let Some(rope) = self.rope {
             rope.apply(position, row);
         }
-    }
-}
-
-/// Copies the row at an index of `rows`, as long as `row`.
-#[inline]
-pub(super) fn copy_row(rows: View<'_, f32>, [b, h, s]: [usize; 3], row: &mut [f32]) {
-    if let Some(source) = rows.row_slice([b, h, s]) {
-        row.copy_from_slice(source);
-        return;
-    }
-    for (d, x) in row.iter_mut().enumerate() {
-        rows.get([b, h, s, d]).into_iter().for_each(|&source| *x = source);
     }
 }

@@ -195,6 +195,11 @@ impl Projected {
         let (outputs, out) = match (&self.out, &buffers.context) {
             (Some(layer), Some(place)) => {
                 let (outputs, out) = outputs.redirect(place.heads_mut(context)?);
+                let out = out.into_native().map_err(|_| Error::Value {
+                    argument: "out",
+                    got: "a type narrower than f32".into(),
+                    expected: "f32, in which layers compute".into(),
+                })?;
                 self.check_out(query, &out)?;
                 (outputs, Some((layer, place, out)))
             }
@@ -216,12 +221,8 @@ impl Projected {
                 cache.data()
             }
         };
-        let problem = options.problem(
-            buffers.query.heads(q)?,
-            buffers.key.heads(k)?,
-            buffers.value.heads(v)?,
-            scale,
-        )?;
+        let heads = [buffers.query.heads(q)?, buffers.key.heads(k)?, buffers.value.heads(v)?];
+        let problem = options.problem(heads.map(Into::into), scale)?;
         let isa = headwise_kernels::attention(&problem, outputs, settings, kernels)?;
         if let Some((layer, place, out)) = out {
             layer.forward_into(place.hidden(context)?, out, settings, kernels)?;

@@ -1,29 +1,28 @@
 //! From the operator's terms to ours.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use headwise_kernels::{Masking, Problem};
 
+use super::Attributes;
 use super::extents::{Extents, Place};
-use super::{Attributes, Float};
 use crate::{
-    Causal, Element, Isa, Outputs, Result, Scale, Settings, Stage, Tensor, Terms, View, Window,
-    Workspace,
+    Causal, Element, Input, Isa, Outputs, Result, Scale, Settings, Stage, Storage, Tensor, Terms,
+    View, Window, Workspace,
 };
 
 /// A mask to compute with.
-pub(super) enum Mask<'a, E: Element> {
+pub(super) enum Mask<'a, T> {
     Boolean(&'a [bool], Place),
-    Additive(Cow<'a, [E]>, Place),
+    Additive(&'a [T], Place),
 }
 
-impl<'a, E: Element> Mask<'a, E> {
-    pub(super) fn of<T: Float<Compute = E>>(mask: &super::Mask<'a, T>) -> Self {
+impl<'a, T> Mask<'a, T> {
+    pub(super) fn of(mask: &super::Mask<'a, T>) -> Self {
         let place = |shape| Place { shape: Extents::mask_shape(shape), seq_first: false };
         match mask {
             super::Mask::Boolean(mask) => Self::Boolean(mask.data, place(mask.shape)),
-            super::Mask::Additive(mask) => Self::Additive(T::widened(mask.data), place(mask.shape)),
+            super::Mask::Additive(mask) => Self::Additive(mask.data, place(mask.shape)),
         }
     }
 
@@ -35,24 +34,24 @@ impl<'a, E: Element> Mask<'a, E> {
 }
 
 /// A call whose parts fit each other.
-pub(super) struct Call<'a, E: Element> {
+pub(super) struct Call<'a, T> {
     pub(super) attributes: &'a Attributes,
     pub(super) extents: &'a Extents,
-    pub(super) query: Cow<'a, [E]>,
-    pub(super) key: (Cow<'a, [E]>, Place),
-    pub(super) value: (Cow<'a, [E]>, Place),
-    pub(super) mask: Option<Mask<'a, E>>,
+    pub(super) query: &'a [T],
+    pub(super) key: (&'a [T], Place),
+    pub(super) value: (&'a [T], Place),
+    pub(super) mask: Option<Mask<'a, T>>,
     pub(super) lengths: Option<&'a [i64]>,
     pub(super) settings: &'a Settings<'a>,
 }
 
-fn zeros<E: Element>(place: Place) -> Result<Vec<E>> {
+fn zeros<S: Storage>(place: Place) -> Result<Vec<S>> {
     Tensor::zeros(place.shape).map(Tensor::into_vec)
 }
 
-impl<E: Element> Call<'_, E> {
+impl<E: Element, T: Storage<Compute = E>> Call<'_, T> {
     /// `Y`, and the scores or weights if they are wanted.
-    pub(super) fn run(&self, scores: bool) -> Result<(Vec<E>, Option<Vec<E>>, Isa)> {
+    pub(super) fn run(&self, scores: bool) -> Result<(Vec<T>, Option<Vec<E>>, Isa)> {
         let (attributes, extents) = (self.attributes, self.extents);
         let out = extents.out();
         let mut y = zeros(out)?;
@@ -69,7 +68,7 @@ impl<E: Element> Call<'_, E> {
         let mut workspace = Workspace::new();
         for entries in self.parts() {
             let view = out.view_mut(&mut y, &entries, out.shape[3])?;
-            let mut outputs = Outputs::new(view);
+            let mut outputs = Outputs::new(T::output(view));
             if let Some(scores) = scores.as_mut().filter(|_| !before_mask) {
                 let view = extents.scores().view_mut(scores, &entries, self.width())?;
                 outputs = match attributes.qk_matmul_output_mode {
@@ -121,12 +120,12 @@ impl<E: Element> Call<'_, E> {
                     masking.boolean = Some(place.view(data, entries, rows)?);
                 }
                 Mask::Additive(data, place) => {
-                    masking.bias = Some(place.view(data, entries, rows)?.into());
+                    masking.bias = Some(T::input(place.view(data, entries, rows)?));
                 }
             }
         }
-        let value = self.value.1.view(&self.value.0, entries, self.width())?;
-        let problem = self.problem(entries, (self.width(), value), &masking)?;
+        let value = self.value.1.view(self.value.0, entries, self.width())?;
+        let problem = self.problem(entries, (self.width(), T::input(value)), &masking)?;
         headwise_kernels::attention(&problem, outputs, self.settings, workspace)
     }
 
@@ -134,15 +133,15 @@ impl<E: Element> Call<'_, E> {
     fn problem<'p>(
         &'p self,
         entries: &Range<usize>,
-        (width, value): (usize, View<'p, E>),
+        (width, value): (usize, Input<'p, E>),
         masking: &Masking<'p, E>,
     ) -> Result<Problem<'p, E>> {
         let scale = self.attributes.scale.map_or(Scale::InvSqrtHeadDim, Scale::Value);
-        let query = self.extents.query.view(&self.query, entries, self.extents.seq_q())?;
-        let key = self.key.1.view(&self.key.0, entries, width)?;
+        let query = self.extents.query.view(self.query, entries, self.extents.seq_q())?;
+        let key = self.key.1.view(self.key.0, entries, width)?;
         let mut terms = Terms::default();
         terms.softcap = Some(self.attributes.softcap).filter(|&cap| cap > 0.0);
-        Problem::new(query, key, value, scale, masking)?.with_terms(&terms)
+        Problem::new(T::input(query), T::input(key), value, scale, masking)?.with_terms(&terms)
     }
 
     /// What `is_causal` and the windows leave of the keys, `i + offset - left ..= i + offset +
@@ -173,15 +172,15 @@ impl<E: Element> Call<'_, E> {
         let all = 0..self.extents.batch();
         let place = self.extents.scores();
         let [batch, heads, seq_q, total] = place.shape;
-        let mut out = Tensor::zeros([batch, heads, seq_q, 1])?;
+        let mut out = Tensor::<T>::zeros([batch, heads, seq_q, 1])?;
         let view = place.view_mut(scores, &all, total)?;
         let capped = self.attributes.qk_matmul_output_mode == 1;
         let stage = if capped { Stage::Capped } else { Stage::Scaled };
-        let outputs = Outputs::new(out.view_mut()).with_scores(stage, view);
+        let outputs = Outputs::new(T::output(out.view_mut())).with_scores(stage, view);
         // Of values there need be none: one zero for all keys.
-        let zero = [E::default()];
+        let zero = [T::default()];
         let value = View::strided(&zero, 0, [batch, self.key.1.shape[1], total, 1], [0; 4])?;
-        let problem = self.problem(&all, (total, value), &Masking::default())?;
+        let problem = self.problem(&all, (total, T::input(value)), &Masking::default())?;
         headwise_kernels::attention(&problem, outputs, self.settings, &mut Workspace::new())
     }
 }

@@ -35,14 +35,10 @@
 
 mod call;
 mod extents;
-mod float;
 
-use std::borrow::Cow;
-
-use crate::{Isa, Result, Settings};
+use crate::{Isa, Result, Settings, Storage};
 use call::Call;
 use extents::{Extents, Place, shape_error, value_error};
-pub use float::Float;
 
 /// A dense tensor to read, in row-major order.
 #[derive(Debug)]
@@ -232,14 +228,13 @@ pub struct Results<T> {
     pub isa: Isa,
 }
 
-/// Runs the operator. Its outputs are allocated, halves are widened, and a past is copied before the
-/// new keys and values: who must avoid all that calls [`attention_into`](crate::attention_into) with
+/// Runs the operator. Its outputs are allocated, and a past is copied before the new keys and values: who must avoid all that calls [`attention_into`](crate::attention_into) with
 /// views of a cache.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) and [`Error::Value`](crate::Error::Value), which name the
 /// operator's inputs and attributes, and as [`attention`](crate::attention).
-pub fn attention<T: Float>(
+pub fn attention<T: Storage>(
     attributes: &Attributes,
     inputs: &Inputs<'_, T>,
     requested: Requested,
@@ -262,7 +257,7 @@ pub fn attention<T: Float>(
     let call = Call {
         attributes,
         extents: &extents,
-        query: T::widened(inputs.q.data),
+        query: inputs.q.data,
         key: placed(&present_key, inputs.k.data, (extents.key, &extents)),
         value: placed(&present_value, inputs.v.data, (extents.value, &extents)),
         mask: inputs.attn_mask.as_ref().map(call::Mask::of),
@@ -278,9 +273,9 @@ pub fn attention<T: Float>(
     };
     let shown = |present: Option<Tensor<T>>| present.filter(|_| requested.present);
     Ok(Results {
-        y: Tensor { data: T::rounded(y), shape },
+        y: Tensor { data: y, shape },
         qk_matmul_output: scores.map(|scores| Tensor {
-            data: T::rounded(scores),
+            data: scores.into_iter().map(T::round).collect(),
             shape: extents.scores().shape.into(),
         }),
         isa,
@@ -290,14 +285,14 @@ pub fn attention<T: Float>(
 }
 
 /// Keys or values to compute with, and their place: with the past before them if that was joined.
-fn placed<'a, T: Float>(
+fn placed<'a, T: Storage>(
     present: &'a Option<Tensor<T>>,
     incoming: &'a [T],
     (place, extents): (Place, &Extents),
-) -> (Cow<'a, [T::Compute]>, Place) {
+) -> (&'a [T], Place) {
     match present {
-        Some(present) => (T::widened(&present.data), extents.present(place)),
-        None => (T::widened(incoming), place),
+        Some(present) => (&present.data, extents.present(place)),
+        None => (incoming, place),
     }
 }
 

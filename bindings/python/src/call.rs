@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use headwise::{KvView, Scale, Workspace, attention_into};
+use headwise::{Element, KvView, Scale, Workspace, attention_into};
 use pyo3::PyResult;
 
 use crate::array::{Compute, DType, Memory, Operand, Sink, Stored, Stretch, Strided, with_stored};
@@ -69,7 +69,7 @@ impl Call<'_> {
         let (frame, stretch) = (&self.frame, Stretch { batch: self.frame.batch(), heads: None });
         let heads = |heads| Stretch { heads: Some(heads), ..stretch };
         // SAFETY: the caller's promise.
-        let mut query = unsafe { Operand::numbers::<S>(self.query, heads(frame.q_heads)) }?;
+        let mut query = unsafe { Operand::<S>::plain(self.query, heads(frame.q_heads)) }?;
         let scale = self.options.scale.map(|scale| self.scale_of(scale, &mut query)).transpose()?;
         // SAFETY: the caller's promise.
         let held = unsafe { Held::<S::Compute>::new(self.options, frame) }?;
@@ -78,8 +78,8 @@ impl Call<'_> {
         let (memory, place) = self.place_of_output::<S>()?;
         // SAFETY: the caller's promise, or new memory.
         let mut sink = unsafe { Sink::<S>::new(place) }?;
-        let outputs = results.outputs(sink.view()?, self.wants)?;
-        let query = query.view()?;
+        let outputs = results.outputs(S::output(sink.view()?), self.wants)?;
+        let query = S::input(query.view()?);
         let pool = Pool(threads::pool()?);
         let options = options.executor(&pool);
         let isa = WORKSPACE.with_borrow_mut(|workspace| match self.source {
@@ -87,11 +87,11 @@ impl Call<'_> {
                 // SAFETY: the caller's promise.
                 let (key, value) = unsafe {
                     (
-                        Operand::numbers::<S>(*key, heads(frame.kv_heads))?,
-                        Operand::numbers::<S>(*value, heads(frame.kv_heads))?,
+                        Operand::<S>::plain(*key, heads(frame.kv_heads))?,
+                        Operand::<S>::plain(*value, heads(frame.kv_heads))?,
                     )
                 };
-                let (key, value) = (key.view()?, value.view()?);
+                let (key, value) = (S::input(key.view()?), S::input(value.view()?));
                 attention_into(query, key, value, &options, outputs, workspace).map_err(error::of)
             }
             Source::Cache(cache) => {
@@ -107,12 +107,12 @@ impl Call<'_> {
 
     /// The factor on scores, which the kernels take in single precision: of doubles it goes to a copy
     /// of the query where that would round it.
-    fn scale_of<T: Compute>(&self, scale: f64, query: &mut Operand<T>) -> PyResult<Scale> {
+    fn scale_of<S: Stored>(&self, scale: f64, query: &mut Operand<S>) -> PyResult<Scale> {
         let single = scale as f32;
-        if T::DTYPE != DType::F64 || f64::from(single) == scale || !scale.is_finite() {
+        if S::DTYPE != DType::F64 || f64::from(single) == scale || !scale.is_finite() {
             return Ok(Scale::Value(single));
         }
-        query.update(|x| T::from_f64(x.to_f64() * scale))?;
+        query.update(|x| S::round(S::Compute::from_f64(x.widen().to_f64() * scale)))?;
         Ok(Scale::One)
     }
 

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use headwise::{NO_KEY, Outputs, Pick, ViewMut};
+use headwise::{NO_KEY, Output, Outputs, Pick, ViewMut};
 use pyo3::PyResult;
 
 use crate::array::{Compute, DType, Memory, Stored, computed};
@@ -57,7 +57,7 @@ impl<S: Stored> Extra<S> {
     /// The library's outputs.
     pub(crate) fn outputs<'a>(
         &'a mut self,
-        out: ViewMut<'a, S::Compute>,
+        out: Output<'a, S::Compute>,
         wants: &'a Wants,
     ) -> PyResult<Outputs<'a, S::Compute>> {
         let (f, width, batch) = (&self.frame, self.width, self.frame.batch_size());

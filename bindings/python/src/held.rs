@@ -1,6 +1,6 @@
 //! What options refer to, made the library's own.
 
-use headwise::{AttentionOptions, BlockPattern, Documents, Offsets, Scale, View};
+use headwise::{AttentionOptions, BlockPattern, Documents, Input, Offsets, Scale, View};
 use pyo3::PyResult;
 
 use crate::array::{Compute, DType, Operand, Stretch, Strided, bools};
@@ -19,8 +19,8 @@ pub(crate) struct Held<T: Compute> {
 /// A bias of the type that is computed in, or half as wide.
 enum BiasOperand<T> {
     Native(Operand<T>),
-    F16(Operand<half::f16>),
-    Bf16(Operand<half::bf16>),
+    F16(Operand<headwise::f16>),
+    Bf16(Operand<headwise::bf16>),
 }
 
 impl<T: Compute> Held<T> {
@@ -105,8 +105,8 @@ impl<T: Compute> Held<T> {
         to = match &self.bias {
             None => to,
             Some(BiasOperand::Native(bias)) => to.bias(bias.view()?),
-            Some(BiasOperand::F16(bias)) => to.bias(bias.view()?),
-            Some(BiasOperand::Bf16(bias)) => to.bias(bias.view()?),
+            Some(BiasOperand::F16(bias)) => to.bias(Input::F16(bias.view()?)),
+            Some(BiasOperand::Bf16(bias)) => to.bias(Input::Bf16(bias.view()?)),
         };
         if from.unfused {
             to = to.algorithm(headwise::Algorithm::Unfused);

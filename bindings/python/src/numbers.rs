@@ -50,8 +50,8 @@ pub(crate) fn floats(argument: &str, object: &Bound<'_, PyAny>) -> PyResult<Vec<
             match place.dtype {
                 DType::F32 => gather(place, |x: f32| x),
                 DType::F64 => gather(place, |x: f64| x as f32),
-                DType::F16 => gather(place, half::f16::to_f32),
-                DType::BF16 => gather(place, half::bf16::to_f32),
+                DType::F16 => gather(place, headwise::f16::to_f32),
+                DType::BF16 => gather(place, headwise::bf16::to_f32),
                 other => Err(error::kind(argument, format_args!("{other}s"), "floats")),
             }
         };

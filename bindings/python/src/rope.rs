@@ -1,10 +1,13 @@
 //! What is done to keys on their way into a cache: a norm and a rotation.
 
-use headwise::kv_cache::{Frequencies, Llama3, Positions, RopeLayout, RopeScaling, Yarn};
+use headwise::kv_cache::{
+    Frequencies, Llama3, Positions, QkTransform, RopeLayout, RopeScaling, Yarn,
+};
+use headwise::{Storage, ViewMut};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::array::{Array, DType, Memory, Operand, Sink, Stored, Stretch, Strided, give_back};
+use crate::array::{Array, DType, Memory, Operand, Stored, Stretch, Strided, give_back};
 use crate::error;
 use crate::numbers::{floats, sizes};
 
@@ -67,8 +70,8 @@ impl Rope {
         let memory = py.detach(|| unsafe {
             match place.dtype {
                 DType::F32 => rotated::<f32>(&self.0, place, positions),
-                DType::F16 => rotated::<half::f16>(&self.0, place, positions),
-                DType::BF16 => rotated::<half::bf16>(&self.0, place, positions),
+                DType::F16 => rotated::<headwise::f16>(&self.0, place, positions),
+                DType::BF16 => rotated::<headwise::bf16>(&self.0, place, positions),
                 other => {
                     let got = format!("elements of {other}");
                     Err(error::kind("rows", got, "float32, float16 or bfloat16"))
@@ -100,7 +103,7 @@ impl Rope {
 ///
 /// # Safety
 /// The rows must be readable, as elements of `S`.
-unsafe fn rotated<S: Stored<Compute = f32>>(
+unsafe fn rotated<S: Stored + Storage<Compute = f32>>(
     rope: &headwise::Rope,
     place: Strided,
     positions: Positions<'_>,
@@ -110,13 +113,19 @@ unsafe fn rotated<S: Stored<Compute = f32>>(
         return Err(error::value("rows", got, "four axes: batch, heads, positions, elements"));
     }
     let memory = Memory::new(S::DTYPE, place.shape(), false)?;
-    // SAFETY: the caller's promise; the memory is new, and dropped after the sink.
-    unsafe {
-        let rows = Operand::numbers::<S>(place, Stretch { batch: &[], heads: None })?;
-        let mut sink = Sink::<S>::new(memory.place())?;
-        rope.rotate_into(rows.view()?, positions, sink.view()?).map_err(error::of)?;
-        sink.finish();
-    }
+    // SAFETY: the caller's promise.
+    let rows = unsafe { Operand::<S>::plain(place, Stretch { batch: &[], heads: None }) }?;
+    let mut wide = vec![0.0; place.count()];
+    let view = rows.view()?;
+    let out = ViewMut::bhsd(&mut wide, view.shape()).map_err(error::of)?;
+    QkTransform::new().rope(rope).apply_into(S::input(view), positions, out).map_err(error::of)?;
+    let mut numbers = wide.chunks_exact(view.shape()[3].max(1));
+    memory.place().for_each_row(|row| {
+        for (nth, &x) in numbers.next().unwrap_or(&[]).iter().enumerate() {
+            // SAFETY: the memory is new, dense and aligned, and has as many rows.
+            unsafe { row.cast::<S>().add(nth).write(S::round(x)) };
+        }
+    });
     Ok(memory)
 }
 

@@ -147,7 +147,14 @@ def test_the_output_lies_as_the_query():
 
 def test_no_copy_of_what_lies_well():
     heads = random(2, 5, 3, 8).transpose(1, 2)
-    for x in (heads, *random(2, 5, 3, 3, 8).permute(2, 0, 3, 1, 4), heads.double(), heads[0]):
+    for x in (
+        heads,
+        *random(2, 5, 3, 3, 8).permute(2, 0, 3, 1, 4),
+        heads.double(),
+        heads[0],
+        heads.half(),
+        heads.bfloat16(),
+    ):
         assert headwise.reads_in_place(x)
     assert headwise.reads_in_place(random(1, 1, 5, 8).expand(2, 3, 5, 8))
     assert headwise.reads_in_place(random(2, 2, 3, 5, 8))

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use headwise::oracle::probe;
-use headwise::{Executor, Isa, Rayon, Serial};
+use headwise::{Executor, Isa, Rayon, Serial, Storage};
 use serde::Serialize;
 
 use super::{Session, Verdict};
@@ -108,7 +108,7 @@ fn buffer() -> Result<Vec<f32>> {
 
 /// Bytes a second, by the median read.
 fn read_rate(executor: &dyn Executor, threads: usize, buffer: &[f32]) -> f64 {
-    let time = || probe::read_time(executor, threads, &[buffer]).as_secs_f64();
+    let time = || probe::read_time(executor, threads, &[f32::as_bytes(buffer)]).as_secs_f64();
     time();
     let mut times: Vec<f64> = (0..READS).map(|_| time()).collect();
     size_of_val(buffer) as f64 / median(&mut times)

@@ -11,12 +11,12 @@ use std::ops::Range;
 use crate::microkernel::block::LEAST_STRETCH;
 use crate::microkernel::fetch::{Fetch, Queue, Stream, Twins};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, few};
-use crate::pages::KvRows;
 use crate::plan::{self, Plan};
 use crate::problem::Problem;
+use crate::storage::StoredRows;
 
 /// The keys and values of one head.
-type Head<'p> = [KvRows<'p, f32>; 2];
+type Head<'p> = [StoredRows<'p>; 2];
 
 /// Some keys and values of a head.
 type Part<'p> = (Head<'p>, Range<usize>);
@@ -53,13 +53,15 @@ impl<'p> Ahead<'p> {
         let first = query_head - query_head % problem.dims().group_size();
         let queries = problem.query.rows(sequence.batch, first);
         let queries = queries.part(sequence.query, sequence.seq_q);
-        let group = (problem.dims().group_size(), problem.query.strides()[1]);
+        // In bytes, from a head to the next: wrapping, as a hint may go astray.
+        let size = problem.query.format().size() as isize;
+        let group = (problem.dims().group_size(), problem.query.strides()[1].wrapping_mul(size));
         let queries = Stream::interleaved(queries, group, next.rows.clone());
         let place = |item: &plan::Item| (item.sequence, item.kv_head, item.split);
         let is_new = place(&next) != place(item);
         let first = keys.start..keys.end.min(keys.start.saturating_add(BLOCK_KV));
         let begin = if is_new && !this.is_few() && !first.is_empty() {
-            head.map(|rows| rows.even(first.start, first.end).map_or(Stream::EMPTY, Stream::new))
+            head.map(|of| of.rows.even(first.start, first.end).map_or(Stream::EMPTY, Stream::new))
         } else {
             [Stream::EMPTY; 2]
         };
@@ -89,15 +91,15 @@ impl<'p> Ahead<'p> {
         let Some(near) = self.upcoming(keys.start, keys.end) else { return };
         let far = self.upcoming(keys.start + BLOCK_KV, keys.end).filter(|_| self.is_few());
         let (head, keys) = near;
-        if head[0].page_rows().is_some_and(|rows| rows < LEAST_STRETCH) {
+        if head[0].rows.page_rows().is_some_and(|rows| rows < LEAST_STRETCH) {
             return;
         }
         let work = self.work(BLOCK_KV, tiles);
         let blocks = &mut self.fetch.blocks;
         blocks.clear();
         for n in 0..2 {
-            let mut far = far.clone().map(|(head, keys)| head[n].stretches(keys));
-            for rows in head[n].stretches(keys.clone()) {
+            let mut far = far.clone().map(|(head, keys)| head[n].rows.stretches(keys));
+            for rows in head[n].rows.stretches(keys.clone()) {
                 let twins = Twins::new(rows);
                 let far = far.as_mut().and_then(Iterator::next);
                 blocks.push(far.map_or(twins, |far| twins.with_far(far)));
@@ -120,7 +122,7 @@ impl<'p> Ahead<'p> {
 
     /// What a block of `keys` keys is to [`Fetch::step`].
     fn work(&self, keys: usize, tiles: usize) -> usize {
-        let [key, value] = self.head.map(|rows| rows.width());
+        let [key, value] = self.head.map(|of| of.width());
         // Of many rows only the scores ask, and few of them are transposed with their keys.
         let (transposing, value) = if self.is_few() { (few::TRANSPOSING, value) } else { (0, 0) };
         let scores = (self.rows + transposing).saturating_mul(key);

@@ -40,11 +40,12 @@ use crate::microkernel::terms::Scoring;
 use crate::microkernel::values::{Finish, OutRows, Values};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, Lanes};
 use crate::outputs::{Outputs, Stage};
-use crate::pages::KvRows;
 use crate::plan::{self, Layout, Plan, SPLIT_KV};
-use crate::problem::{Bias, Problem};
-use crate::simd::Simd;
+use crate::problem::Problem;
+use crate::simd::{Simd, Stored};
+use crate::storage::{Output, StoredRow, StoredRows};
 use crate::term::{ROW_FACTS, Row};
+use crate::view::ViewMut;
 
 /// Everything about a call that its items share.
 pub(crate) struct Job<'a, 'p, T> {
@@ -154,7 +155,7 @@ pub(crate) struct Item<'a, 'p, S, T> {
     pub(super) batch: usize,
     kv_head: usize,
     /// The keys and the values of the head.
-    head: [KvRows<'p, f32>; 2],
+    head: [StoredRows<'p>; 2],
     block: CurrentBlock<'a>,
     pub(super) prob: &'a mut [f32],
     dense: &'a mut [f32],
@@ -294,10 +295,10 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
 
     fn pack_tile(&self, tile: &mut Tile<'_>) {
         let query = &self.job.problem.query;
-        let mut rows: [&[f32]; BLOCK_Q] = [&[]; BLOCK_Q];
-        for (slice, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
+        let mut rows = [StoredRow::EMPTY; BLOCK_Q];
+        for (stored, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
             let (head, i) = self.row(row);
-            *slice = query.rows(self.batch, head).slice(i);
+            *stored = query.row((self.batch, head), i);
         }
         self.simd.vectorize(Pack {
             rows: &rows[..tile.len()],
@@ -380,7 +381,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     pub(super) fn visit(&mut self, tile: &Tile<'_>, first: usize) -> Visit {
         let mut visit = tile.of.visit(first);
         if !visit.keys.is_empty() {
-            self.block.enter(first, self.head);
+            self.block.enter(self.simd, first, self.head);
         }
         if self.job.dense && !visit.keys.is_empty() {
             self.look_closer(tile, &mut visit);
@@ -433,8 +434,8 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             }
             let key = end - 1;
             let [dot, magnitude] = if r < tile.len() {
-                let query = query.rows(self.batch, head).slice(self.sequence.query + i);
-                self.simd.vectorize(Dot([query, self.head[0].slice(key)]))
+                let query = query.row((self.batch, head), self.sequence.query + i);
+                self.simd.vectorize(Dot([query, self.head[0].row(key)]))
             } else {
                 [0.0; 2]
             };
@@ -483,6 +484,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     /// `None`: nothing was done, since there is more to come or a row's sum is no positive number.
     fn last_values(&mut self, tile: &mut Tile<'_>, visit: &Visit) -> Option<bool> {
         let is_last = visit.first + BLOCK_KV >= tile.of.any.end;
+        let out = self.job.outputs.out.native()?;
         if !is_last || tile.merges() || self.is_split {
             return None;
         }
@@ -493,7 +495,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let factor = self.factors(tile, &tile.of.split);
         let rows = tile.of.rows.clone().map(|row| {
             let (head, i) = self.row(row);
-            self.job.outputs.out.row(self.batch, head, i)
+            out.row(self.batch, head, i)
         });
         // SAFETY: the outputs were checked against the problem: the rows exist, have value_dim
         // contiguous floats, and no other item has rows of these numbers.
@@ -596,19 +598,19 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let problem = self.job.problem;
         let (first, end) = (visit.first, visit.keys.end);
         let relative = problem.terms.relative_bias;
-        let mut rows: [&[f32]; BLOCK_Q] = [&[]; BLOCK_Q];
+        let mut rows = [StoredRow::EMPTY; BLOCK_Q];
         match (&problem.bias, relative, bits) {
             // Read where they lie.
-            (Some(Bias::Native(bias)), None, None) => {
-                for (slice, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
+            (Some(bias), None, None) => {
+                for (stored, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
                     let (head, i) = self.row(row);
-                    *slice = &bias.rows(self.batch, head).slice(i)[first..first + end];
+                    *stored = bias.row((self.batch, head), i).part(first..first + end);
                 }
             }
             (None, Some(bias), None) => {
-                for (slice, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
+                for (stored, row) in rows.iter_mut().zip(tile.of.rows.clone()) {
                     let (head, position) = self.position(row);
-                    *slice = bias.row(head, first as i128 - position);
+                    *stored = bias.row(head, first as i128 - position).into();
                 }
             }
             _ => return self.pack_sums(tile, visit, bits),
@@ -627,7 +629,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             let sums = &mut sums[..end];
             if let Some(bias) = &problem.bias {
                 let (head, i) = self.row(row);
-                bias.widen(self.batch, head, i, first, sums);
+                bias.widen((self.batch, head), i, first, sums);
             }
             if let Some(bias) = problem.terms.relative_bias {
                 let (head, position) = self.position(row);
@@ -640,7 +642,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
                 }
             }
         }
-        let rows = sums.each_ref().map(|row| row.as_slice());
+        let rows = sums.each_ref().map(|row| StoredRow::from(row.as_slice()));
         let rows = &rows[..tile.len()];
         self.simd.vectorize(Pack { rows, width: end, lanes: tile.of.lanes, dst: self.dense });
     }
@@ -660,6 +662,14 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     /// Writes the tile's rows to the outputs; says whether they are finite, but for rows whose
     /// scores are not.
     fn write_out(&self, tile: &Tile<'_>, care: Care) -> bool {
+        match &self.job.outputs.out {
+            Output::Native(out) => self.write_rows(tile, care, out),
+            Output::F16(out) => self.write_rows(tile, care, out),
+            Output::Bf16(out) => self.write_rows(tile, care, out),
+        }
+    }
+
+    fn write_rows<E: Stored>(&self, tile: &Tile<'_>, care: Care, out: &ViewMut<'_, E>) -> bool {
         let (acc, state) = tile.totals();
         let factors = self.factors(tile, state);
         let value_dim = self.job.problem.dims().value_dim;
@@ -667,10 +677,9 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         for (r, row) in tile.of.rows.clone().enumerate() {
             let (head, i) = self.row(row);
             let row_sum = state.row_sum.0[r];
-            let out = self.job.outputs.out.row(self.batch, head, i);
             // SAFETY: the outputs were checked against the problem: the row exists and has
-            // value_dim contiguous floats, and no other item has a row of this number.
-            let mut out = unsafe { OutRow::new(out, value_dim) };
+            // value_dim contiguous numbers, and no other item has a row of this number.
+            let mut out = unsafe { OutRow::new(out.row(self.batch, head, i), value_dim) };
             if row_sum == 0.0 {
                 out.fill(0.0);
             } else if !row_sum.is_finite() {
@@ -682,8 +691,8 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
                     // What was finite without headroom stays.
                     // SAFETY: the passes before this one wrote the row.
                     for (out, x) in unsafe { out.written() }.iter_mut().zip(src) {
-                        if !out.is_finite() {
-                            *out = x * factor;
+                        if !out.widen().is_finite() {
+                            *out = E::round(x * factor);
                         }
                     }
                 } else {

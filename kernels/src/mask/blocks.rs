@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::{Sequence, bits, stretched};
+use super::dense::stretched;
+use super::{Sequence, bits};
 use crate::error::Result;
 use crate::problem::value_error;
 use crate::view::View;

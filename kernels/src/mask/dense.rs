@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{Sequence, bits};
 use crate::error::Result;
 use crate::problem::{check_unit_inner_stride, shape_error};
-use crate::view::{Shape, View};
+use crate::view::{Shape, Strides, View};
 
 /// A boolean mask as bytes or as bits.
 #[derive(Debug, Clone, Copy)]
@@ -53,13 +53,22 @@ impl<'a> Boolean<'a> {
     }
 }
 
-/// A mask whose axes of extent 1 repeat, stretched to `whole` with strides of zero.
+/// A mask whose axes of extent 1 repeat, stretched to `whole`.
 pub(crate) fn stretched<'a, E>(
     argument: &'static str,
     mask: View<'a, E>,
     whole: Shape,
 ) -> Result<View<'a, E>> {
-    let (shape, mut strides) = (mask.shape(), mask.strides());
+    let (shape, strides) = stretched_layout(argument, (mask.shape(), mask.strides()), whole)?;
+    Ok(mask.with_layout(shape, strides))
+}
+
+/// The extents and strides of such a mask: strides of zero where it repeats.
+pub(crate) fn stretched_layout(
+    argument: &'static str,
+    (shape, mut strides): (Shape, Strides),
+    whole: Shape,
+) -> Result<(Shape, Strides)> {
     let fits = (0..3).all(|axis| shape[axis] == 1 || shape[axis] == whole[axis]);
     if !fits || shape[3] != whole[3] {
         return shape_error(
@@ -74,5 +83,5 @@ pub(crate) fn stretched<'a, E>(
             strides[axis] = 0;
         }
     }
-    Ok(mask.with_layout(whole, strides))
+    Ok((whole, strides))
 }

@@ -15,7 +15,7 @@ mod tree;
 use std::ops::Range;
 
 pub use blocks::BlockPattern;
-pub(crate) use dense::stretched;
+pub(crate) use dense::stretched_layout;
 pub use documents::Documents;
 pub use positions::{Causal, Window};
 pub use ragged::Offsets;
@@ -24,7 +24,8 @@ pub use tree::Tree;
 
 use crate::error::Result;
 use crate::pages::PageTables;
-use crate::problem::{Bias, Dims, value_error};
+use crate::problem::{Dims, value_error};
+use crate::storage::Input;
 use crate::view::{Shape, View};
 use dense::Boolean;
 use documents::Packed;
@@ -76,7 +77,7 @@ pub struct Masking<'a, T> {
     /// rounded up.
     pub packed: Option<View<'a, u8>>,
     /// Added to the scaled and capped scores; exactly -inf masks. Shaped as `boolean`.
-    pub bias: Option<Bias<'a, T>>,
+    pub bias: Option<Input<'a, T>>,
     /// Keys and values are pools of pages, `[pages, kv_heads, page_size, dim]`, and these say which hold
     /// what: a sequence's keys are all that it has so far, and those that exist no more are hidden.
     pub pages: Option<PageTables<'a>>,

@@ -9,21 +9,21 @@ use super::block::MAX_STRETCHES;
 use crate::simd::prefetch;
 use crate::view::Rows;
 
-/// Floats in a cache line.
-const LINE: usize = 16;
+/// Bytes in a cache line.
+const LINE: usize = 64;
 
-/// Asks for the `width` floats at `row`.
+/// Asks for the `width` bytes at `row`.
 #[inline(always)]
-pub(crate) fn fetch_row(row: *const f32, width: usize) {
+pub(crate) fn fetch_row(row: *const u8, width: usize) {
     for column in (0..width).step_by(LINE) {
         prefetch(row.wrapping_add(column));
     }
 }
 
-/// Rows to fetch one after the other.
+/// Rows of bytes to fetch one after the other.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stream {
-    row: *const f32,
+    row: *const u8,
     width: usize,
     left: usize,
     /// From a row to the next, but every `turn`th time `jump`.
@@ -38,14 +38,14 @@ impl Stream {
     pub(crate) const EMPTY: Self =
         Self { row: std::ptr::null(), width: 0, left: 0, step: 0, jump: 0, turn: 1, at: 0 };
 
-    pub(crate) fn new(rows: Rows<'_, f32>) -> Self {
+    pub(crate) fn new(rows: Rows<'_, u8>) -> Self {
         let (row, jump) = (rows.row(0), rows.stride());
         Self { row, width: rows.width(), left: rows.len(), jump, ..Self::EMPTY }
     }
 
-    /// The rows `range` of `count` heads, `step` apart and taken in turn: first row 0 of each.
+    /// The rows `range` of `count` heads, `step` bytes apart and taken in turn: first row 0 of each.
     pub(crate) fn interleaved(
-        head: Rows<'_, f32>,
+        head: Rows<'_, u8>,
         (count, step): (usize, isize),
         range: Range<usize>,
     ) -> Self {
@@ -135,8 +135,8 @@ impl<const N: usize> Queue<N> {
 /// Rows of a block, and those in the same places of a block behind it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Twins {
-    near: *const f32,
-    far: *const f32,
+    near: *const u8,
+    far: *const u8,
     stride: isize,
     width: usize,
     left: usize,
@@ -147,13 +147,13 @@ impl Twins {
         Self { near: std::ptr::null(), far: std::ptr::null(), stride: 0, width: 0, left: 0 };
 
     /// These rows; without others, the others are the same.
-    pub(crate) fn new(rows: Rows<'_, f32>) -> Self {
+    pub(crate) fn new(rows: Rows<'_, u8>) -> Self {
         let (near, stride, width) = (rows.row(0), rows.stride(), rows.width());
         Self { near, far: near, stride, width, left: rows.len() }
     }
 
     /// With as many others of the same stride, if they are as many.
-    pub(crate) fn with_far(self, rows: Rows<'_, f32>) -> Self {
+    pub(crate) fn with_far(self, rows: Rows<'_, u8>) -> Self {
         if rows.len() == self.left { Self { far: rows.row(0), ..self } } else { self }
     }
 }
@@ -252,22 +252,22 @@ impl Fetch {
 mod tests {
     use super::*;
 
-    /// The addresses, in floats behind `data`, of the rows that a stream still has.
-    fn rows(mut stream: Stream, data: &[f32]) -> Vec<usize> {
+    /// The addresses, in elements behind `data`, of the rows that a stream still has.
+    fn rows(mut stream: Stream, data: &[u8]) -> Vec<usize> {
         let start = data.as_ptr().addr();
         std::iter::from_fn(|| {
             let row = stream.row.addr();
-            (stream.fetch(1) == 1).then(|| (row - start) / size_of::<f32>())
+            (stream.fetch(1) == 1).then(|| row - start)
         })
         .collect()
     }
 
     #[test]
     fn a_stream_follows_its_rows() {
-        let data = [0.0; 100];
+        let data = [0; 100];
         let head = Rows::dense(&data, 5);
         assert_eq!(rows(Stream::new(head.part(3, 3)), &data), [15, 20, 25]);
-        // Three heads two floats apart: row n is row n / 3 of head n % 3.
+        // Three heads two bytes apart: row n is row n / 3 of head n % 3.
         let stream = Stream::interleaved(head, (3, 2), 4..9);
         assert_eq!(rows(stream, &data), [7, 9, 10, 12, 14]);
         assert_eq!(rows(Stream::interleaved(head, (1, 0), 2..4), &data), [10, 15]);
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_queue_covers_its_rows_in_time() {
-        let data = [0.0; 1000];
+        let data = [0; 1000];
         const WORK: usize = 12_345;
         for (rows, steps) in [(0, 5), (1, 7), (5, 0), (100, 7), (100, 100), (3, 100), (1000, 64)] {
             let stream = Stream::new(Rows::dense(&data[..rows], 1));

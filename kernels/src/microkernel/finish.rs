@@ -1,6 +1,7 @@
 //! What happens to a row's sums: merged into those of earlier splits, scaled, written out.
 
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, Simd, Stored};
+use crate::storage::{StoredRow, with_stored};
 
 /// `dst = a * dst + b * src`, in place.
 pub(crate) struct Combine<'a> {
@@ -33,36 +34,36 @@ impl Kernel for Combine<'_> {
 }
 
 /// A row of the output: it may be uninitialised until it is written.
-pub(crate) struct OutRow {
-    ptr: *mut f32,
+pub(crate) struct OutRow<E> {
+    ptr: *mut E,
     len: usize,
 }
 
-impl OutRow {
+impl<E: Stored> OutRow<E> {
     /// # Safety
-    /// `len` floats must be writable at `ptr` as long as this is used, and be nobody else's.
-    pub(crate) unsafe fn new(ptr: *mut f32, len: usize) -> Self {
+    /// `len` numbers must be writable at `ptr` as long as this is used, and be nobody else's.
+    pub(crate) unsafe fn new(ptr: *mut E, len: usize) -> Self {
         Self { ptr, len }
     }
 
     /// Writes `x` everywhere.
     pub(crate) fn fill(&mut self, x: f32) {
         // SAFETY: the promise to `new`.
-        (0..self.len).for_each(|i| unsafe { self.ptr.add(i).write(x) });
+        (0..self.len).for_each(|i| unsafe { self.ptr.add(i).write(E::round(x)) });
     }
 
     /// The row, to be read and written.
     ///
     /// # Safety
     /// All of it must have been written.
-    pub(crate) unsafe fn written(&mut self) -> &mut [f32] {
+    pub(crate) unsafe fn written(&mut self) -> &mut [E] {
         // SAFETY: the caller's promise, and that to `new`.
         unsafe { std::slice::from_raw_parts_mut(self.ptr, self.len) }
     }
 }
 
 /// The dot product of two rows, and that of their magnitudes.
-pub(crate) struct Dot<'a>(pub(crate) [&'a [f32]; 2]);
+pub(crate) struct Dot<'a>(pub(crate) [StoredRow<'a>; 2]);
 
 impl Kernel for Dot<'_> {
     type Output = [f64; 2];
@@ -73,14 +74,14 @@ impl Kernel for Dot<'_> {
         assert_eq!(a.len(), b.len());
         let zero = s.splat(0.0);
         let (mut dot, mut magnitude) = (zero, zero);
+        let load = |row: StoredRow<'_>, i, count| {
+            // SAFETY: i + count lies within either row.
+            with_stored!(row.format(), E => unsafe { E::load_first(s, row.as_ptr::<E>().add(i), count) })
+        };
         let mut i = 0;
         while i < a.len() {
             let count = (a.len() - i).min(S::LANES);
-            // SAFETY: i + count lies within both slices.
-            let product = unsafe {
-                let a = s.load_first(a.as_ptr().add(i), count);
-                s.mul(a, s.load_first(b.as_ptr().add(i), count))
-            };
+            let product = s.mul(load(a, i, count), load(b, i, count));
             dot = s.add(dot, product);
             magnitude = s.add(magnitude, s.max(product, s.sub(zero, product)));
             i += S::LANES;
@@ -89,14 +90,15 @@ impl Kernel for Dot<'_> {
     }
 }
 
-/// `dst = factor * src`; says whether everything written is finite. A zero is written as +0.
-pub(crate) struct Normalize<'a> {
+/// `dst = factor * src`; says whether all of that is finite before it is rounded to what is stored. A
+/// zero is written as +0.
+pub(crate) struct Normalize<'a, E> {
     pub(crate) src: &'a [f32],
     pub(crate) factor: f32,
-    pub(crate) dst: OutRow,
+    pub(crate) dst: OutRow<E>,
 }
 
-impl Kernel for Normalize<'_> {
+impl<E: Stored> Kernel for Normalize<'_, E> {
     type Output = bool;
 
     #[inline(always)]
@@ -117,7 +119,7 @@ impl Kernel for Normalize<'_> {
             // SAFETY: i + LANES lies within src and the row.
             unsafe {
                 let out = normalize(s.load(self.src.as_ptr().add(i)));
-                s.store(dst.add(i), out);
+                E::store(s, dst.add(i), out);
             }
             i += S::LANES;
         }
@@ -126,7 +128,7 @@ impl Kernel for Normalize<'_> {
             // SAFETY: i + count is the end of the row, and src is no shorter.
             unsafe {
                 let out = normalize(s.load_first(self.src.as_ptr().add(i), count));
-                s.store_first(dst.add(i), count, out);
+                E::store_first(s, dst.add(i), count, out);
             }
         }
         !s.any(s.ne(finite, zero))

@@ -23,6 +23,7 @@ pub(crate) mod scores;
 pub(crate) mod sweep;
 pub(crate) mod terms;
 pub(crate) mod values;
+pub(crate) mod widen;
 
 use std::ops::Range;
 

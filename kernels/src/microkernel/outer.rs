@@ -250,7 +250,7 @@ pub(crate) const AHEAD_STEP: usize = 2;
 impl Meanwhile for Straight {
     #[inline(always)]
     fn step(&mut self, k: usize) {
-        prefetch(self.0.wrapping_add(k * AHEAD_STEP));
+        prefetch(self.0.wrapping_add(k * AHEAD_STEP).cast());
     }
 }
 

@@ -4,12 +4,13 @@
 use std::ops::Range;
 
 use super::{BLOCK_KV, BLOCK_Q, Lanes};
-use crate::simd::{Kernel, MAX_LANES, Simd};
+use crate::simd::{Kernel, MAX_LANES, Simd, Stored};
+use crate::storage::{StoredRow, with_stored};
 
-/// Writes `rows` to `dst`, transposed: `dst[c][r] = rows[r][c]`. Lanes without
+/// Writes `rows`, all of one format, to `dst`, transposed: `dst[c][r] = rows[r][c]`. Lanes without
 /// a row, up to `lanes`, become zero.
 pub(crate) struct Pack<'a> {
-    pub(crate) rows: &'a [&'a [f32]],
+    pub(crate) rows: &'a [StoredRow<'a>],
     /// Columns to take from each row.
     pub(crate) width: usize,
     /// A multiple of the vector's lanes, at least the number of rows.
@@ -23,7 +24,16 @@ impl Kernel for Pack<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        assert!(self.rows.iter().all(|row| row.len() >= self.width));
+        let format = self.rows.first().map_or(StoredRow::EMPTY.format(), StoredRow::format);
+        with_stored!(format, E => self.of::<S, E>(s));
+    }
+}
+
+impl Pack<'_> {
+    #[inline(always)]
+    fn of<S: Simd, E: Stored>(self, s: S) {
+        let size = size_of::<E>();
+        assert!(self.rows.iter().all(|row| row.len() >= self.width && row.format().size() == size));
         assert!(self.lanes.is_multiple_of(S::LANES) && self.lanes <= BLOCK_Q);
         assert!(self.dst.len() >= self.width * BLOCK_Q);
         for lane in (0..self.lanes).step_by(S::LANES) {
@@ -35,7 +45,7 @@ impl Kernel for Pack<'_> {
                 unsafe {
                     let mut square = [s.splat(0.0); MAX_LANES];
                     for r in 0..S::LANES {
-                        square[r] = s.load(rows[r].as_ptr().add(column));
+                        square[r] = E::load(s, rows[r].as_ptr::<E>().add(column));
                     }
                     s.transpose(&mut square);
                     for c in 0..S::LANES {
@@ -51,7 +61,8 @@ impl Kernel for Pack<'_> {
                 for r in 0..S::LANES {
                     if let Some(row) = rows.get(r) {
                         // SAFETY: the row has at least column + count <= width elements.
-                        square[r] = unsafe { s.load_first(row.as_ptr().add(column), count) };
+                        square[r] =
+                            unsafe { E::load_first(s, row.as_ptr::<E>().add(column), count) };
                     }
                 }
                 s.transpose(&mut square);

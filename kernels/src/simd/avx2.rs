@@ -1,17 +1,22 @@
-//! AVX2 and FMA: 8 lanes, 16 registers; a mask is a vector whose sign bits say it.
+//! AVX2, FMA and F16C, which every processor with AVX2 has: 8 lanes, 16 registers; a mask is a vector whose sign bits say it.
 
 use core::arch::x86_64::*;
+
+use half::{bf16, f16};
 
 use super::sealed::Sealed;
 use super::{Isa, Kernel, MAX_LANES, Simd, polynomial, split_by_magic};
 
-/// Proof that AVX2 and FMA are present.
+/// Proof that AVX2, FMA and F16C are present.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx2(());
 
 impl Avx2 {
     pub(super) fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+        let present = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        present.then_some(Self(()))
     }
 }
 
@@ -37,7 +42,7 @@ unsafe impl Simd for Avx2 {
     type Mask = __m256;
 
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         fn enter<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
             kernel.run(token)
         }
@@ -90,6 +95,48 @@ unsafe impl Simd for Avx2 {
     unsafe fn store_first(self, ptr: *mut f32, count: usize, v: __m256) {
         // SAFETY: the token, and the caller's promise; masked lanes are not touched.
         unsafe { _mm256_maskstore_ps(ptr, self.first(count), v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, ptr: *const bf16) -> __m256 {
+        // SAFETY: the token, and the caller's promise.
+        unsafe {
+            let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(ptr.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, ptr: *const f16) -> __m256 {
+        // SAFETY: the token, and the caller's promise.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(ptr.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, ptr: *mut bf16, v: __m256) {
+        // SAFETY: the token, and the caller's promise.
+        unsafe {
+            let bits = _mm256_castps_si256(v);
+            let high = _mm256_srli_epi32::<16>(bits);
+            // Half of the last place, and its odd bit, carry into what stays.
+            let odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+            let carry = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+            let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, carry));
+            let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+            let quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+            let rounded = _mm256_blendv_epi8(rounded, quiet, is_nan);
+            // Of each half of the vector its four numbers, twice.
+            let packed = _mm256_packus_epi32(rounded, rounded);
+            let packed = _mm256_permute4x64_epi64::<0b1000>(packed);
+            _mm_storeu_si128(ptr.cast(), _mm256_castsi256_si128(packed));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, ptr: *mut f16, v: __m256) {
+        const NEAREST: i32 = 0;
+        // SAFETY: the token, and the caller's promise.
+        unsafe { _mm_storeu_si128(ptr.cast(), _mm256_cvtps_ph::<NEAREST>(v)) }
     }
 
     #[inline(always)]

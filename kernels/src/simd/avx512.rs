@@ -2,6 +2,8 @@
 
 use core::arch::x86_64::*;
 
+use half::{bf16, f16};
+
 use super::sealed::Sealed;
 use super::{Isa, Kernel, MAX_LANES, Simd, polynomial};
 
@@ -92,6 +94,46 @@ unsafe impl Simd for Avx512 {
     unsafe fn store_first(self, ptr: *mut f32, count: usize, v: __m512) {
         // SAFETY: the token, and the caller's promise; masked lanes are not touched.
         unsafe { _mm512_mask_storeu_ps(ptr, first(count), v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, ptr: *const bf16) -> __m512 {
+        // SAFETY: the token, and the caller's promise.
+        unsafe {
+            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(ptr.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, ptr: *const f16) -> __m512 {
+        // SAFETY: the token, and the caller's promise.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(ptr.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, ptr: *mut bf16, v: __m512) {
+        // SAFETY: the token, and the caller's promise.
+        unsafe {
+            let bits = _mm512_castps_si512(v);
+            let high = _mm512_srli_epi32::<16>(bits);
+            // Half of the last place, and its odd bit, carry into what stays.
+            let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+            let carry = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, carry));
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            let quiet = _mm512_set1_epi32(0x40);
+            let rounded = _mm512_mask_or_epi32(rounded, is_nan, high, quiet);
+            _mm256_storeu_si256(ptr.cast(), _mm512_cvtepi32_epi16(rounded));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, ptr: *mut f16, v: __m512) {
+        // To nearest, no exceptions.
+        const NEAREST: i32 = 0b1000;
+        // SAFETY: the token, and the caller's promise.
+        unsafe { _mm256_storeu_si256(ptr.cast(), _mm512_cvtps_ph::<NEAREST>(v)) }
     }
 
     #[inline(always)]

@@ -22,6 +22,8 @@ macro_rules! ops {
     )*};
 }
 
+use half::{bf16, f16};
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -31,17 +33,19 @@ mod detect;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+mod stored;
 mod tanh;
 
 pub(crate) use cache::l1_ways;
 pub use detect::Isa;
 pub(crate) use detect::dispatch;
+pub(crate) use stored::Stored;
 pub(crate) use tanh::{EXPONENT as TANH_EXPONENT, of_exponent as tanh_of_exponent};
 
 /// Asks for the cache line of `ptr`, wherever that points; where the target has no such hint,
 /// nothing.
 #[inline(always)]
-pub(crate) fn prefetch(ptr: *const f32) {
+pub(crate) fn prefetch(ptr: *const u8) {
     // SAFETY: SSE is part of the target's baseline, and a hint reads nothing.
     #[cfg(target_arch = "x86_64")]
     unsafe {
@@ -148,6 +152,31 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     /// # Safety
     /// `count` floats must be writable at `ptr`.
     unsafe fn store_first(self, ptr: *mut f32, count: usize, v: Self::Vector);
+
+    /// Loads a vector of `bf16`, widened exactly.
+    ///
+    /// # Safety
+    /// `LANES` numbers must be readable at `ptr`, of any alignment.
+    #[doc(hidden)]
+    unsafe fn load_bf16(self, ptr: *const bf16) -> Self::Vector;
+    /// Loads a vector of `f16`, widened exactly.
+    ///
+    /// # Safety
+    /// As [`Simd::load_bf16`].
+    #[doc(hidden)]
+    unsafe fn load_f16(self, ptr: *const f16) -> Self::Vector;
+    /// Stores a vector as `bf16`, rounded to the nearest, to the even of two as near.
+    ///
+    /// # Safety
+    /// `LANES` numbers must be writable at `ptr`, of any alignment.
+    #[doc(hidden)]
+    unsafe fn store_bf16(self, ptr: *mut bf16, v: Self::Vector);
+    /// Stores a vector as `f16`, rounded like [`Simd::store_bf16`]; beyond its range to infinity.
+    ///
+    /// # Safety
+    /// As [`Simd::store_bf16`].
+    #[doc(hidden)]
+    unsafe fn store_f16(self, ptr: *mut f16, v: Self::Vector);
 
     /// Two floats by turns: the first in the even lanes, the second in the odd.
     ///

@@ -3,6 +3,8 @@
 use core::arch::aarch64::*;
 use std::arch::is_aarch64_feature_detected;
 
+use half::{bf16, f16};
+
 use super::sealed::Sealed;
 use super::{Isa, Kernel, MAX_LANES, Simd, polynomial, split_by_magic};
 
@@ -95,6 +97,61 @@ unsafe impl Simd for Neon {
                 _ => vst1q_f32(ptr, v),
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, ptr: *const bf16) -> float32x4_t {
+        // SAFETY: the token, and the caller's promise.
+        unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(ptr.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, ptr: *const f16) -> float32x4_t {
+        // SAFETY: the caller's promise.
+        let halves = unsafe { vld1_u16(ptr.cast()) };
+        let mut v: float32x4_t;
+        // SAFETY: the instruction is part of NEON; the intrinsic has a type that is not stable.
+        unsafe {
+            core::arch::asm!(
+                "fcvtl {0:v}.4s, {1:v}.4h",
+                out(vreg) v,
+                in(vreg) halves,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        v
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, ptr: *mut bf16, v: float32x4_t) {
+        // SAFETY: the token, and the caller's promise.
+        unsafe {
+            let bits = vreinterpretq_u32_f32(v);
+            let high = vshrq_n_u32::<16>(bits);
+            // Half of the last place, and its odd bit, carry into what stays.
+            let odd = vandq_u32(high, vdupq_n_u32(1));
+            let carry = vaddq_u32(odd, vdupq_n_u32(0x7fff));
+            let rounded = vshrq_n_u32::<16>(vaddq_u32(bits, carry));
+            let quiet = vorrq_u32(high, vdupq_n_u32(0x40));
+            let rounded = vbslq_u32(vceqq_f32(v, v), rounded, quiet);
+            vst1_u16(ptr.cast(), vmovn_u32(rounded));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, ptr: *mut f16, v: float32x4_t) {
+        let mut halves: uint16x4_t;
+        // SAFETY: the instruction is part of NEON; the intrinsic has a type that is not stable.
+        unsafe {
+            core::arch::asm!(
+                "fcvtn {0:v}.4h, {1:v}.4s",
+                out(vreg) halves,
+                in(vreg) v,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        // SAFETY: the caller's promise.
+        unsafe { vst1_u16(ptr.cast(), halves) }
     }
 
     #[inline(always)]

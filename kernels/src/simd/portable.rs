@@ -1,6 +1,7 @@
 //! Four lanes on `wide`, which compiles to the target's baseline (SSE2, wasm's simd128) or
 //! to scalar code: the fallback that runs everywhere. A multiply-add may round twice here.
 
+use half::{bf16, f16};
 use wide::{f32x4, i32x4};
 
 use super::sealed::Sealed;
@@ -73,6 +74,32 @@ unsafe impl Simd for Portable {
             // SAFETY: the caller's promise for the first `count`.
             unsafe { *ptr.add(i) = lane };
         }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, ptr: *const bf16) -> f32x4 {
+        // SAFETY: the caller's promise.
+        let halves = unsafe { ptr.cast::<[bf16; 4]>().read_unaligned() };
+        f32x4::new(halves.map(bf16::to_f32))
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, ptr: *const f16) -> f32x4 {
+        // SAFETY: the caller's promise.
+        let halves = unsafe { ptr.cast::<[f16; 4]>().read_unaligned() };
+        f32x4::new(halves.map(f16::to_f32))
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, ptr: *mut bf16, v: f32x4) {
+        // SAFETY: the caller's promise.
+        unsafe { ptr.cast::<[bf16; 4]>().write_unaligned(v.to_array().map(bf16::from_f32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, ptr: *mut f16, v: f32x4) {
+        // SAFETY: the caller's promise.
+        unsafe { ptr.cast::<[f16; 4]>().write_unaligned(v.to_array().map(f16::from_f32)) }
     }
 
     #[inline(always)]

@@ -1,90 +1,64 @@
 //! The types that floating-point arrays are stored in, and the types they are computed in.
 
-use half::{bf16, f16};
 use headwise::{
-    AttentionOptions, Element, Isa, KvView, Outputs, Result, View, Workspace, attention_cached_into,
+    AttentionOptions, Element, Input, Isa, KvView, Outputs, Result, Storage, Workspace,
+    attention_cached_into, bf16, f16,
 };
 
 use super::{DType, Strided};
 
-/// A type that arrays are stored in. A type with kernels of its own is computed in itself; the
-/// others are widened on the way in, and rounded once on the way out.
-pub(crate) trait Stored: Copy + Send + Sync + 'static {
-    /// What it is computed in.
-    type Compute: Compute;
+/// A type of numbers, with its name.
+pub(crate) trait Typed {
     const DTYPE: DType;
-    fn widen(self) -> Self::Compute;
-    fn round(x: Self::Compute) -> Self;
-    /// In single precision, as caches hold it.
-    fn single(self) -> f32;
 }
 
+/// A type that arrays are stored in.
+pub(crate) trait Stored: Typed + Storage<Compute: Compute> {}
+
+impl<S: Typed + Storage<Compute: Compute>> Stored for S {}
+
 /// A type that the library computes in.
-pub(crate) trait Compute: Stored<Compute = Self> + Element {
+pub(crate) trait Compute: Typed + Element {
     /// Attention to a cache.
-    fn cached(
-        query: View<'_, Self>,
-        cache: &KvView<'_>,
+    fn cached<'t>(
+        query: Input<'t, Self>,
+        cache: &KvView<'t>,
         options: &AttentionOptions<'_, Self>,
         outputs: Outputs<'_, Self>,
         workspace: &mut Workspace,
     ) -> Result<Isa>;
 }
 
+impl Typed for f32 {
+    const DTYPE: DType = DType::F32;
+}
+
+impl Typed for f64 {
+    const DTYPE: DType = DType::F64;
+}
+
+impl Typed for f16 {
+    const DTYPE: DType = DType::F16;
+}
+
+impl Typed for bf16 {
+    const DTYPE: DType = DType::BF16;
+}
+
 /// The dtype that `S` is computed in.
 pub(crate) fn computed<S: Stored>() -> DType {
-    <S::Compute as Stored>::DTYPE
+    <S::Compute as Typed>::DTYPE
 }
 
-/// Whether an array of `S` is computed where it lies.
-pub(crate) fn is_in_place<S: Stored>(place: &Strided) -> bool {
-    S::DTYPE == computed::<S>() && place.is_direct::<S>() && place.four_axes::<S>().is_some()
+/// Whether an array of `T` is computed where it lies.
+pub(crate) fn is_in_place<T>(place: &Strided) -> bool {
+    place.is_direct::<T>() && place.four_axes::<T>().is_some()
 }
-
-macro_rules! computed_in_itself {
-    ($type:ty, $dtype:ident) => {
-        impl Stored for $type {
-            type Compute = Self;
-            const DTYPE: DType = DType::$dtype;
-            fn widen(self) -> Self {
-                self
-            }
-            fn round(x: Self) -> Self {
-                x
-            }
-            fn single(self) -> f32 {
-                self as f32
-            }
-        }
-    };
-}
-computed_in_itself!(f32, F32);
-computed_in_itself!(f64, F64);
-
-macro_rules! computed_in_f32 {
-    ($type:ty, $dtype:ident) => {
-        impl Stored for $type {
-            type Compute = f32;
-            const DTYPE: DType = DType::$dtype;
-            fn widen(self) -> f32 {
-                self.to_f32()
-            }
-            fn round(x: f32) -> Self {
-                Self::from_f32(x)
-            }
-            fn single(self) -> f32 {
-                self.to_f32()
-            }
-        }
-    };
-}
-computed_in_f32!(f16, F16);
-computed_in_f32!(bf16, BF16);
 
 impl Compute for f32 {
-    fn cached(
-        query: View<'_, Self>,
-        cache: &KvView<'_>,
+    fn cached<'t>(
+        query: Input<'t, Self>,
+        cache: &KvView<'t>,
         options: &AttentionOptions<'_, Self>,
         outputs: Outputs<'_, Self>,
         workspace: &mut Workspace,
@@ -94,9 +68,9 @@ impl Compute for f32 {
 }
 
 impl Compute for f64 {
-    fn cached(
-        _query: View<'_, Self>,
-        _cache: &KvView<'_>,
+    fn cached<'t>(
+        _query: Input<'t, Self>,
+        _cache: &KvView<'t>,
         _options: &AttentionOptions<'_, Self>,
         _outputs: Outputs<'_, Self>,
         _workspace: &mut Workspace,

@@ -39,11 +39,11 @@ macro_rules! with_stored {
                 $body
             }
             DType::F16 => {
-                type $S = half::f16;
+                type $S = headwise::f16;
                 $body
             }
             DType::BF16 => {
-                type $S = half::bf16;
+                type $S = headwise::bf16;
                 $body
             }
             other => Err($crate::error::kind(

@@ -6,7 +6,7 @@ use std::slice;
 use headwise::View;
 use pyo3::PyResult;
 
-use super::{Stored, Strided, gather};
+use super::{Strided, gather};
 use crate::error;
 
 /// An input in elements of `T`.
@@ -89,21 +89,6 @@ impl Stretch<'_> {
         }
         let heads = place.ndim() - 3;
         self.heads.map_or(place, |extent| place.repeated(heads, extent))
-    }
-}
-
-impl<T: super::Compute> Operand<T> {
-    /// Numbers stored as `S`.
-    ///
-    /// # Safety
-    /// They must be readable as long as this is there.
-    pub(crate) unsafe fn numbers<S: Stored<Compute = T>>(
-        place: Strided,
-        stretch: Stretch<'_>,
-    ) -> PyResult<Self> {
-        let same = S::DTYPE == T::DTYPE;
-        // SAFETY: the caller's promise; of one dtype the bits are the same.
-        unsafe { Self::new(place, stretch, same, S::widen) }
     }
 }
 

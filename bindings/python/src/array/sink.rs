@@ -1,4 +1,4 @@
-//! An output of a call on four axes: where it is wanted, or scratch that is rounded to there.
+//! An output of a call on four axes: where it is wanted, or scratch that is copied to there.
 
 use headwise::ViewMut;
 use pyo3::PyResult;
@@ -12,7 +12,7 @@ use crate::error;
 pub(crate) struct Sink<S: Stored> {
     place: Strided,
     /// Dense, where kernels cannot write the place itself.
-    scratch: Option<Vec<S::Compute>>,
+    scratch: Option<Vec<S>>,
     shape: [usize; 4],
     strides: [isize; 4],
 }
@@ -29,9 +29,9 @@ impl<S: Stored> Sink<S> {
             return Err(error::value("out", format_args!("{:?}", place.shape()), "three axes"));
         };
         let mut scratch = Vec::new();
-        let bytes = place.count().saturating_mul(size_of::<S::Compute>());
+        let bytes = place.count().saturating_mul(size_of::<S>());
         scratch.try_reserve_exact(place.count()).map_err(|_| error::memory(bytes))?;
-        scratch.resize(place.count(), S::Compute::default());
+        scratch.resize(place.count(), S::default());
         let batch = place.shape()[..place.ndim() - 3].iter().product();
         let [h, s, d] = [heads, seq, dim].map(|extent| extent.max(1) as isize);
         let (shape, strides) = ([batch, heads, seq, dim], [h * s * d, s * d, d, 1]);
@@ -39,13 +39,13 @@ impl<S: Stored> Sink<S> {
     }
 
     /// The output, to write.
-    pub(crate) fn view(&mut self) -> PyResult<ViewMut<'_, S::Compute>> {
+    pub(crate) fn view(&mut self) -> PyResult<ViewMut<'_, S>> {
         let data = match &mut self.scratch {
             Some(scratch) => scratch.as_mut_ptr(),
             None => self.place.data.cast(),
         };
         // SAFETY: `new` was promised that the elements are writable and nobody else's, or there is
-        // scratch; of one dtype a place is of `S::Compute`, aligned and whole elements apart.
+        // scratch; of one dtype a place is of `S`, aligned and whole elements apart.
         unsafe { ViewMut::from_raw_parts(data, self.shape, self.strides) }.map_err(error::of)
     }
 
@@ -63,7 +63,7 @@ impl<S: Stored> Sink<S> {
                 // SAFETY: `new` was promised that the elements are writable; nothing was said of
                 // their alignment.
                 unsafe {
-                    row.offset(nth as isize * stride).cast::<S>().write_unaligned(S::round(x));
+                    row.offset(nth as isize * stride).cast::<S>().write_unaligned(x);
                 }
             }
         });

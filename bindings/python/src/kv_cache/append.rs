@@ -7,7 +7,7 @@ use pyo3::types::PyDict;
 
 use super::Kind;
 use super::sequence::Named;
-use crate::array::{DType, Operand, Stored, Stretch, Strided, with_stored};
+use crate::array::{DType, Operand, Stretch, Strided};
 use crate::attend::check_precision;
 use crate::attention::{is_bshd, pairs};
 use crate::error;
@@ -85,20 +85,18 @@ pub(super) unsafe fn append(
 unsafe fn new_rows(argument: &'static str, place: Strided) -> PyResult<Operand<f32>> {
     let place = place.with_ndim(argument, 4)?;
     check_precision(argument, place.dtype)?;
-    with_stored!(argument, place.dtype, S => {
-        // SAFETY: the caller's promise; the dtype is that of `S`.
-        unsafe { rows_of::<S>(place) }
-    })
-}
-
-/// # Safety
-/// As [`new_rows`], of elements of `S`.
-unsafe fn rows_of<S: Stored>(place: Strided) -> PyResult<Operand<f32>> {
     let stretch = Stretch { batch: &[], heads: None };
-    if S::DTYPE == DType::F32 {
-        // SAFETY: the caller's promise.
-        return unsafe { Operand::plain(place, stretch) };
+    // SAFETY: the caller's promise, of elements of the dtype's type.
+    unsafe {
+        match place.dtype {
+            DType::F32 => Operand::plain(place, stretch),
+            DType::F16 => Operand::converted(place, stretch, headwise::f16::to_f32),
+            DType::BF16 => Operand::converted(place, stretch, headwise::bf16::to_f32),
+            other => Err(error::kind(
+                argument,
+                format_args!("elements of {other}"),
+                "float32, float16 or bfloat16",
+            )),
+        }
     }
-    // SAFETY: the caller's promise.
-    unsafe { Operand::converted(place, stretch, |x: S| S::single(x)) }
 }

@@ -2,6 +2,7 @@
 //! such shapes are.
 
 use super::record::{Listed, Record, Sizes};
+use crate::compare::Closeness;
 use crate::shapes::{AttentionShape, Shape};
 use crate::table::{Column, milliseconds, number};
 
@@ -51,6 +52,8 @@ pub(super) struct Columns {
     axes: Vec<Axis>,
     /// Whether there are steps of decoding.
     steps: bool,
+    /// Whether there are tensors of half the width.
+    halves: bool,
 }
 
 impl Columns {
@@ -63,7 +66,8 @@ impl Columns {
         let alone = steps.len() == shapes.len();
         let varies = |axis: &Axis| alone && axis.varies(&steps);
         let axes = Axis::ALL.into_iter().filter(varies).collect();
-        Self { axes, steps: !steps.is_empty() }
+        let halves = shapes.iter().any(|shape| matches!(shape, Shape::Precision(_)));
+        Self { axes, steps: !steps.is_empty(), halves }
     }
 
     /// Shapes that are not measured.
@@ -115,6 +119,15 @@ impl Columns {
             Column::Number("padding's", 9),
             Column::Number("poisoned", 8),
         ]);
+        if self.halves {
+            columns.extend([
+                Column::Text("type", 5),
+                Column::Number("vs f32", 6),
+                Column::Number("cosine", 9),
+                Column::Number("rel. L1", 8),
+                Column::Number("RMS", 8),
+            ]);
+        }
         columns
     }
 
@@ -143,6 +156,16 @@ impl Columns {
             percent(record.pct_padding),
             times(record.times_poisoned),
         ]);
+        if self.halves {
+            let of = |f: fn(&Closeness) -> String| record.closeness.as_ref().map_or("-".into(), f);
+            cells.extend([
+                record.dtype.into(),
+                times(record.vs_f32),
+                of(|close| format!("{:.7}", close.cosine)),
+                of(|close| format!("{:.2e}", close.relative_l1)),
+                of(|close| format!("{:.2e}", close.rms)),
+            ]);
+        }
         cells
     }
 

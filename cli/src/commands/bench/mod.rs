@@ -24,8 +24,7 @@ pub(super) fn bench(session: &mut Session, args: &BenchArgs) -> Result<Verdict> 
         shapes.retain(Shape::has_unfused);
     }
     if shapes.is_empty() {
-        let expected =
-            "fused: caches, softmax, products, layers, terms and padding are measured in one way";
+        let expected = "fused: caches, softmax, products, layers, terms, padding and halves are measured in one way";
         return Err(Error::input("--algorithm", "unfused", expected));
     }
     let protocol = Protocol { samples: args.samples.map(usize::from), ..Protocol::thorough() };
@@ -62,7 +61,7 @@ fn list(session: &mut Session, shapes: &[Shape]) -> Result<Verdict> {
 fn ways(shape: &Shape, which: Which) -> &'static [Way] {
     match (which, shape) {
         (Which::Unfused, _) => &[Way::Unfused],
-        (_, Shape::Term(_)) => &[Way::Fused, Way::Without],
+        (_, Shape::Term(_) | Shape::Precision(_)) => &[Way::Fused, Way::Without],
         (_, Shape::Poison(_)) => &[Way::Fused, Way::Without, Way::Poisoned],
         (Which::Both, shape) if shape.has_unfused() => &[Way::Fused, Way::Unfused],
         (Which::Fused | Which::Both, _) => &[Way::Fused],
@@ -80,6 +79,8 @@ fn run_shape(
     let protocol = Protocol { pause: shape.pause(), ..protocol };
     let measured = measure(&mut *work, ways, shape.executor(), protocol)?;
     let computed = work.computed_flops()?;
-    let results = Results { isa: session.isa, shape, ways, measured: &measured, computed };
+    let closeness = work.closeness()?;
+    let results =
+        Results { isa: session.isa, shape, ways, measured: &measured, computed, closeness };
     Ok([Way::Fused, Way::Unfused].into_iter().filter_map(|way| results.record(way)).collect())
 }

@@ -3,12 +3,11 @@
 use headwise::Isa;
 use serde::Serialize;
 
+use crate::compare::Closeness;
 use crate::extents::Extents;
 use crate::measure::{Measurement, Timing};
 use crate::shapes::{AttentionShape, Cache, LayerShape, Padding, Shape, Suite, Term};
 use crate::work::Way;
-
-const DTYPE: &str = "f32";
 
 /// A row of the table of shapes, not measured.
 #[derive(Serialize)]
@@ -29,7 +28,7 @@ impl Listed {
         Self {
             suite: shape.suite(),
             shape: shape.name(),
-            dtype: DTYPE,
+            dtype: shape.dtype(),
             sizes: Sizes::of(shape),
             flops: shape.flops(),
             bytes: shape.bytes(),
@@ -74,6 +73,11 @@ pub(super) struct Record {
     pub(super) pct_padding: Option<f64>,
     /// How many times as long it takes where its padding is NaN, where both were measured.
     pub(super) times_poisoned: Option<f64>,
+    /// How many times as fast as on the same numbers in f32, where both were measured.
+    pub(super) vs_f32: Option<f64>,
+    /// How close the result is to the reference, where that was asked.
+    #[serde(flatten)]
+    pub(super) closeness: Option<Closeness>,
 }
 
 /// The sizes of what is computed, and its mask.
@@ -134,6 +138,7 @@ impl Sizes {
             Shape::Attention(_, s) => Self::attention(s, None, None),
             Shape::Term(s) => Self::attention(s.attention, Some(s.term), None),
             Shape::Poison(s) => Self::attention(s.attention, None, Some(s.padding)),
+            Shape::Precision(s) => Self::attention(s.attention, None, None),
             Shape::Softmax(s) => {
                 Self::Softmax { rows: s.rows, length: s.length, in_place: s.in_place }
             }
@@ -184,6 +189,7 @@ pub(super) struct Results<'a> {
     pub(super) measured: &'a Measurement,
     /// Operations that a run by the fused kernels computes.
     pub(super) computed: Option<f64>,
+    pub(super) closeness: Option<Closeness>,
 }
 
 impl Results<'_> {
@@ -209,7 +215,7 @@ impl Results<'_> {
         Some(Record {
             suite: self.shape.suite(),
             shape: self.shape.name(),
-            dtype: DTYPE,
+            dtype: self.shape.dtype(),
             isa: self.isa.name(),
             threads: self.shape.executor().threads(),
             algorithm: if way == Way::Unfused { "unfused" } else { "fused" },
@@ -234,6 +240,10 @@ impl Results<'_> {
             pct_term: without.filter(|_| matches!(self.shape, Shape::Term(_))),
             pct_padding: without.filter(|_| matches!(self.shape, Shape::Poison(_))),
             times_poisoned: beside(Way::Poisoned).map(|poison| poison.median / timing.median),
+            vs_f32: beside(Way::Without)
+                .filter(|_| matches!(self.shape, Shape::Precision(_)))
+                .map(|wide| wide.median / timing.median),
+            closeness: self.closeness,
         })
     }
 }

@@ -1,0 +1,35 @@
+//! Rows gathered one behind the other, widened to `f32` where they are stored in less.
+
+use crate::simd::{Kernel, Simd, Stored};
+use crate::view::Rows;
+
+/// Writes `rows` to the front of `to`, one behind the other.
+pub(crate) struct Widen<'a, E> {
+    pub(crate) rows: Rows<'a, E>,
+    pub(crate) to: &'a mut [f32],
+}
+
+impl<E: Stored> Kernel for Widen<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (len, width) = (self.rows.len(), self.rows.width());
+        assert!(width == 0 || self.to.len() / width >= len);
+        let whole = width / S::LANES * S::LANES;
+        for row in 0..len {
+            let from = self.rows.row(row);
+            // SAFETY: `to` has `len` rows of `width` floats, and `rows` as many numbers.
+            unsafe {
+                let to = self.to.as_mut_ptr().add(row * width);
+                for column in (0..whole).step_by(S::LANES) {
+                    s.store(to.add(column), E::load(s, from.add(column)));
+                }
+                if whole < width {
+                    let (from, count) = (from.add(whole), width - whole);
+                    s.store_first(to.add(whole), count, E::load_first(s, from, count));
+                }
+            }
+        }
+    }
+}
