@@ -1,0 +1,33 @@
+//! Elements from wherever they lie, in order.
+
+use std::mem::size_of;
+
+use pyo3::PyResult;
+
+use super::Strided;
+use crate::error;
+
+/// All elements in order, converted.
+///
+/// # Safety
+/// Elements of `S` must be readable there.
+pub(crate) unsafe fn gather<S: Copy, T>(
+    place: &Strided,
+    convert: impl Fn(S) -> T,
+) -> PyResult<Vec<T>> {
+    let count = place.count();
+    let mut data = Vec::new();
+    let bytes = count.saturating_mul(size_of::<T>());
+    data.try_reserve_exact(count).map_err(|_| error::memory(bytes))?;
+    let (stride, width) = match (place.strides().last(), place.shape().last()) {
+        (Some(&stride), Some(&width)) => (stride, width),
+        _ => (0, 1),
+    };
+    place.for_each_row(|row| {
+        data.extend((0..width as isize).map(|nth| {
+            // SAFETY: the caller's promise; nothing is said of the alignment.
+            convert(unsafe { row.offset(nth * stride).cast::<S>().read_unaligned() })
+        }));
+    });
+    Ok(data)
+}

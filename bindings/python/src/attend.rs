@@ -1,0 +1,150 @@
+//! Attention to keys and values in pages: of a cache, or of the caller's own.
+
+use headwise::KvView;
+use headwise::kv_cache::PageTables;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::array::{Array, DType, Operand, Stretch, Strided};
+use crate::attention::{Attention, is_bshd, pairs, read};
+use crate::call::{Call, Source};
+use crate::error;
+use crate::frame::Frame;
+use crate::numbers::sizes;
+use crate::options::Options;
+
+/// Attention of queries to the sequences of a view: causal unless a keyword says otherwise.
+pub(crate) fn attend(
+    query: &Bound<'_, PyAny>,
+    cache: &KvView<'_>,
+    out: Option<&Bound<'_, PyAny>>,
+    layout: &str,
+    options: Option<&Bound<'_, PyDict>>,
+) -> PyResult<Attention> {
+    let keywords = pairs(options)?;
+    let causal = Some(headwise::Causal::BottomRight);
+    let mut options = Options { causal, ..Options::default() };
+    if keywords.iter().any(|(name, _)| name == "causal" || name == "causal_offset") {
+        options.causal = None;
+    }
+    let wants = read(&keywords, &mut options)?;
+    let bshd = is_bshd(layout)?;
+    let array = Array::of("query", query)?;
+    check_precision("query", array.place.dtype)?;
+    let place = if bshd { array.place.heads_swapped() } else { array.place };
+    let target = out.map(|out| Array::writable("out", out)).transpose()?;
+    let longest = cache.tables().lengths.iter().copied().max().unwrap_or(0);
+    let [_, kv_heads, _, value_dim] = cache.value().shape();
+    let frame = Frame::of_cache(&place, [kv_heads, longest, value_dim])?;
+    let source = Source::Cache(cache);
+    let (options, wants, out_place) = (&options, &wants, target.as_ref().map(|out| out.place));
+    let call = Call { query: place, source, frame, options, wants, out: out_place, bshd };
+    // SAFETY: the arrays are there until the call returns, and the caller sees to it that nobody
+    // writes them meanwhile; the view is borrowed as long.
+    let results = query.py().detach(|| unsafe { call.run() })?;
+    Attention::new(query, results, out)
+}
+
+/// Refuses doubles, which caches do not hold.
+pub(crate) fn check_precision(argument: &str, dtype: DType) -> PyResult<()> {
+    if dtype == DType::F64 {
+        let expected = "float32, float16 or bfloat16: caches hold float32";
+        return Err(error::kind(argument, "elements of float64", expected));
+    }
+    Ok(())
+}
+
+/// Attention to pages of the caller's own: pools `[pages, kv_heads, page_size, dim]` of `float32`, or
+/// with `layout="bshd"` `[pages, page_size, kv_heads, dim]`, read where they lie. The pages of
+/// sequence s are `table[offsets[s]:offsets[s + 1]]`, its tokens `lengths[s]`, of which those before
+/// `starts[s]` do not exist any more; position p lies in row `p % page_size` of page
+/// `(p // page_size) % pages`. The rest is as of `KvCache.attend`.
+#[pyfunction]
+#[pyo3(signature = (
+    query, key_pages, value_pages, tables, *, out=None, layout="bhsd", **options
+))]
+pub(crate) fn paged_attention(
+    query: &Bound<'_, PyAny>,
+    key_pages: &Bound<'_, PyAny>,
+    value_pages: &Bound<'_, PyAny>,
+    tables: &Bound<'_, PyAny>,
+    out: Option<&Bound<'_, PyAny>>,
+    layout: &str,
+    options: Option<&Bound<'_, PyDict>>,
+) -> PyResult<Attention> {
+    let tables = Tables::of(tables)?;
+    let bshd = is_bshd(layout)?;
+    let (key, value) = (Array::of("key_pages", key_pages)?, Array::of("value_pages", value_pages)?);
+    if let Some(out) = out {
+        let out = Array::writable("out", out)?.place;
+        for (name, pool) in [("key_pages", &key), ("value_pages", &value)] {
+            if out.overlaps(&pool.place) {
+                let got = format!("memory that overlaps that of {name}");
+                return Err(error::value("out", got, "memory of its own"));
+            }
+        }
+    }
+    // SAFETY: the pools are there until the call returns, and the caller sees to it that nobody
+    // writes them meanwhile.
+    let (key, value) =
+        unsafe { (pool("key_pages", key.place, bshd)?, pool("value_pages", value.place, bshd)?) };
+    let view = KvView::new(key.view()?, value.view()?, tables.view()).map_err(error::of)?;
+    attend(query, &view, out, layout, options)
+}
+
+/// Which pages hold what.
+struct Tables {
+    table: Vec<u32>,
+    offsets: Vec<usize>,
+    lengths: Vec<usize>,
+    starts: Vec<usize>,
+}
+
+impl Tables {
+    /// Of a tuple `(table, offsets, lengths)` or `(table, offsets, lengths, starts)`.
+    fn of(tuple: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let parts = tuple.extract::<Vec<Bound<'_, PyAny>>>();
+        let expected = "a tuple (table, offsets, lengths) or (table, offsets, lengths, starts)";
+        let parts = parts.map_err(|e| error::kind("tables", e.value(tuple.py()), expected))?;
+        let (table, offsets, lengths, starts) = match &parts[..] {
+            [table, offsets, lengths] => (table, offsets, lengths, None),
+            [table, offsets, lengths, starts] => (table, offsets, lengths, Some(starts)),
+            other => return Err(error::kind("tables", format!("{} lists", other.len()), expected)),
+        };
+        let page = |page| {
+            u32::try_from(page).map_err(|_| error::value("table", page, "numbers of 32 bits"))
+        };
+        let table = sizes("table", table)?.into_iter().map(page).collect::<PyResult<_>>()?;
+        let lengths = sizes("lengths", lengths)?;
+        let starts = starts.map(|starts| sizes("starts", starts)).transpose()?;
+        let starts = starts.unwrap_or_else(|| vec![0; lengths.len()]);
+        Ok(Self { table, offsets: sizes("offsets", offsets)?, lengths, starts })
+    }
+
+    fn view(&self) -> PageTables<'_> {
+        let Self { table, offsets, lengths, starts } = self;
+        PageTables { table, offsets, lengths, starts }
+    }
+}
+
+/// A pool, where it lies.
+///
+/// # Safety
+/// It must be readable as long as the operand is there.
+unsafe fn pool(argument: &str, place: Strided, bshd: bool) -> PyResult<Operand<f32>> {
+    let place = if bshd { place.heads_swapped() } else { place };
+    if place.dtype != DType::F32 {
+        let got = format!("elements of {}", place.dtype);
+        return Err(error::kind(argument, got, "float32, which pages are read as"));
+    }
+    if place.ndim() != 4 {
+        let got = format!("{:?}", place.shape());
+        return Err(error::value(argument, got, "four axes: pages, heads, rows, elements"));
+    }
+    if !place.is_direct::<f32>() {
+        let got = format!("rows {:?} bytes apart", place.strides());
+        return Err(error::value(argument, got, "aligned, contiguous rows: pools are not copied"));
+    }
+    // SAFETY: the caller's promise, of floats where they lie.
+    unsafe { Operand::plain(place, Stretch { batch: &[], heads: None }) }
+}

@@ -1,0 +1,102 @@
+//! New tokens of a cache, and what is done to them on the way in.
+
+use headwise::NewTokens;
+use headwise::kv_cache::Positions;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::Kind;
+use super::sequence::Named;
+use crate::array::{DType, Operand, Stretch, Strided};
+use crate::attend::check_precision;
+use crate::attention::{is_bshd, pairs};
+use crate::error;
+use crate::numbers::sizes;
+use crate::rope::{QkNorm, Rope};
+
+/// What is done to new tokens.
+#[derive(Debug, Default)]
+pub(crate) struct Append {
+    offsets: Option<Vec<usize>>,
+    positions: Option<Vec<usize>>,
+    rope: Option<Py<Rope>>,
+    norm: Option<Py<QkNorm>>,
+    pub(crate) bshd: bool,
+}
+
+impl Append {
+    pub(crate) fn read(keywords: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        let mut this = Self::default();
+        for (name, value) in pairs(keywords)? {
+            match &*name {
+                "offsets" => this.offsets = Some(sizes(&name, &value)?),
+                "positions" => this.positions = Some(sizes(&name, &value)?),
+                "rope" => this.rope = Some(value.extract()?),
+                "norm" => this.norm = Some(value.extract()?),
+                "layout" => this.bshd = is_bshd(&value.extract::<String>()?)?,
+                _ => {
+                    let expected = "offsets, positions, rope, norm or layout";
+                    return Err(error::kind(&name, "an unknown keyword", expected));
+                }
+            }
+        }
+        Ok(this)
+    }
+}
+
+/// # Safety
+/// The arrays must be readable until it is done.
+pub(super) unsafe fn append(
+    kind: &mut Kind,
+    named: Named,
+    (key, value): (Strided, Strided),
+    options: &Append,
+) -> PyResult<()> {
+    // SAFETY: the caller's promise.
+    let (key, value) = unsafe { (new_rows("key", key)?, new_rows("value", value)?) };
+    let mut tokens = NewTokens::new(key.view()?, value.view()?);
+    if let Some(offsets) = &options.offsets {
+        tokens = tokens.ragged(offsets);
+    }
+    if let Some(positions) = &options.positions {
+        tokens = tokens.positions(Positions::Each(positions));
+    }
+    if let Some(rope) = &options.rope {
+        tokens = tokens.rope(&rope.get().0);
+    }
+    if let Some(norm) = &options.norm {
+        tokens = tokens.norm(&norm.get().0);
+    }
+    let done = match (kind, named) {
+        (Kind::Contiguous(cache), Named::Indices(indices)) => cache.append_to(&indices, &tokens),
+        (Kind::Ring(cache), Named::Indices(indices)) => cache.append_to(&indices, &tokens),
+        (Kind::Paged(cache), Named::Ids(ids)) => cache.append(&ids, &tokens),
+        (Kind::Contiguous(cache), _) => cache.append(&tokens),
+        (Kind::Ring(cache), _) => cache.append(&tokens),
+        (Kind::Paged(cache), _) => cache.append(&[], &tokens),
+    };
+    done.map_err(error::of)
+}
+
+/// Rows for a cache, which holds single precision.
+///
+/// # Safety
+/// The array must be readable as long as the operand is there.
+unsafe fn new_rows(argument: &'static str, place: Strided) -> PyResult<Operand<f32>> {
+    let place = place.with_ndim(argument, 4)?;
+    check_precision(argument, place.dtype)?;
+    let stretch = Stretch { batch: &[], heads: None };
+    // SAFETY: the caller's promise, of elements of the dtype's type.
+    unsafe {
+        match place.dtype {
+            DType::F32 => Operand::plain(place, stretch),
+            DType::F16 => Operand::converted(place, stretch, headwise::f16::to_f32),
+            DType::BF16 => Operand::converted(place, stretch, headwise::bf16::to_f32),
+            other => Err(error::kind(
+                argument,
+                format_args!("elements of {other}"),
+                "float32, float16 or bfloat16",
+            )),
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What is done to keys on their way into a cache: a norm and a rotation.
+
+use headwise::kv_cache::{
+    Frequencies, Llama3, Positions, QkTransform, RopeLayout, RopeScaling, Yarn,
+};
+use headwise::{Storage, ViewMut};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::array::{Array, DType, Memory, Operand, Stored, Stretch, Strided, give_back};
+use crate::error;
+use crate::numbers::{floats, sizes};
+
+/// A rotary embedding of positions up to a last one. `scaling` is a dictionary of a model's
+/// configuration, as Hugging Face's: `{"rope_type": "llama3", "factor": 8.0, ...}`.
+#[pyclass(frozen, module = "headwise")]
+#[derive(Debug)]
+pub(crate) struct Rope(pub(crate) headwise::Rope);
+
+#[pymethods]
+impl Rope {
+    #[new]
+    #[pyo3(signature = (rotary_dim, positions, *, base=10_000.0, layout="half_split", scaling=None))]
+    fn new(
+        rotary_dim: usize,
+        positions: usize,
+        base: f64,
+        layout: &str,
+        scaling: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
+        let layout = match layout {
+            "half_split" => RopeLayout::HalfSplit,
+            "interleaved" => RopeLayout::Interleaved,
+            other => {
+                let expected = "\"half_split\" or \"interleaved\"";
+                return Err(error::value("layout", format_args!("{other:?}"), expected));
+            }
+        };
+        let scaling = scaling.map_or(Ok(RopeScaling::Unscaled), read)?;
+        let frequencies = Frequencies::new(rotary_dim, base, scaling).map_err(error::of)?;
+        headwise::Rope::new(layout, &frequencies, positions).map(Self).map_err(error::of)
+    }
+
+    /// Queries, or keys, `[batch, heads, seq, dim]`, rotated: an array of the same library. The
+    /// positions are `start` and those behind it in every batch entry, or from one start for each
+    /// (`starts`), or one for each token, batch entry by batch entry (`positions`).
+    #[pyo3(signature = (rows, *, start=0, starts=None, positions=None))]
+    fn rotate<'py>(
+        &self,
+        py: Python<'py>,
+        rows: &Bound<'py, PyAny>,
+        start: usize,
+        starts: Option<&Bound<'py, PyAny>>,
+        positions: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let array = Array::of("rows", rows)?;
+        let starts = starts.map(|starts| sizes("starts", starts)).transpose()?;
+        let each = positions.map(|positions| sizes("positions", positions)).transpose()?;
+        let positions = match (&starts, &each) {
+            (None, None) => Positions::From(start),
+            (Some(starts), None) => Positions::Starts(starts),
+            (None, Some(each)) => Positions::Each(each),
+            (Some(_), Some(_)) => {
+                return Err(error::value("positions", "starts and positions", "one of them"));
+            }
+        };
+        let place = array.place;
+        // SAFETY: the array is there until the call returns, and the caller sees to it that nobody
+        // writes it meanwhile.
+        let memory = py.detach(|| unsafe {
+            match place.dtype {
+                DType::F32 => rotated::<f32>(&self.0, place, positions),
+                DType::F16 => rotated::<headwise::f16>(&self.0, place, positions),
+                DType::BF16 => rotated::<headwise::bf16>(&self.0, place, positions),
+                other => {
+                    let got = format!("elements of {other}");
+                    Err(error::kind("rows", got, "float32, float16 or bfloat16"))
+                }
+            }
+        })?;
+        give_back(rows, memory)
+    }
+
+    /// The dimensions that are rotated, the first of a row.
+    #[getter]
+    fn rotary_dim(&self) -> usize {
+        self.0.rotary_dim()
+    }
+
+    /// The positions there are.
+    #[getter]
+    fn positions(&self) -> usize {
+        self.0.positions()
+    }
+
+    fn __repr__(&self) -> String {
+        let (dim, positions) = (self.0.rotary_dim(), self.0.positions());
+        format!("headwise.Rope(rotary_dim={dim}, positions={positions})")
+    }
+}
+
+/// Rotates rows to new memory.
+///
+/// # Safety
+/// The rows must be readable, as elements of `S`.
+unsafe fn rotated<S: Stored + Storage<Compute = f32>>(
+    rope: &headwise::Rope,
+    place: Strided,
+    positions: Positions<'_>,
+) -> PyResult<Memory> {
+    if place.ndim() != 4 {
+        let got = format!("{:?}", place.shape());
+        return Err(error::value("rows", got, "four axes: batch, heads, positions, elements"));
+    }
+    let memory = Memory::new(S::DTYPE, place.shape(), false)?;
+    // SAFETY: the caller's promise.
+    let rows = unsafe { Operand::<S>::plain(place, Stretch { batch: &[], heads: None }) }?;
+    let mut wide = vec![0.0; place.count()];
+    let view = rows.view()?;
+    let out = ViewMut::bhsd(&mut wide, view.shape()).map_err(error::of)?;
+    QkTransform::new().rope(rope).apply_into(S::input(view), positions, out).map_err(error::of)?;
+    let mut numbers = wide.chunks_exact(view.shape()[3].max(1));
+    memory.place().for_each_row(|row| {
+        for (nth, &x) in numbers.next().unwrap_or(&[]).iter().enumerate() {
+            // SAFETY: the memory is new, dense and aligned, and has as many rows.
+            unsafe { row.cast::<S>().add(nth).write(S::round(x)) };
+        }
+    });
+    Ok(memory)
+}
+
+/// The scaling that a configuration names.
+fn read(from: &Bound<'_, PyDict>) -> PyResult<RopeScaling> {
+    let optional = |name: &str| -> PyResult<Option<f64>> {
+        from.get_item(name)?.filter(|value| !value.is_none()).map(|v| v.extract()).transpose()
+    };
+    let number = |name: &str| {
+        optional(name)?.ok_or_else(|| error::value("scaling", format_args!("no {name}"), "one"))
+    };
+    let positions = || number("original_max_position_embeddings").map(|n| n as usize);
+    let name = match from.get_item("rope_type")? {
+        Some(name) => Some(name),
+        None => from.get_item("type")?,
+    };
+    let name: String = match name {
+        Some(name) => name.extract()?,
+        None => return Err(error::value("scaling", "no rope_type", "one")),
+    };
+    match &*name {
+        "default" => Ok(RopeScaling::Unscaled),
+        "linear" => Ok(RopeScaling::Linear { factor: number("factor")? }),
+        "ntk" => Ok(RopeScaling::NtkAware { factor: number("factor")? }),
+        "yarn" => {
+            let mut yarn = Yarn::new(number("factor")?, positions()?);
+            yarn.beta_fast = optional("beta_fast")?.unwrap_or(yarn.beta_fast);
+            yarn.beta_slow = optional("beta_slow")?.unwrap_or(yarn.beta_slow);
+            yarn.attention_factor = optional("attention_factor")?;
+            Ok(RopeScaling::Yarn(yarn))
+        }
+        "llama3" => Ok(RopeScaling::Llama3(Llama3 {
+            factor: number("factor")?,
+            low_freq_factor: number("low_freq_factor")?,
+            high_freq_factor: number("high_freq_factor")?,
+            original_positions: positions()?,
+        })),
+        other => {
+            let expected = "\"default\", \"linear\", \"ntk\", \"yarn\" or \"llama3\"";
+            Err(error::value("scaling", format_args!("rope_type {other:?}"), expected))
+        }
+    }
+}
+
+/// The RMS norm of keys over `head_dim`.
+#[pyclass(frozen, module = "headwise")]
+#[derive(Debug)]
+pub(crate) struct QkNorm(pub(crate) headwise::QkNorm);
+
+#[pymethods]
+impl QkNorm {
+    #[new]
+    #[pyo3(signature = (weight, eps=1e-6))]
+    fn new(weight: &Bound<'_, PyAny>, eps: f32) -> PyResult<Self> {
+        let weight = floats("weight", weight)?;
+        headwise::QkNorm::new(&weight, eps).map(Self).map_err(error::of)
+    }
+
+    fn __repr__(&self) -> String {
+        format!("headwise.QkNorm(head_dim={})", self.0.head_dim())
+    }
+}
