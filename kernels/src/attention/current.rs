@@ -1,6 +1,7 @@
-//! The block of keys and values at work: read where they lie if they are floats, evenly spaced or in
-//! pages of 16, 32 or 64 rows, or of a multiple of 128. Otherwise, where a block has rows of several
-//! pages or its numbers are narrower, they are gathered first and widened on the way.
+//! The block of keys and values at work: read where they lie if they are evenly spaced or in pages of 16,
+//! 32 or 64 rows, or of a multiple of 128, and floats. Otherwise, where a block has rows of several pages,
+//! they are gathered first. Narrower numbers are widened on the way, so that all of an item's tiles read
+//! floats; of few rows, which read each number once, the kernels widen them as they read.
 
 use std::ops::Range;
 
@@ -13,6 +14,8 @@ use crate::view::Rows;
 
 /// The keys and the values of a block.
 pub(super) struct CurrentBlock<'a> {
+    /// Whether kernels read narrower numbers.
+    narrow: bool,
     first: usize,
     gathered: [&'a mut [f32]; 2],
     rows: [BlockRows<'a>; 2],
@@ -20,9 +23,14 @@ pub(super) struct CurrentBlock<'a> {
 
 impl<'a> CurrentBlock<'a> {
     /// None yet; `gathered` has room for a block of each, if the rows are paged or narrower than floats.
-    pub(super) fn new(gathered: [&'a mut [f32]; 2], head: [StoredRows<'_>; 2]) -> Self {
-        let rows = head.map(|of| BlockRows::even(Rows::dense(&[], of.width())));
-        Self { first: usize::MAX, gathered, rows }
+    /// With `narrow` kernels read narrower numbers.
+    pub(super) fn new(
+        gathered: [&'a mut [f32]; 2],
+        head: [StoredRows<'_>; 2],
+        narrow: bool,
+    ) -> Self {
+        let rows = head.map(|of| BlockRows::even(Rows::dense(&[], of.rows.width()), of.format));
+        Self { narrow, first: usize::MAX, gathered, rows }
     }
 
     /// Goes to the block at `first`, which must have a row.
@@ -34,10 +42,25 @@ impl<'a> CurrentBlock<'a> {
         self.first = first;
         for n in 0..2 {
             let end = (first + BLOCK_KV).min(head[n].rows.len());
-            self.rows[n] = in_place(&head[n], first..end).unwrap_or_else(|| {
+            let here = self.narrow || head[n].format == Format::Native;
+            let here = if here { in_place(&head[n], first..end) } else { None };
+            self.rows[n] = here.unwrap_or_else(|| {
                 // SAFETY: `rows` lends them no longer than until the next call.
-                BlockRows::even(unsafe { gather(simd, &head[n], first..end, self.gathered[n]) })
+                let rows = unsafe { gather(simd, &head[n], first..end, self.gathered[n]) };
+                BlockRows::even(rows.bytes(), Format::Native)
             });
+        }
+    }
+
+    /// Makes floats of the block's keys (0) or values (1) if they are narrower, for kernels that read
+    /// nothing else.
+    #[inline(always)]
+    pub(super) fn widen<S: Simd>(&mut self, simd: S, n: usize, head: [StoredRows<'a>; 2]) {
+        if self.rows[n].format() != Format::Native {
+            let end = (self.first + BLOCK_KV).min(head[n].rows.len());
+            // SAFETY: `rows` lends them no longer than until the next call.
+            let rows = unsafe { gather(simd, &head[n], self.first..end, self.gathered[n]) };
+            self.rows[n] = BlockRows::even(rows.bytes(), Format::Native);
         }
     }
 
@@ -51,16 +74,11 @@ impl<'a> CurrentBlock<'a> {
 /// The rows of `range`, a block, if kernels can read them where they lie.
 #[inline(always)]
 fn in_place<'a>(of: &StoredRows<'a>, range: Range<usize>) -> Option<BlockRows<'a>> {
-    if of.format != Format::Native {
-        return None;
-    }
-    // SAFETY: the format says that they are floats.
-    let floats = |rows: Rows<'a, u8>| unsafe { rows.typed::<f32>() };
     if let Some(rows) = of.rows.even(range.start, range.end) {
-        return Some(BlockRows::even(floats(rows)));
+        return Some(BlockRows::even(rows, of.format));
     }
     let (page, len) = (of.rows.page_rows()?, range.len());
-    BlockRows::of_stretches(of.rows.stretches(range).map(floats), (page, len))
+    BlockRows::of_stretches(of.rows.stretches(range), (page, len), of.format)
 }
 
 /// The rows of `range`, in `to`.

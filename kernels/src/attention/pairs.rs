@@ -122,7 +122,7 @@ impl Block<'_> {
         let of_vector = |lane| {
             let (mut start, end) = self.span(lane, S::LANES);
             let mut pairs = 0;
-            if few::fits(S::ISA, rows - lane, head_dim) {
+            if few::fits::<f32>(S::ISA, rows - lane, head_dim) {
                 let behind = self.keys.1 - (self.keys.1 - self.keys.0) % few::run::<S>();
                 pairs = (behind - self.keys.0) * few::tile_rows(rows - lane);
                 start = start.max(behind);

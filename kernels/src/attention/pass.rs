@@ -38,12 +38,12 @@ use crate::microkernel::scores::Scores;
 use crate::microkernel::sweep::{Redo, Staged, Sweep, Units};
 use crate::microkernel::terms::Scoring;
 use crate::microkernel::values::{Finish, OutRows, Values};
-use crate::microkernel::{BLOCK_KV, BLOCK_Q, Lanes};
+use crate::microkernel::{BLOCK_KV, BLOCK_Q, Lanes, few};
 use crate::outputs::{Outputs, Stage};
 use crate::plan::{self, Layout, Plan, SPLIT_KV};
 use crate::problem::Problem;
 use crate::simd::{Simd, Stored};
-use crate::storage::{Output, StoredRow, StoredRows};
+use crate::storage::{Output, StoredRow, StoredRows, with_stored};
 use crate::term::{ROW_FACTS, Row};
 use crate::view::ViewMut;
 
@@ -191,6 +191,10 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let (values_here, scratch) = scratch.split_at_mut(layout.gathered[1]);
         let (sequence, kv_head) = (job.problem.mask.sequence(item.sequence), item.kv_head);
         let head = [job.problem.keys(&sequence, kv_head), job.problem.values(&sequence, kv_head)];
+        // As many as have keys along the lanes, where widening costs least.
+        let narrow = T::NARROW
+            && item.rows.len() <= few::most_rows(S::ISA)
+            && job.problem.dims().head_dim.is_multiple_of(8);
         let mut this = Self {
             simd,
             job,
@@ -198,7 +202,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             sequence,
             kv_head,
             head,
-            block: CurrentBlock::new([keys_here, values_here], head),
+            block: CurrentBlock::new([keys_here, values_here], head, narrow),
             prob,
             dense,
             ahead: Ahead::new((job.problem, &job.plan), &item, head, next),
@@ -545,9 +549,27 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         tile: &mut Tile<'_>,
         visit: &Visit,
         care: Care,
+        wanted: (&mut Lanes, Option<Redo<'_>>, Option<Staged>),
+    ) {
+        if SWEPT || !T::NARROW {
+            self.block.widen(self.simd, 0, self.head);
+            return self.scores_of::<f32, SWEPT>(tile, visit, care, wanted);
+        }
+        with_stored!(self.block.rows(0).format(), E => {
+            self.scores_of::<E, SWEPT>(tile, visit, care, wanted)
+        });
+    }
+
+    /// The same of keys that are stored as `E`.
+    #[inline(always)]
+    fn scores_of<E: Stored, const SWEPT: bool>(
+        &mut self,
+        tile: &mut Tile<'_>,
+        visit: &Visit,
+        care: Care,
         (block_sum, redo, staged): (&mut Lanes, Option<Redo<'_>>, Option<Staged>),
     ) {
-        self.simd.vectorize(Scores::<T, SWEPT> {
+        self.simd.vectorize(Scores::<T, E, SWEPT> {
             q_t: tile.q_t,
             keys: visit.block(self.block.rows(0)),
             sweep: Sweep {
@@ -579,7 +601,24 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         visit: &Visit,
         finish: Option<Finish<'_>>,
     ) -> bool {
-        self.simd.vectorize(Values::<CAREFUL> {
+        if CAREFUL {
+            self.block.widen(self.simd, 1, self.head);
+            return self.values_of::<f32, CAREFUL>(tile, visit, finish);
+        }
+        with_stored!(self.block.rows(1).format(), E => {
+            self.values_of::<E, CAREFUL>(tile, visit, finish)
+        })
+    }
+
+    /// The same of values that are stored as `E`.
+    #[inline(always)]
+    fn values_of<E: Stored, const CAREFUL: bool>(
+        &mut self,
+        tile: &mut Tile<'_>,
+        visit: &Visit,
+        finish: Option<Finish<'_>>,
+    ) -> bool {
+        self.simd.vectorize(Values::<E, CAREFUL> {
             prob: self.prob,
             values: visit.block(self.block.rows(1)),
             rows: tile.len(),

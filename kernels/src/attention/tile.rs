@@ -8,6 +8,7 @@ use crate::microkernel::block::{Block, BlockRows};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, GROUP, Lanes, Seen};
 use crate::plan::{Layout, Plan, SPLIT_KV};
 use crate::problem::Problem;
+use crate::simd::Stored;
 
 /// The running softmax state of a tile's rows: the rows' sums are
 /// `sum of 2^((score - row_ref) * to_log2)` over the keys so far; `row_ref` is -inf where there
@@ -175,9 +176,9 @@ impl Visit {
         self.seen = (!open).then_some(seen);
     }
 
-    /// What it sees of the block's keys, or values.
-    pub(super) fn block<'r>(&self, rows: &'r BlockRows<'r>) -> Block<'r> {
-        Block { rows, start: self.keys.start, end: self.keys.end }
+    /// What it sees of the block's keys, or values, which are stored as `E`.
+    pub(super) fn block<'r, E: Stored>(&self, rows: &'r BlockRows<'r>) -> Block<'r, E> {
+        rows.block(self.keys.start, self.keys.end)
     }
 }
 

@@ -4,9 +4,9 @@
 //! ```text
 //! for each run of LANES keys
 //!   acc = 0                                        accumulators: 2 x ROWS vectors
-//!   for each four of head_dim
-//!     key_t = four columns of the keys             transposed as they are loaded
-//!     for d in 0..4
+//!   for each four of head_dim, or each eight of half the width
+//!     key_t = these columns of the keys            transposed as they are loaded, then widened
+//!     for d in 0..4, or 0..8
 //!       acc[d % 2][r] += key_t[d] * splat(q_t[d][r])
 //!   prob[key][r] = acc[0][r] + acc[1][r]           transposed back
 //! ```
@@ -15,13 +15,13 @@
 //! multiply-adds a row, where queries along the lanes would take 128; up to 8 rows that is less. Each
 //! score is the sum of the same two chains in the same order as in a wide tile: its bits are the same.
 
-use super::block::BlockRows;
+use super::block::TypedRows;
 use super::fetch::Fetch;
 use super::{BLOCK_Q, GROUP};
-use crate::simd::{Isa, MAX_LANES, Simd, opaque};
+use crate::simd::{Isa, MAX_LANES, Simd, Stored, opaque};
 
 /// The most rows for which keys along the lanes are the faster way, on this instruction set.
-const fn most_rows(isa: Isa) -> usize {
+pub(crate) const fn most_rows(isa: Isa) -> usize {
     match isa {
         Isa::Avx512 => 8,
         Isa::Avx2 | Isa::Neon => 4,
@@ -29,10 +29,10 @@ const fn most_rows(isa: Isa) -> usize {
     }
 }
 
-/// Whether a vector with so many rows of this width is computed so.
+/// Whether a vector with so many rows of this width is computed so, with keys that are stored as `E`.
 #[inline(always)]
-pub(crate) fn fits(isa: Isa, rows: usize, width: usize) -> bool {
-    rows <= most_rows(isa) && width.is_multiple_of(4)
+pub(crate) fn fits<E: Stored>(isa: Isa, rows: usize, width: usize) -> bool {
+    rows <= most_rows(isa) && width.is_multiple_of(E::COLUMNS)
 }
 
 /// Keys that are taken together: whole vectors and whole groups.
@@ -50,8 +50,8 @@ pub(crate) const TRANSPOSING: usize = 2;
 
 /// A run of `LANES` keys against the rows of one vector.
 #[derive(Clone, Copy)]
-pub(crate) struct Few<'a> {
-    pub(crate) keys: &'a BlockRows<'a>,
+pub(crate) struct Few<'a, E> {
+    pub(crate) keys: TypedRows<'a, E>,
     /// The first key.
     pub(crate) key: usize,
     /// `[head_dim][BLOCK_Q]`, from the vector's first row on.
@@ -62,7 +62,7 @@ pub(crate) struct Few<'a> {
     pub(crate) prob: *mut f32,
 }
 
-impl Few<'_> {
+impl<E: Stored> Few<'_, E> {
     /// # Safety
     /// `LANES` keys from `key` on must exist; the rows and their width must be such as [`fits`]; a
     /// vector of every row of `q_t` and `prob` must be readable and writable.
@@ -85,7 +85,7 @@ impl Few<'_> {
     unsafe fn tile<S: Simd, const ROWS: usize>(self, s: S, fetch: &mut Fetch) {
         let stride = self.keys.stride();
         // One pointer for every four keys: with one for each the loop would have to reload them.
-        let mut keys: [*const f32; MAX_LANES / 4] =
+        let mut keys: [*const E; MAX_LANES / 4] =
             core::array::from_fn(|n| self.keys.row(self.key + 4 * n));
         let mut q = self.q_t;
         let mut acc = [[s.splat(0.0); ROWS]; 2];
@@ -95,11 +95,11 @@ impl Few<'_> {
         for start in (0..width).step_by(STEP) {
             let columns = (width - start).min(STEP);
             fetch.blocks.step(S::LANES * (ROWS + TRANSPOSING) * columns);
-            for _ in 0..columns / 4 {
-                // SAFETY: the caller's promise: four columns of each key, four rows of q_t.
+            for _ in 0..columns / E::COLUMNS {
+                // SAFETY: the caller's promise: as many columns of each key, and as many rows of q_t.
                 unsafe {
-                    let columns = s.columns(keys, stride);
-                    for c in 0..4 {
+                    let columns = E::columns(s, keys, stride);
+                    for c in 0..E::COLUMNS {
                         for r in 0..ROWS {
                             let query = s.splat(*q.add(c * BLOCK_Q + r));
                             acc[c % 2][r] = s.mul_add(columns[c], query, acc[c % 2][r]);
@@ -107,9 +107,9 @@ impl Few<'_> {
                     }
                 }
                 for key in &mut keys {
-                    *key = opaque(key.wrapping_add(4));
+                    *key = opaque(key.wrapping_add(E::COLUMNS));
                 }
-                q = q.wrapping_add(4 * BLOCK_Q);
+                q = q.wrapping_add(E::COLUMNS * BLOCK_Q);
             }
         }
         let mut square = [s.splat(0.0); MAX_LANES];

@@ -18,7 +18,7 @@
 
 use super::BLOCK_Q;
 use super::fetch::Fetch;
-use crate::simd::{Simd, opaque, prefetch};
+use crate::simd::{Simd, Stored, opaque, prefetch};
 use crate::view::Rows;
 
 /// What is computed tile by tile.
@@ -178,20 +178,23 @@ impl Left for Spaced {
 
 /// The right operand, row by row.
 pub(crate) trait Right: Copy {
+    /// How numbers are stored.
+    type Number: Stored;
     /// Whether all rows are evenly spaced.
     const WHOLE: bool;
 
-    /// Floats in a row.
+    /// Numbers in a row.
     fn width(&self) -> usize;
-    /// From a row to the next, if they are evenly spaced.
+    /// Bytes from a row to the next, if they are evenly spaced.
     fn stride(&self) -> isize;
     /// The address of row `k`.
-    fn row(&self, k: usize) -> *const f32;
+    fn row(&self, k: usize) -> *const Self::Number;
     /// How many rows from `k` on are evenly spaced: an even number from an even k on.
     fn stretch(&self, k: usize) -> usize;
 }
 
 impl Right for Rows<'_, f32> {
+    type Number = f32;
     const WHOLE: bool = true;
 
     #[inline(always)]
@@ -201,7 +204,7 @@ impl Right for Rows<'_, f32> {
 
     #[inline(always)]
     fn stride(&self) -> isize {
-        Rows::stride(self)
+        Rows::stride(self).wrapping_mul(size_of::<f32>() as isize)
     }
 
     #[inline(always)]
@@ -301,9 +304,9 @@ pub(crate) unsafe fn sum<
             unsafe {
                 let b: [S::Vector; VECS] = core::array::from_fn(|v| {
                     if TAIL && v == VECS - 1 {
-                        s.load_first(row.add(v * S::LANES), tail)
+                        R::Number::load_first(s, row.add(v * S::LANES), tail)
                     } else {
-                        s.load(row.add(v * S::LANES))
+                        R::Number::load(s, row.add(v * S::LANES))
                     }
                 });
                 for r in 0..ROWS {
@@ -324,10 +327,10 @@ pub(crate) unsafe fn sum<
         while k + CHAINS <= end {
             step!(k, 0);
             // Beyond the last row this may leave b, unread.
-            (a, row) = (a.next(), row.wrapping_offset(stride));
+            (a, row) = (a.next(), row.wrapping_byte_offset(stride));
             if CHAINS == 2 {
                 step!(k + 1, CHAINS - 1);
-                (a, row) = (a.next(), row.wrapping_offset(stride));
+                (a, row) = (a.next(), row.wrapping_byte_offset(stride));
             }
             k += CHAINS;
         }
@@ -369,7 +372,7 @@ pub(crate) unsafe fn sum_pairs<S: Simd, R: Right, const PAIRS: usize, const CHAI
         ($chain:expr) => {
             // SAFETY: the caller's promise.
             unsafe {
-                let b = s.load_twice(row, count);
+                let b = R::Number::load_twice(s, row, count);
                 for p in 0..PAIRS {
                     let sum = &mut sum[$chain][p];
                     *sum = s.mul_add(s.splat_pair(a.0.add(2 * p)), b, *sum);
@@ -384,10 +387,10 @@ pub(crate) unsafe fn sum_pairs<S: Simd, R: Right, const PAIRS: usize, const CHAI
         while k + CHAINS <= end {
             step!(0);
             // Beyond the last row this may leave b, unread.
-            (a, row) = (a.next(), row.wrapping_offset(stride));
+            (a, row) = (a.next(), row.wrapping_byte_offset(stride));
             if CHAINS == 2 {
                 step!(CHAINS - 1);
-                (a, row) = (a.next(), row.wrapping_offset(stride));
+                (a, row) = (a.next(), row.wrapping_byte_offset(stride));
             }
             k += CHAINS;
         }

@@ -32,20 +32,20 @@ use super::few::{self, Few};
 use super::sweep::Sweep;
 use super::terms::Scoring;
 use super::{BLOCK_KV, BLOCK_Q, GROUP, Span, together, unroll};
-use crate::simd::{Isa, Kernel, Simd, opaque};
+use crate::simd::{Isa, Kernel, Simd, Stored, opaque};
 
 /// A block of keys against a tile of queries.
-pub(crate) struct Scores<'a, T, const SWEPT: bool> {
+pub(crate) struct Scores<'a, T, E, const SWEPT: bool> {
     /// `[head_dim][BLOCK_Q]`.
     pub(crate) q_t: &'a [f32],
-    pub(crate) keys: Block<'a>,
+    pub(crate) keys: Block<'a, E>,
     /// The rows, their references and sums, and where probabilities go.
     pub(crate) sweep: Sweep<'a, T>,
     /// What to ask for between micro-tiles.
     pub(crate) fetch: &'a mut Fetch,
 }
 
-impl<T: Scoring, const SWEPT: bool> Kernel for Scores<'_, T, SWEPT> {
+impl<T: Scoring, E: Stored, const SWEPT: bool> Kernel for Scores<'_, T, E, SWEPT> {
     type Output = ();
 
     #[inline(always)]
@@ -71,18 +71,20 @@ impl<T: Scoring, const SWEPT: bool> Kernel for Scores<'_, T, SWEPT> {
     }
 }
 
-impl<T: Scoring, const SWEPT: bool> Scores<'_, T, SWEPT> {
-    /// Wide strips where they fit, single vectors, `HIGH` keys at a time, behind them.
+impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
+    /// Wide strips where they fit, single vectors, `HIGH` keys at a time, behind them. Numbers of half the
+    /// width come with few rows, and get no wide strip.
     #[inline(always)]
     fn strips<S: Simd, const KEYS: usize, const VECS: usize, const HIGH: usize>(&mut self, s: S) {
         let mut lane = 0;
-        while lane + VECS * S::LANES <= self.sweep.lanes {
+        let is_wide = size_of::<E>() == size_of::<f32>();
+        while is_wide && lane + VECS * S::LANES <= self.sweep.lanes {
             self.strip::<S, KEYS, VECS, HIGH>(s, lane, false);
             lane += VECS * S::LANES;
         }
         while lane < self.sweep.lanes {
             let rows = self.sweep.len.saturating_sub(lane);
-            let few = few::fits(S::ISA, rows, self.keys.rows.width());
+            let few = few::fits::<E>(S::ISA, rows, self.keys.rows.width());
             self.strip::<S, HIGH, 1, HIGH>(s, lane, few);
             lane += S::LANES;
         }
@@ -221,10 +223,10 @@ impl<T: Scoring, const SWEPT: bool> Scores<'_, T, SWEPT> {
         const { assert!(KEYS.is_multiple_of(2)) };
         let keys = self.keys.rows;
         let mut row = keys.row(key);
-        let rows: [*const f32; KEYS] = core::array::from_fn(|k| {
+        let rows: [*const E; KEYS] = core::array::from_fn(|k| {
             // The last row stands in for those behind it. Step by step, without multiplications.
             if k > 0 && key + k < self.keys.end {
-                row = row.wrapping_offset(keys.stride());
+                row = row.wrapping_byte_offset(keys.stride());
             }
             row
         });
@@ -240,7 +242,7 @@ impl<T: Scoring, const SWEPT: bool> Scores<'_, T, SWEPT> {
                     // The shorter side waits in registers, so that one more suffices for the other.
                     if KEYS < VECS {
                         let keys: [S::Vector; KEYS] =
-                            core::array::from_fn(|k| s.splat(*rows[k].add($d)));
+                            core::array::from_fn(|k| E::splat(s, rows[k].add($d)));
                         for v in 0..VECS {
                             let query = s.load(q.add(v * S::LANES));
                             for k in 0..KEYS {
@@ -252,7 +254,7 @@ impl<T: Scoring, const SWEPT: bool> Scores<'_, T, SWEPT> {
                         let queries: [S::Vector; VECS] =
                             core::array::from_fn(|v| s.load(q.add(v * S::LANES)));
                         for k in 0..KEYS {
-                            let key = s.splat(*rows[k].add($d));
+                            let key = E::splat(s, rows[k].add($d));
                             for v in 0..VECS {
                                 let sum = &mut acc[$chain][k][v];
                                 *sum = s.mul_add(key, queries[v], *sum);

@@ -24,6 +24,9 @@ pub(crate) trait Scoring: Sync {
     const HIDES: bool = false;
     /// Scores go by way of memory.
     const IN_MEMORY: bool = false;
+    /// There are kernels that read keys and values of half the width: not with terms of the caller's, for
+    /// which all would be compiled again.
+    const NARROW: bool;
     /// Numbers of each row.
     const NUMBERS: usize = 0;
 
@@ -65,6 +68,7 @@ pub(crate) struct Plain;
 
 impl Scoring for Plain {
     const PLAIN: bool = true;
+    const NARROW: bool = true;
 
     fn row(&self, _row: Row, _numbers: &mut [f32]) {}
 
@@ -123,6 +127,7 @@ impl<'a, U: ScoreTerm> Chosen<'a, U> {
 
 impl<U: ScoreTerm> Scoring for Chosen<'_, U> {
     const PLAIN: bool = false;
+    const NARROW: bool = U::NONE;
     /// The library's own terms hide nothing but by the dense one.
     const HIDES: bool = !U::NONE;
     const IN_MEMORY: bool = U::IN_MEMORY;

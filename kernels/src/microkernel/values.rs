@@ -13,17 +13,17 @@
 //! A masked key's probability is -0.0 and usually multiplied like any other, which is exact as
 //! long as the value is finite. The careful body selects instead, with the same bits.
 
-use super::block::{Block, BlockRows};
+use super::block::{Block, TypedRows};
 use super::fetch::Fetch;
 use super::outer::{self, Due, Meanwhile, Operands, Order, Packed, Tiled};
 use super::{BLOCK_KV, BLOCK_Q, Lanes, Seen, together, unroll};
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::{Isa, Kernel, Simd, Stored};
 
 /// A tile's probabilities against a block of values.
-pub(crate) struct Values<'a, const CAREFUL: bool> {
+pub(crate) struct Values<'a, E, const CAREFUL: bool> {
     /// `[BLOCK_KV][BLOCK_Q]`.
     pub(crate) prob: &'a [f32],
-    pub(crate) values: Block<'a>,
+    pub(crate) values: Block<'a, E>,
     /// Query rows in use.
     pub(crate) rows: usize,
     /// The keys that each row sees; `None`: all of the block's.
@@ -76,7 +76,7 @@ pub(crate) fn most_rows(isa: Isa) -> usize {
     if isa == Isa::Portable { 2 } else { 6 }
 }
 
-impl<const CAREFUL: bool> Kernel for Values<'_, CAREFUL> {
+impl<E: Stored, const CAREFUL: bool> Kernel for Values<'_, E, CAREFUL> {
     /// Whether everything that was finished is finite.
     type Output = bool;
 
@@ -111,12 +111,13 @@ impl<const CAREFUL: bool> Kernel for Values<'_, CAREFUL> {
     }
 }
 
-impl<const CAREFUL: bool> Values<'_, CAREFUL> {
+impl<E: Stored, const CAREFUL: bool> Values<'_, E, CAREFUL> {
     #[inline(always)]
     fn cover<S: Simd>(&mut self, s: S) {
         let extents = (self.rows, self.values.rows.width());
-        // Selecting takes registers: only small tiles.
-        match (most_rows(S::ISA), CAREFUL || self.fetch.is_some()) {
+        // Selecting takes registers: only small tiles. Numbers of half the width come with few rows.
+        let is_half = size_of::<E>() < size_of::<f32>();
+        match (most_rows(S::ISA), CAREFUL || is_half || self.fetch.is_some()) {
             (2, false) => outer::cover::<S, Self, 2, 4, true>(s, self, extents, Order::Down),
             (_, false) => outer::cover::<S, Self, 6, 12, true>(s, self, extents, Order::Down),
             (_, true) => outer::cover::<S, Self, 6, 12, false>(s, self, extents, Order::Down),
@@ -125,12 +126,12 @@ impl<const CAREFUL: bool> Values<'_, CAREFUL> {
 }
 
 /// Probabilities and values.
-type ValueOperands<'a> = Operands<Packed, &'a BlockRows<'a>>;
+type ValueOperands<'a, E> = Operands<Packed, TypedRows<'a, E>>;
 
-impl<'a, const CAREFUL: bool> Values<'a, CAREFUL> {
+impl<'a, E: Stored, const CAREFUL: bool> Values<'a, E, CAREFUL> {
     /// The operands of the `rows` rows from `row` on: the keys that some of them see.
     #[inline(always)]
-    fn operands(&self, (row, rows): (usize, usize), column: usize) -> ValueOperands<'a> {
+    fn operands(&self, (row, rows): (usize, usize), column: usize) -> ValueOperands<'a, E> {
         let (mut start, mut end) = (self.values.start, self.values.end);
         if let Some(seen) = self.seen {
             (start, end) = seen.span(row, rows).within(start, end);
@@ -153,7 +154,7 @@ impl<'a, const CAREFUL: bool> Values<'a, CAREFUL> {
     #[inline(always)]
     unsafe fn sum<S: Simd, const ROWS: usize, const VECS: usize, const TAIL: bool>(
         s: S,
-        operands: ValueOperands<'_>,
+        operands: ValueOperands<'_, E>,
         meanwhile: impl Meanwhile,
     ) -> [[S::Vector; VECS]; ROWS] {
         // SAFETY: the caller's promise.
@@ -242,7 +243,7 @@ impl Finish<'_> {
     }
 }
 
-impl<const CAREFUL: bool> Tiled for Values<'_, CAREFUL> {
+impl<E: Stored, const CAREFUL: bool> Tiled for Values<'_, E, CAREFUL> {
     const NARROW: bool = true;
 
     #[inline(always)]

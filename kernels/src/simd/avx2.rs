@@ -199,6 +199,30 @@ unsafe impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn unpair_bf16(self, pairs: __m256) -> [__m256; 2] {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let bits = _mm256_castps_si256(pairs);
+            let high = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm256_slli_epi32::<16>(bits), high].map(|v| _mm256_castsi256_ps(v))
+        }
+    }
+
+    #[inline(always)]
+    fn unpair_f16(self, pairs: __m256) -> [__m256; 2] {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let bits = _mm256_castps_si256(pairs);
+            let low = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff));
+            let both = _mm256_packus_epi32(low, _mm256_srli_epi32::<16>(bits));
+            // Of each half of the vector its first four numbers and its second four.
+            let both = _mm256_permute4x64_epi64::<0b11_01_10_00>(both);
+            [_mm256_castsi256_si128(both), _mm256_extracti128_si256::<1>(both)]
+                .map(|v| _mm256_cvtph_ps(v))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn columns(self, fours: [*const f32; 4], stride: isize) -> [__m256; 4] {
         // Vector r has four columns of the rows r and 4 + r.
         let [first, fifth, ..] = fours;
@@ -207,8 +231,8 @@ unsafe impl Simd for Avx2 {
         unsafe {
             for r in 0..4 {
                 let at = stride.wrapping_mul(r as isize);
-                let low = _mm256_castps128_ps256(_mm_loadu_ps(first.wrapping_offset(at)));
-                let high = _mm_loadu_ps(fifth.wrapping_offset(at));
+                let low = _mm256_castps128_ps256(_mm_loadu_ps(first.wrapping_byte_offset(at)));
+                let high = _mm_loadu_ps(fifth.wrapping_byte_offset(at));
                 rows[r] = _mm256_insertf128_ps::<1>(low, high);
             }
             let [a, b, c, d] = rows;

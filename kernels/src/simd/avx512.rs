@@ -192,6 +192,26 @@ unsafe impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn unpair_bf16(self, pairs: __m512) -> [__m512; 2] {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let bits = _mm512_castps_si512(pairs);
+            let high = _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm512_slli_epi32::<16>(bits), high].map(|v| _mm512_castsi512_ps(v))
+        }
+    }
+
+    #[inline(always)]
+    fn unpair_f16(self, pairs: __m512) -> [__m512; 2] {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let bits = _mm512_castps_si512(pairs);
+            let halves = [bits, _mm512_srli_epi32::<16>(bits)];
+            halves.map(|v| _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn columns(self, fours: [*const f32; 4], stride: isize) -> [__m512; 4] {
         // Vector r has four columns of the rows r, 4 + r, 8 + r and 12 + r.
         let [p0, p1, p2, p3] = fours;
@@ -200,7 +220,7 @@ unsafe impl Simd for Avx512 {
         unsafe {
             for r in 0..4 {
                 let at = stride.wrapping_mul(r as isize);
-                let quarter = |p: *const f32| _mm_loadu_ps(p.wrapping_offset(at));
+                let quarter = |p: *const f32| _mm_loadu_ps(p.wrapping_byte_offset(at));
                 let v = _mm512_castps128_ps512(quarter(p0));
                 let v = _mm512_mask_broadcast_f32x4(v, 0x00f0, quarter(p1));
                 let v = _mm512_mask_broadcast_f32x4(v, 0x0f00, quarter(p2));

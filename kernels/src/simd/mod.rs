@@ -69,7 +69,7 @@ pub(crate) fn prefetch(ptr: *const u8) {
 
 /// The same pointer, of which the compiler knows nothing: it stays in a register of its own.
 #[inline(always)]
-pub(crate) fn opaque(ptr: *const f32) -> *const f32 {
+pub(crate) fn opaque<T>(ptr: *const T) -> *const T {
     #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
     {
         let mut ptr = ptr;
@@ -268,7 +268,7 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     #[doc(hidden)]
     fn transpose(self, rows: &mut [Self::Vector; MAX_LANES]);
 
-    /// The first four columns of `LANES` rows, each `stride` floats behind the one before it; `fours`
+    /// The first four columns of `LANES` rows, each `stride` bytes behind the one before it; `fours`
     /// are the first row, the fifth and so on.
     ///
     /// # Safety
@@ -276,6 +276,13 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     #[doc(hidden)]
     unsafe fn columns(self, fours: [*const f32; MAX_LANES / 4], stride: isize)
     -> [Self::Vector; 4];
+
+    /// Of two `bf16` in each lane, by their bits, the first of all and the second of all, widened.
+    #[doc(hidden)]
+    fn unpair_bf16(self, pairs: Self::Vector) -> [Self::Vector; 2];
+    /// The same of `f16`.
+    #[doc(hidden)]
+    fn unpair_f16(self, pairs: Self::Vector) -> [Self::Vector; 2];
 }
 
 /// Polynomials for 2^f and Horner's rule for them. Fitted by iteratively re-weighted least squares
@@ -542,7 +549,7 @@ mod tests {
                 let columns = unsafe {
                     let row =
                         |n: usize| data.as_ptr().add(first).wrapping_offset(stride * n as isize);
-                    s.columns([row(0), row(4), row(8), row(12)], stride)
+                    s.columns([row(0), row(4), row(8), row(12)], 4 * stride)
                 };
                 for (c, v) in columns.into_iter().enumerate() {
                     for r in 0..S::LANES {

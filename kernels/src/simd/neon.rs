@@ -18,6 +18,22 @@ impl Neon {
     }
 }
 
+/// `f16` as floats, by their bits.
+#[inline(always)]
+fn widened(halves: uint16x4_t) -> float32x4_t {
+    let mut v: float32x4_t;
+    // SAFETY: the instruction is part of NEON; the intrinsic has a type that is not stable.
+    unsafe {
+        core::arch::asm!(
+            "fcvtl {0:v}.4s, {1:v}.4h",
+            out(vreg) v,
+            in(vreg) halves,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    v
+}
+
 impl Sealed for Neon {}
 
 // SAFETY: the field is private and `detect` the only maker; 4 lanes in a float32x4_t.
@@ -109,17 +125,7 @@ unsafe impl Simd for Neon {
     unsafe fn load_f16(self, ptr: *const f16) -> float32x4_t {
         // SAFETY: the caller's promise.
         let halves = unsafe { vld1_u16(ptr.cast()) };
-        let mut v: float32x4_t;
-        // SAFETY: the instruction is part of NEON; the intrinsic has a type that is not stable.
-        unsafe {
-            core::arch::asm!(
-                "fcvtl {0:v}.4s, {1:v}.4h",
-                out(vreg) v,
-                in(vreg) halves,
-                options(pure, nomem, nostack, preserves_flags)
-            );
-        }
-        v
+        widened(halves)
     }
 
     #[inline(always)]
@@ -210,11 +216,33 @@ unsafe impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn unpair_bf16(self, pairs: float32x4_t) -> [float32x4_t; 2] {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let bits = vreinterpretq_u32_f32(pairs);
+            let high = vandq_u32(bits, vdupq_n_u32(0xffff_0000));
+            [vshlq_n_u32::<16>(bits), high].map(|v| vreinterpretq_f32_u32(v))
+        }
+    }
+
+    #[inline(always)]
+    fn unpair_f16(self, pairs: float32x4_t) -> [float32x4_t; 2] {
+        // SAFETY: the token proves that the instruction set is present.
+        let halves = unsafe {
+            let bits = vreinterpretq_u32_f32(pairs);
+            [vmovn_u32(bits), vshrn_n_u32::<16>(bits)]
+        };
+        [widened(halves[0]), widened(halves[1])]
+    }
+
+    #[inline(always)]
     unsafe fn columns(self, fours: [*const f32; 4], stride: isize) -> [float32x4_t; 4] {
         let mut rows = [self.splat(0.0); MAX_LANES];
         for (r, row) in rows.iter_mut().enumerate().take(4) {
             // SAFETY: the caller's promise.
-            *row = unsafe { self.load(fours[0].wrapping_offset(stride.wrapping_mul(r as isize))) };
+            *row = unsafe {
+                self.load(fours[0].wrapping_byte_offset(stride.wrapping_mul(r as isize)))
+            };
         }
         self.transpose(&mut rows);
         [rows[0], rows[1], rows[2], rows[3]]

@@ -203,11 +203,29 @@ unsafe impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn unpair_bf16(self, pairs: f32x4) -> [f32x4; 2] {
+        let bits = pairs.to_array().map(f32::to_bits);
+        let [low, high] =
+            [0, 16].map(|shift| bits.map(|pair| bf16::from_bits((pair >> shift) as u16)));
+        [low, high].map(|halves| f32x4::new(halves.map(bf16::to_f32)))
+    }
+
+    #[inline(always)]
+    fn unpair_f16(self, pairs: f32x4) -> [f32x4; 2] {
+        let bits = pairs.to_array().map(f32::to_bits);
+        let [low, high] =
+            [0, 16].map(|shift| bits.map(|pair| f16::from_bits((pair >> shift) as u16)));
+        [low, high].map(|halves| f32x4::new(halves.map(f16::to_f32)))
+    }
+
+    #[inline(always)]
     unsafe fn columns(self, fours: [*const f32; 4], stride: isize) -> [f32x4; 4] {
         let mut rows = [self.splat(0.0); MAX_LANES];
         for (r, row) in rows.iter_mut().enumerate().take(4) {
             // SAFETY: the caller's promise.
-            *row = unsafe { self.load(fours[0].wrapping_offset(stride.wrapping_mul(r as isize))) };
+            *row = unsafe {
+                self.load(fours[0].wrapping_byte_offset(stride.wrapping_mul(r as isize)))
+            };
         }
         self.transpose(&mut rows);
         [rows[0], rows[1], rows[2], rows[3]]

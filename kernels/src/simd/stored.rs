@@ -48,6 +48,47 @@ pub(crate) trait Stored: Copy + Default + 'static {
         }
     }
 
+    /// The first `count <= LANES / 2` numbers, each in two lanes side by side; the others are zero.
+    ///
+    /// # Safety
+    /// `count` numbers must be readable at `ptr`, aligned.
+    #[inline(always)]
+    unsafe fn load_twice<S: Simd>(s: S, ptr: *const Self, count: usize) -> S::Vector {
+        let mut numbers = [0.0; MAX_LANES];
+        for (i, x) in numbers.iter_mut().enumerate().take(count) {
+            // SAFETY: the caller's promise.
+            *x = unsafe { *ptr.add(i) }.widen();
+        }
+        // SAFETY: MAX_LANES floats.
+        unsafe { s.load_twice(numbers.as_ptr(), count) }
+    }
+
+    /// A number in every lane.
+    ///
+    /// # Safety
+    /// It must be readable at `ptr`, aligned.
+    #[inline(always)]
+    unsafe fn splat<S: Simd>(s: S, ptr: *const Self) -> S::Vector {
+        // SAFETY: the caller's promise.
+        let numbers = [unsafe { *ptr }; MAX_LANES];
+        // SAFETY: MAX_LANES numbers are at least LANES.
+        unsafe { Self::load(s, numbers.as_ptr()) }
+    }
+
+    /// Columns that are read together: 4, or 8 of half the width.
+    const COLUMNS: usize;
+
+    /// The first `COLUMNS` columns of `LANES` rows, each `stride` bytes behind the one before it; `fours`
+    /// are the first row, the fifth and so on. Behind them zeros.
+    ///
+    /// # Safety
+    /// As many numbers must be readable at each row, of any alignment.
+    unsafe fn columns<S: Simd>(
+        s: S,
+        fours: [*const Self; MAX_LANES / 4],
+        stride: isize,
+    ) -> [S::Vector; 8];
+
     /// A float, rounded.
     fn round(x: f32) -> Self;
 
@@ -81,6 +122,32 @@ impl Stored for f32 {
     }
 
     #[inline(always)]
+    unsafe fn load_twice<S: Simd>(s: S, ptr: *const f32, count: usize) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_twice(ptr, count) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat<S: Simd>(s: S, ptr: *const f32) -> S::Vector {
+        // SAFETY: the caller's promise.
+        s.splat(unsafe { *ptr })
+    }
+
+    const COLUMNS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(
+        s: S,
+        fours: [*const f32; MAX_LANES / 4],
+        stride: isize,
+    ) -> [S::Vector; 8] {
+        // SAFETY: the caller's promise.
+        let [a, b, c, d] = unsafe { s.columns(fours, stride) };
+        let none = s.splat(0.0);
+        [a, b, c, d, none, none, none, none]
+    }
+
+    #[inline(always)]
     fn round(x: f32) -> f32 {
         x
     }
@@ -92,7 +159,7 @@ impl Stored for f32 {
 }
 
 macro_rules! half_width {
-    ($half:ty, $load:ident, $store:ident) => {
+    ($half:ty, $load:ident, $store:ident, $unpair:ident) => {
         impl Stored for $half {
             #[inline(always)]
             unsafe fn load<S: Simd>(s: S, ptr: *const $half) -> S::Vector {
@@ -104,6 +171,24 @@ macro_rules! half_width {
             unsafe fn store<S: Simd>(s: S, ptr: *mut $half, v: S::Vector) {
                 // SAFETY: the caller's promise.
                 unsafe { s.$store(ptr, v) }
+            }
+
+            const COLUMNS: usize = 8;
+
+            #[inline(always)]
+            unsafe fn columns<S: Simd>(
+                s: S,
+                fours: [*const $half; MAX_LANES / 4],
+                stride: isize,
+            ) -> [S::Vector; 8] {
+                // Two of half the width are as wide as a float.
+                // SAFETY: the caller's promise; of any alignment.
+                let pairs = unsafe { s.columns(fours.map(|row| row.cast()), stride) };
+                let mut columns = [s.splat(0.0); 8];
+                for (n, pair) in pairs.into_iter().enumerate() {
+                    [columns[2 * n], columns[2 * n + 1]] = s.$unpair(pair);
+                }
+                columns
             }
 
             #[inline(always)]
@@ -118,8 +203,8 @@ macro_rules! half_width {
         }
     };
 }
-half_width!(bf16, load_bf16, store_bf16);
-half_width!(f16, load_f16, store_f16);
+half_width!(bf16, load_bf16, store_bf16, unpair_bf16);
+half_width!(f16, load_f16, store_f16, unpair_f16);
 
 #[cfg(test)]
 mod tests {
