@@ -551,13 +551,15 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         care: Care,
         wanted: (&mut Lanes, Option<Redo<'_>>, Option<Staged>),
     ) {
-        if SWEPT || !T::NARROW {
+        // Constant, so that what is not used is not compiled.
+        if const { SWEPT || !T::NARROW } {
             self.block.widen(self.simd, 0, self.head);
-            return self.scores_of::<f32, SWEPT>(tile, visit, care, wanted);
+            self.scores_of::<f32, SWEPT>(tile, visit, care, wanted);
+        } else {
+            with_stored!(self.block.rows(0).format(), E => {
+                self.scores_of::<E, SWEPT>(tile, visit, care, wanted)
+            });
         }
-        with_stored!(self.block.rows(0).format(), E => {
-            self.scores_of::<E, SWEPT>(tile, visit, care, wanted)
-        });
     }
 
     /// The same of keys that are stored as `E`.
@@ -601,13 +603,14 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         visit: &Visit,
         finish: Option<Finish<'_>>,
     ) -> bool {
-        if CAREFUL {
+        if const { CAREFUL || !T::NARROW } {
             self.block.widen(self.simd, 1, self.head);
-            return self.values_of::<f32, CAREFUL>(tile, visit, finish);
+            self.values_of::<f32, CAREFUL>(tile, visit, finish)
+        } else {
+            with_stored!(self.block.rows(1).format(), E => {
+                self.values_of::<E, CAREFUL>(tile, visit, finish)
+            })
         }
-        with_stored!(self.block.rows(1).format(), E => {
-            self.values_of::<E, CAREFUL>(tile, visit, finish)
-        })
     }
 
     /// The same of values that are stored as `E`.

@@ -113,6 +113,38 @@ unsafe impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_halves<const F16: bool>(self, ptr: *const u16, count: usize) -> __m256 {
+        debug_assert!(count <= 8);
+        // SAFETY: the token, and the caller's promise: four, two and one of the numbers, as many as there
+        // are, those before them moved up.
+        unsafe {
+            if count == 8 {
+                return if F16 { self.load_f16(ptr.cast()) } else { self.load_bf16(ptr.cast()) };
+            }
+            let mut low = 0;
+            let mut end = count;
+            if count & 1 != 0 {
+                end -= 1;
+                low = u64::from(*ptr.add(end));
+            }
+            if count & 2 != 0 {
+                end -= 2;
+                low = low << 32 | u64::from(ptr.add(end).cast::<u32>().read_unaligned());
+            }
+            let halves = if count & 4 != 0 {
+                _mm_set_epi64x(low as i64, ptr.cast::<i64>().read_unaligned())
+            } else {
+                _mm_set_epi64x(0, low as i64)
+            };
+            if F16 {
+                _mm256_cvtph_ps(halves)
+            } else {
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store_bf16(self, ptr: *mut bf16, v: __m256) {
         // SAFETY: the token, and the caller's promise.
         unsafe {

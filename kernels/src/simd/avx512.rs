@@ -112,6 +112,19 @@ unsafe impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_halves<const F16: bool>(self, ptr: *const u16, count: usize) -> __m512 {
+        // SAFETY: the token, and the caller's promise; masked lanes are not touched.
+        unsafe {
+            let halves = _mm256_maskz_loadu_epi16(first(count), ptr.cast());
+            if F16 {
+                _mm512_cvtph_ps(halves)
+            } else {
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store_bf16(self, ptr: *mut bf16, v: __m512) {
         // SAFETY: the token, and the caller's promise.
         unsafe {

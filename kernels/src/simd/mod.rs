@@ -165,6 +165,29 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     /// As [`Simd::load_bf16`].
     #[doc(hidden)]
     unsafe fn load_f16(self, ptr: *const f16) -> Self::Vector;
+    /// Loads the first `count <= LANES` of as many `bf16`, or `f16` with `F16`, widened; the other lanes are
+    /// zero.
+    ///
+    /// # Safety
+    /// `count` numbers must be readable at `ptr`, aligned.
+    #[doc(hidden)]
+    #[inline(always)]
+    unsafe fn load_halves<const F16: bool>(self, ptr: *const u16, count: usize) -> Self::Vector {
+        let mut halves = [0_u16; MAX_LANES];
+        for (i, half) in halves.iter_mut().enumerate().take(count) {
+            // SAFETY: the caller's promise.
+            *half = unsafe { *ptr.add(i) };
+        }
+        // SAFETY: MAX_LANES numbers are at least LANES.
+        unsafe {
+            if F16 {
+                self.load_f16(halves.as_ptr().cast())
+            } else {
+                self.load_bf16(halves.as_ptr().cast())
+            }
+        }
+    }
+
     /// Stores a vector as `bf16`, rounded to the nearest, to the even of two as near.
     ///
     /// # Safety

@@ -22,16 +22,7 @@ pub(crate) trait Stored: Copy + Default + 'static {
     ///
     /// # Safety
     /// `count` numbers must be readable at `ptr`, aligned.
-    #[inline(always)]
-    unsafe fn load_first<S: Simd>(s: S, ptr: *const Self, count: usize) -> S::Vector {
-        let mut numbers = [Self::default(); MAX_LANES];
-        for (i, x) in numbers.iter_mut().enumerate().take(count) {
-            // SAFETY: the caller's promise.
-            *x = unsafe { *ptr.add(i) };
-        }
-        // SAFETY: MAX_LANES numbers are at least LANES.
-        unsafe { Self::load(s, numbers.as_ptr()) }
-    }
+    unsafe fn load_first<S: Simd>(s: S, ptr: *const Self, count: usize) -> S::Vector;
 
     /// Stores the first `count <= LANES` lanes.
     ///
@@ -159,7 +150,7 @@ impl Stored for f32 {
 }
 
 macro_rules! half_width {
-    ($half:ty, $load:ident, $store:ident, $unpair:ident) => {
+    ($half:ty, $load:ident, $store:ident, $unpair:ident, $is_f16:literal) => {
         impl Stored for $half {
             #[inline(always)]
             unsafe fn load<S: Simd>(s: S, ptr: *const $half) -> S::Vector {
@@ -171,6 +162,12 @@ macro_rules! half_width {
             unsafe fn store<S: Simd>(s: S, ptr: *mut $half, v: S::Vector) {
                 // SAFETY: the caller's promise.
                 unsafe { s.$store(ptr, v) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_first<S: Simd>(s: S, ptr: *const $half, count: usize) -> S::Vector {
+                // SAFETY: the caller's promise.
+                unsafe { s.load_halves::<$is_f16>(ptr.cast(), count) }
             }
 
             const COLUMNS: usize = 8;
@@ -203,8 +200,8 @@ macro_rules! half_width {
         }
     };
 }
-half_width!(bf16, load_bf16, store_bf16, unpair_bf16);
-half_width!(f16, load_f16, store_f16, unpair_f16);
+half_width!(bf16, load_bf16, store_bf16, unpair_bf16, false);
+half_width!(f16, load_f16, store_f16, unpair_f16, true);
 
 #[cfg(test)]
 mod tests {

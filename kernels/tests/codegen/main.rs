@@ -39,14 +39,22 @@ const ISAS: &[Isa] = &[
     Isa { arch: Arch::X86_64, token: "avx2::Avx2", register: "%ymm", tile: 12 },
 ];
 
-/// What the names of the kernels that have such tiles start with. The careful values, which select,
-/// have smaller ones.
-const KERNELS: &[&str] = &[
-    "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Plain, false",
-    "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Plain, true",
-    "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Chosen<headwise_kernels::term::NoTerm>, false",
-    "microkernel::values::Values<false",
-    "gemm::Stripe",
+/// What the names of the kernels start with, and the tile of those that have a smaller one. The careful
+/// values, which select, have none.
+const KERNELS: &[(&str, Option<usize>)] = &[
+    ("microkernel::scores::Scores<headwise_kernels::microkernel::terms::Plain, f32, false", None),
+    ("microkernel::scores::Scores<headwise_kernels::microkernel::terms::Plain, f32, true", None),
+    (
+        "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Chosen<headwise_kernels::term::NoTerm>, f32, false",
+        None,
+    ),
+    ("microkernel::values::Values<f32, false", None),
+    ("gemm::Stripe", None),
+    (
+        "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Plain, half::bfloat::bf16, false",
+        Some(8),
+    ),
+    ("microkernel::values::Values<half::bfloat::bf16, false", Some(8)),
 ];
 
 /// The kernel that a function is, if it is one compiled for the instruction set: as `vectorize`, or
@@ -125,13 +133,14 @@ struct Report {
 
 impl Report {
     /// Looks at every kernel on every instruction set.
-    fn new(functions: &[Function<'_>], isas: &[Isa], kernels: &[&str]) -> Self {
+    fn new(functions: &[Function<'_>], isas: &[Isa], kernels: &[(&str, Option<usize>)]) -> Self {
         let numbers = ["size", "FMAs", "summing", "sums", "loads", "stack"];
         let table = row(["instruction set", "kernel", "loop"], numbers.map(String::from), "");
         let mut report = Self { table, faults: String::new() };
         for isa in isas {
-            for kernel in kernels {
-                report.look_at(functions, isa, kernel);
+            for (kernel, tile) in kernels {
+                let isa = Isa { tile: tile.unwrap_or(isa.tile), ..*isa };
+                report.look_at(functions, &isa, kernel);
             }
         }
         report
@@ -271,7 +280,7 @@ mod tests {
                  ::vectorize::enter::<headwise_kernels::gemm::Stripe>"
             );
         }
-        Report::new(&functions, &[*isa], &["gemm::Stripe"])
+        Report::new(&functions, &[*isa], &[("gemm::Stripe", None)])
     }
 
     fn faults(body: &str) -> String {
