@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use super::lists::list;
 use super::marks::Marks;
 use super::pool::Pool;
 use super::shape::at_least_one;
@@ -63,11 +64,11 @@ impl<K: Kind, T: Storage<Compute = f32>> BatchCache<K, T> {
         };
         Ok(Self {
             pool: Pool::new(shape, batch, capacity)?,
-            lengths: vec![0; batch],
-            starts: vec![0; batch],
-            table: (0..pages).collect(),
-            offsets: (0..=batch).collect(),
-            marks: Marks::new(batch),
+            lengths: list("batch", std::iter::repeat_n(0, batch))?,
+            starts: list("batch", std::iter::repeat_n(0, batch))?,
+            table: list("batch", 0..pages)?,
+            offsets: list("batch", 0..batch.saturating_add(1))?,
+            marks: Marks::new(batch)?,
             kind: PhantomData,
         })
     }

@@ -1,5 +1,8 @@
 //! Who has been named in a call.
 
+use super::lists::{list, reserve};
+use crate::Result;
+
 /// For each of some things, the last call that named it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Marks {
@@ -8,11 +11,17 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    pub(super) fn new(count: usize) -> Self {
-        Self { last: vec![0; count], call: 0 }
+    pub(super) fn new(count: usize) -> Result<Self> {
+        Ok(Self { last: list("sequences", std::iter::repeat_n(0, count))?, call: 0 })
     }
 
-    /// Makes room for `count`.
+    /// Has the memory for `count`, which are no less than now.
+    pub(super) fn reserve(&mut self, count: usize) -> Result<()> {
+        let more = count - self.last.len();
+        reserve("sequences", &mut self.last, more)
+    }
+
+    /// Makes `count` of them, in memory that was reserved.
     pub(super) fn grow(&mut self, count: usize) {
         self.last.resize(count, 0);
     }

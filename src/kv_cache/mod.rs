@@ -16,6 +16,7 @@
 
 mod batch;
 mod contiguous;
+mod lists;
 mod marks;
 mod paged;
 mod pages;

@@ -94,7 +94,7 @@ impl<T: Storage<Compute = f32>> PagedCache<T> {
         let (pages, sequences) = capacity.check()?;
         Ok(Self {
             pool: Pool::new(shape, capacity.pages, capacity.page_size)?,
-            pages: Pages::new(pages),
+            pages: Pages::new(pages)?,
             sequences: Sequences::new(sequences, capacity.pages_per_sequence)?,
         })
     }
@@ -163,9 +163,14 @@ impl<T: Storage<Compute = f32>> PagedCache<T> {
     /// allocates nothing.
     ///
     /// # Errors
-    /// [`Error::Value`] where there is no such sequence. The buffer is as it was then.
+    /// [`Error::Value`] where there is no such sequence, [`Error::Overflow`] where there is no memory
+    /// for the tables. The buffer is as it was then.
     pub fn fill_tables(&self, sequences: &[SequenceId], tables: &mut TableBuffer) -> Result<()> {
-        sequences.iter().try_for_each(|&id| self.sequences.find(id).map(|_| ()))?;
+        let mut pages = 0_usize;
+        for &id in sequences {
+            pages = pages.saturating_add(self.pages(id)?.len());
+        }
+        tables.reserve(sequences.len(), pages)?;
         tables.clear();
         for &id in sequences {
             let slot = self.sequences.find(id)?;
@@ -404,6 +409,7 @@ impl<T: Storage<Compute = f32>> PagedCache<T> {
         }
         if capacity.pages > now.pages {
             let pool = self.pool.with_pages(capacity.pages)?;
+            self.pages.reserve(pages)?;
             self.sequences.grow(sequences, capacity.pages_per_sequence)?;
             self.pool = pool;
             self.pages.grow(pages);

@@ -1,5 +1,8 @@
 //! Which pages are free, and how many sequences hold each of the others.
 
+use super::lists::reserve;
+use crate::Result;
+
 /// The book-keeping of a pool of pages. Two that are told the same give out the same pages.
 #[derive(Debug, Clone)]
 pub(super) struct Pages {
@@ -13,21 +16,31 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    pub(super) fn new(count: u32) -> Self {
+    pub(super) fn new(count: u32) -> Result<Self> {
         let mut pages = Self { holders: Vec::new(), free: Vec::new(), claims: Vec::new(), call: 0 };
+        pages.reserve(count)?;
         pages.grow(count);
-        pages
+        Ok(pages)
     }
 
-    /// Adds free pages up to `count` in all, to be taken after those that are free now.
+    /// Has the memory for `count` pages in all, which are no less than now, and for all of them to be
+    /// free.
+    pub(super) fn reserve(&mut self, count: u32) -> Result<()> {
+        let (count, old) = (count as usize, self.holders.len());
+        reserve("pages", &mut self.holders, count - old)?;
+        reserve("pages", &mut self.claims, count - old)?;
+        let free = self.free.len();
+        reserve("pages", &mut self.free, count - free)
+    }
+
+    /// Adds free pages up to `count` in all, to be taken after those that are free now, in memory that
+    /// was reserved.
     pub(super) fn grow(&mut self, count: u32) {
         let old = self.holders.len() as u32;
         self.holders.resize(count as usize, 0);
         self.claims.resize(count as usize, (0, 0));
-        let mut free = Vec::with_capacity(count as usize);
-        free.extend((old..count).rev());
-        free.append(&mut self.free);
-        self.free = free;
+        self.free.extend((old..count).rev());
+        self.free.rotate_right((count - old) as usize);
     }
 
     pub(super) fn free(&self) -> usize {

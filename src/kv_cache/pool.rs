@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::KvShape;
+use super::lists::list;
 use crate::{Result, Storage, Tensor, View};
 
 /// Pages, `[pages, kv_heads, page_size, head_dim]` and the same with `value_dim`: the rows of a head
@@ -21,7 +22,8 @@ impl<T: Storage<Compute = f32>> Pool<T> {
         let [key, value] = shape.pools(pages, page_size);
         // First the pools, which are refused where there is no such memory.
         let (key, value) = (Tensor::zeros(key)?, Tensor::zeros(value)?);
-        let wide = vec![0.0; shape.head_dim.max(shape.value_dim)];
+        let width = shape.head_dim.max(shape.value_dim);
+        let wide = list("head_dim", std::iter::repeat_n(0.0, width))?;
         let mut pool = Self { key, value, wide };
         (0..pages).for_each(|page| pool.poison(page, 0..page_size));
         Ok(pool)

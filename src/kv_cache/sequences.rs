@@ -1,5 +1,6 @@
 //! The sequences of a paged cache, and the pages of each.
 
+use super::lists::reserve;
 use super::marks::Marks;
 use super::value_error;
 use crate::{Error, Result};
@@ -75,7 +76,8 @@ impl Sequences {
         Ok(sequences)
     }
 
-    /// Room for `count` sequences of at most `width` pages, both no less than now.
+    /// Room for `count` sequences of at most `width` pages, both no less than now. Where there is no
+    /// memory for it, nothing is changed.
     pub(super) fn grow(&mut self, count: u32, width: usize) -> Result<()> {
         let slots = count as usize;
         let mut tables = Vec::new();
@@ -87,16 +89,18 @@ impl Sequences {
                 expected: "an amount of memory that can be had".into(),
             });
         }
+        let (old, free) = (self.slots.len(), self.free.len());
+        reserve("sequences", &mut self.slots, slots - old)?;
+        reserve("sequences", &mut self.free, slots - free)?;
+        self.marks.reserve(slots)?;
         tables.resize(slots * width, 0);
         for slot in 0..self.slots.len() {
             let pages = self.pages(slot);
             tables[slot * width..][..pages.len()].copy_from_slice(pages);
         }
         (self.tables, self.width) = (tables, width);
-        let mut free = Vec::with_capacity(slots);
-        free.extend((self.slots.len() as u32..count).rev());
-        free.append(&mut self.free);
-        self.free = free;
+        self.free.extend((old as u32..count).rev());
+        self.free.rotate_right(slots - old);
         self.slots.resize(slots, Slot::default());
         self.marks.grow(slots);
         Ok(())

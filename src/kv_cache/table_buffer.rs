@@ -1,6 +1,7 @@
 //! Page tables of chosen sequences, in memory that is kept.
 
 use super::PageTables;
+use crate::{Error, Result};
 
 /// Room for the page tables of a call: filled by
 /// [`PagedCache::fill_tables`](super::PagedCache::fill_tables), once for all layers, and allocating
@@ -28,6 +29,27 @@ impl TableBuffer {
             lengths: Vec::with_capacity(sequences),
             starts: Vec::with_capacity(sequences),
         }
+    }
+
+    /// Makes room for so many sequences and so many pages of theirs in all, those that were filled in
+    /// last included.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] where there is no memory for it. What was filled in is as it was.
+    pub fn reserve(&mut self, sequences: usize, pages: usize) -> Result<()> {
+        let Self { table, offsets, lengths, starts } = self;
+        let reserved = room(table, pages)
+            && room(offsets, sequences.saturating_add(1))
+            && room(lengths, sequences)
+            && room(starts, sequences);
+        if reserved {
+            return Ok(());
+        }
+        Err(Error::Overflow {
+            argument: "sequences",
+            got: format!("tables of {sequences} sequences with {pages} pages"),
+            expected: "an amount of memory that can be had".into(),
+        })
     }
 
     /// What was filled in last.
@@ -60,4 +82,9 @@ impl TableBuffer {
         self.lengths.push(length);
         self.starts.push(start);
     }
+}
+
+/// Whether there is room for `count` items in all, now.
+fn room<T>(list: &mut Vec<T>, count: usize) -> bool {
+    list.try_reserve(count.saturating_sub(list.len())).is_ok()
 }

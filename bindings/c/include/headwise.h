@@ -52,7 +52,8 @@ enum headwise_status
   HEADWISE_STATUS_UNSUPPORTED = 8,
   // Another thread is using the cache or the workspace.
   HEADWISE_STATUS_BUSY = 9,
-  // A mistake in the library. Handles that the call wrote to refuse all that follows.
+  // A mistake in the library. A cache that the call was changing refuses all that follows; outputs
+  // may be half written.
   HEADWISE_STATUS_INTERNAL = 10,
 };
 #ifndef __cplusplus
@@ -398,11 +399,15 @@ typedef struct headwise_score_tile {
 // perhaps more than once for a score; must return (no `longjmp`, no exception).
 typedef void (*headwise_tile_function)(void *context, const struct headwise_score_tile *tile);
 
-// What each thread calls, with the data that came with it.
+// What each thread calls, with the data that came with it. Both are dead once the `headwise_run` that
+// they were handed to has returned: no thread may call the task after that.
 typedef void (*headwise_task)(void *data);
 
 // Calls `task(data)` once on each of up to `threads` threads, the calling one among them and
-// starting at once, and returns when all these calls have. Calling it less often costs speed alone.
+// starting at once, and returns when all these calls have. Calling it less often costs speed alone;
+// calling it, or still running it, after `run` has returned is a use of memory that is gone: a thread
+// that comes too late must find nothing to call. One call of the library may run any number of tasks,
+// one after the other, or none.
 typedef void (*headwise_run)(void *context, size_t threads, headwise_task task, void *data);
 
 // Who does the work, instead of a pool that the library starts on first use.
@@ -593,7 +598,8 @@ typedef struct headwise_cache_options {
   size_t size;
   // A `headwise_cache_kind`.
   uint32_t kind;
-  // Of keys and values: a `headwise_dtype`, or 0 for F32.
+  // What keys and values are stored in, whatever tokens come in: `HEADWISE_DTYPE_F32`, `F16` or
+  // `BF16`, or 0 for F32.
   uint32_t dtype;
   // Heads of keys and of values.
   size_t kv_heads;
@@ -609,7 +615,8 @@ typedef struct headwise_cache_options {
   size_t pages;
   // Paged: tokens in a page, 1 to 1024; powers of two from 16 on are fastest.
   size_t page_size;
-  // Paged: the most pages of a sequence; 0 for all.
+  // Paged: the most pages of a sequence; 0 for all. The tables take `4 * sequences *
+  // pages_per_sequence` bytes, so with 0 the product of all sequences and all pages.
   size_t pages_per_sequence;
 } headwise_cache_options;
 
@@ -679,13 +686,19 @@ typedef void (*headwise_release)(void *context, void *data, size_t size, size_t 
 
 // Where a workspace's memory comes from. With all of it zero from the library's own allocator, as
 // calls need it. Either a block or an allocator.
+//
+// Whatever is given here, these come from the library's own allocator: a workspace's page tables, at
+// its first call to a paged cache, and again if the sequences of a call, pages that they share counted
+// for each, have more pages than the cache; the packed operands of `HEADWISE_DTYPE_F64` and
+// `HEADWISE_ALGORITHM_UNFUSED`; the list of states of `headwise_merge_states`; messages of refusals;
+// and the threads of the library's pool.
 typedef struct headwise_workspace_options {
   // `sizeof(headwise_workspace_options)`.
   size_t size;
   // Bytes to have from the beginning: see `headwise_workspace_bytes`. Of no account with a block.
   size_t bytes;
-  // A block of the caller's, to outlive the workspace. It never grows: a call that needs more is
-  // refused. On a boundary of 64 bytes nothing of it is lost.
+  // A block of the caller's, to outlive the workspace, which no tensor of a call may share. It never
+  // grows: a call that needs more is refused. On a boundary of 64 bytes nothing of it is lost.
   void *block;
   // Its bytes.
   size_t block_bytes;
@@ -708,8 +721,8 @@ headwise_status headwise_attention(const struct headwise_attention_call *call,
                                    struct headwise_workspace *workspace,
                                    struct headwise_error *error);
 
-// The bytes of workspace with which a call of these shapes and options allocates nothing. Outputs
-// are not looked at.
+// The bytes of workspace with which a call of these shapes and options allocates nothing, but for
+// what `headwise_workspace_options` names. Outputs are not looked at.
 headwise_status headwise_workspace_bytes(const struct headwise_attention_call *call,
                                          size_t *bytes,
                                          struct headwise_error *error);
@@ -764,7 +777,7 @@ headwise_status headwise_cache_extent(const struct headwise_cache *cache,
                                       struct headwise_error *error);
 
 // The pages of a paged cache that no sequence holds.
-headwise_status headwise_cache_unused_pages(struct headwise_cache *cache,
+headwise_status headwise_cache_unused_pages(const struct headwise_cache *cache,
                                             size_t *pages,
                                             struct headwise_error *error);
 

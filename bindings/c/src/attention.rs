@@ -6,7 +6,7 @@ use headwise::{
 };
 
 use crate::boundary::guard;
-use crate::cache::headwise_cache;
+use crate::cache::{headwise_cache, stored};
 use crate::dtype::{self, Generic, Number};
 use crate::executor::Foreign;
 use crate::list::headwise_sequences;
@@ -129,6 +129,11 @@ impl Call {
         if cache.is_some() && !(self.call.key.is_null() && self.call.value.is_null()) {
             return Err(Failure::argument("key", "keys or values and a cache", "one of the two"));
         }
+        if cache.is_none() && (self.call.sequences.count > 0 || !self.call.sequences.data.is_null())
+        {
+            let got = "names of sequences";
+            return Err(Failure::argument("sequences", got, "none without a cache"));
+        }
         if cache.is_some() && self.term.is_some() {
             let expected = "none with a cache, in this version";
             return Err(Failure::unsupported("options.term", "a term", expected));
@@ -157,9 +162,11 @@ impl Call {
             let options = self.options.build(self.executor.as_ref())?;
             (options, f32::reading("query", self.query()?)?, self.call.sequences.get("sequences")?)
         };
-        let cache = cache.read()?;
-        let view = cache.view(sequences, lists)?;
-        Ok(attention_cached_into(query, &view, &options, self.outputs()?, workspace)?)
+        let outputs = self.outputs()?;
+        stored!(&cache.read()?.stored, kind => {
+            let view = kind.view(sequences, lists)?;
+            Ok(attention_cached_into(query, &view, &options, outputs, workspace)?)
+        })
     }
 
     fn attend_with(&self, term: &Term, workspace: &mut Workspace) -> Result<Isa> {
@@ -177,11 +184,12 @@ impl Call {
             if let Some(cache) = self.cache()? {
                 let options = self.options.build(self.executor.as_ref())?;
                 let sequences = self.call.sequences.get("sequences")?;
-                let (cache, mut lists) = (cache.read()?, Lists::default());
-                let view = cache.view(sequences, &mut lists)?;
-                return Ok(
-                    options.workspace_bytes_cached(f32::reading("query", self.query()?)?, &view)?
-                );
+                let query = f32::reading("query", self.query()?)?;
+                let mut lists = Lists::default();
+                return stored!(&cache.read()?.stored, kind => {
+                    let view = kind.view(sequences, &mut lists)?;
+                    Ok(options.workspace_bytes_cached(query, &view)?)
+                });
             }
             if let Some(term) = &self.term {
                 let options = self.options.build(self.executor.as_ref())?;
@@ -265,8 +273,8 @@ pub unsafe extern "C" fn headwise_attention(
     unsafe { guard(error, run) }
 }
 
-/// The bytes of workspace with which a call of these shapes and options allocates nothing. Outputs
-/// are not looked at.
+/// The bytes of workspace with which a call of these shapes and options allocates nothing, but for
+/// what `headwise_workspace_options` names. Outputs are not looked at.
 ///
 /// # Safety
 /// Pointers must be null or as the header says.
@@ -277,7 +285,10 @@ pub unsafe extern "C" fn headwise_workspace_bytes(
     error: *mut headwise_error,
 ) -> headwise_status {
     // SAFETY: the caller's promises.
-    let run = || unsafe { pointer::give("bytes", bytes, Call::read(call)?.workspace_bytes()?) };
+    let run = || unsafe {
+        let call = Call::read(call)?;
+        pointer::give_required("bytes", bytes, || call.workspace_bytes())
+    };
     // SAFETY: the caller's promises, handed on.
     unsafe { guard(error, run) }
 }

@@ -11,11 +11,15 @@ use headwise::Executor;
 use crate::sized::{self, growing};
 use crate::status::{Failure, Result};
 
-/// What each thread calls, with the data that came with it.
+/// What each thread calls, with the data that came with it. Both are dead once the `headwise_run` that
+/// they were handed to has returned: no thread may call the task after that.
 pub type headwise_task = unsafe extern "C" fn(data: *mut c_void);
 
 /// Calls `task(data)` once on each of up to `threads` threads, the calling one among them and
-/// starting at once, and returns when all these calls have. Calling it less often costs speed alone.
+/// starting at once, and returns when all these calls have. Calling it less often costs speed alone;
+/// calling it, or still running it, after `run` has returned is a use of memory that is gone: a thread
+/// that comes too late must find nothing to call. One call of the library may run any number of tasks,
+/// one after the other, or none.
 pub type headwise_run = Option<
     unsafe extern "C" fn(
         context: *mut c_void,

@@ -15,6 +15,8 @@ mod cache;
 mod choice;
 #[cfg(test)]
 mod counting;
+#[cfg(test)]
+mod decoding;
 mod dtype;
 mod executor;
 mod list;

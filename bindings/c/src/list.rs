@@ -2,7 +2,7 @@
 
 use crate::cache::headwise_sequence;
 use crate::pointer;
-use crate::status::Result;
+use crate::status::{Failure, Result};
 
 /// Sizes, lengths, offsets or indices. NULL and 0: none are given.
 #[repr(C)]
@@ -76,3 +76,21 @@ as_slice!(
     headwise_words: u64,
     headwise_sequences: headwise_sequence
 );
+
+/// An empty list with room for `count` items.
+pub(crate) fn reserved<T>(argument: &str, count: usize) -> Result<Vec<T>> {
+    let mut list = Vec::new();
+    room(argument, &mut list, count)?;
+    Ok(list)
+}
+
+/// Empties a list, and makes room for `count` items.
+pub(crate) fn room<T>(argument: &str, list: &mut Vec<T>, count: usize) -> Result<()> {
+    list.clear();
+    list.try_reserve(count).map_err(|_| {
+        let (got, expected) =
+            (format!("{count} items"), "an amount of memory that can be had".into());
+        let error = headwise::Error::Overflow { argument: "list", got, expected };
+        Failure::from(error).renamed(argument)
+    })
+}

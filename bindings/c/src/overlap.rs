@@ -76,8 +76,9 @@ pub(crate) fn check(outputs: &[Option<Memory>], inputs: &[Option<Memory>]) -> Re
         for other in outputs[n + 1..].iter().chain(inputs).flatten() {
             if !output.is_apart(other) {
                 let (output, other) = (output.argument, other.argument);
-                let message =
-                    format!("{output}: memory that {other} has too, expected memory of its own");
+                let message = format!(
+                    "{output}: memory that may be {other}'s too, expected memory of its own"
+                );
                 return Err(Failure::new(headwise_status::Value, message));
             }
         }

@@ -10,7 +10,8 @@ pub(crate) fn check<T>(argument: &str, pointer: *const T, expected: impl ToStrin
     check_aligned(argument, pointer)
 }
 
-fn check_aligned<T>(argument: &str, pointer: *const T) -> Result<()> {
+/// Refuses a pointer between two elements.
+pub(crate) fn check_aligned<T>(argument: &str, pointer: *const T) -> Result<()> {
     if pointer.is_aligned() {
         return Ok(());
     }
@@ -80,15 +81,30 @@ pub(crate) unsafe fn give<T>(argument: &str, pointer: *mut T, value: T) -> Resul
     Ok(())
 }
 
+/// As [`give`], where the result is all that a call is for.
+///
+/// # Safety
+/// As of [`give`].
+pub(crate) unsafe fn give_required<T>(
+    argument: &str,
+    pointer: *mut T,
+    value: impl FnOnce() -> Result<T>,
+) -> Result<()> {
+    check(argument, pointer, "where the result goes")?;
+    // SAFETY: the caller's promise.
+    unsafe { give(argument, pointer, value()?) }
+}
+
 /// A handle for what was made, behind `handle`.
 ///
 /// # Safety
 /// Not null, `handle` must be valid for a write.
 pub(crate) unsafe fn give_handle<T>(
+    argument: &str,
     handle: *mut *mut T,
     make: impl FnOnce() -> Result<T>,
 ) -> Result<()> {
-    check("handle", handle, "where the handle goes")?;
+    check(argument, handle, "where the handle goes")?;
     // SAFETY: the caller's promise; aligned, and not null. Whatever happens the handle is one that
     // may be freed.
     unsafe {

@@ -7,7 +7,7 @@ use crate::choice::{choice, choose};
 use crate::list::headwise_floats;
 use crate::pointer;
 use crate::sized::{self, growing};
-use crate::status::{Result, headwise_error, headwise_status};
+use crate::status::{Failure, Result, headwise_error, headwise_status};
 
 /// What a table of biases is.
 #[repr(u32)]
@@ -48,6 +48,12 @@ pub struct headwise_relative_bias {
     pub(crate) bias: RelativeBias,
 }
 
+// Handles go from thread to thread, and several threads use a bias.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<headwise_relative_bias>();
+};
+
 /// Makes a bias.
 ///
 /// # Safety
@@ -59,7 +65,7 @@ pub unsafe extern "C" fn headwise_relative_bias_create(
     error: *mut headwise_error,
 ) -> headwise_status {
     // SAFETY: the caller's promises, handed on.
-    unsafe { guard(error, || pointer::give_handle(bias, || make(options))) }
+    unsafe { guard(error, || pointer::give_handle("bias", bias, || make(options))) }
 }
 
 /// # Safety
@@ -68,7 +74,7 @@ unsafe fn make(options: *const headwise_relative_bias_options) -> Result<headwis
     // SAFETY: the caller's promise.
     let (options, table) = unsafe {
         let options = sized::read("options", options)?;
-        (options, options.table.get("table")?.unwrap_or(&[]))
+        (options, options.table.get("options.table")?.unwrap_or(&[]))
     };
     sized::check_reserved("options", options.reserved)?;
     let t5 = |both| RelativeBias::t5(table, options.heads, options.max_distance, both);
@@ -79,7 +85,18 @@ unsafe fn make(options: *const headwise_relative_bias_options) -> Result<headwis
         headwise_relative_bias_kind::T5 => t5(false),
         headwise_relative_bias_kind::T5Bidirectional => t5(true),
     };
-    Ok(headwise_relative_bias { bias: bias? })
+    match bias {
+        Ok(bias) => Ok(headwise_relative_bias { bias }),
+        Err(error) => Err(named(error.into())),
+    }
+}
+
+/// The library's refusal of a table, with the names of the options.
+fn named(failure: Failure) -> Failure {
+    match failure.message.split_once(": ") {
+        Some(("max_distance", _)) => failure.renamed("options.max_distance"),
+        _ => failure.renamed("options.table"),
+    }
 }
 
 /// Frees a bias that no call uses, and makes the handle NULL.

@@ -40,7 +40,7 @@ const DIM: usize = 16;
 const SHAPE: [usize; 4] = [2, HEADS, SEQ, DIM];
 const KV: [usize; 4] = [2, 2, SEQ, DIM];
 
-fn wave(count: usize, step: f32) -> Vec<f32> {
+pub(crate) fn wave(count: usize, step: f32) -> Vec<f32> {
     (0..count).map(|i| (i as f32 * step).sin() * 2.0).collect()
 }
 
@@ -50,39 +50,43 @@ fn inputs() -> [Vec<f32>; 3] {
     [wave(SHAPE.iter().product(), 0.71), wave(kv, 0.37), wave(kv, 1.3)]
 }
 
-fn tensor<T>(data: *const T, shape: [usize; 4], dtype: headwise_dtype) -> headwise_tensor {
+pub(crate) fn tensor<T>(
+    data: *const T,
+    shape: [usize; 4],
+    dtype: headwise_dtype,
+) -> headwise_tensor {
     let dims = shape.map(|len| len as isize);
     let strides = [dims[1] * dims[2] * dims[3], dims[2] * dims[3], dims[3], 1];
     let data = data.cast_mut().cast();
     headwise_tensor { data, shape, strides, dtype: dtype as u32, reserved: 0 }
 }
 
-fn floats(data: &[f32], shape: [usize; 4]) -> headwise_tensor {
+pub(crate) fn floats(data: &[f32], shape: [usize; 4]) -> headwise_tensor {
     tensor(data.as_ptr(), shape, headwise_dtype::F32)
 }
 
 /// To be written to.
-fn floats_mut(data: &mut [f32], shape: [usize; 4]) -> headwise_tensor {
+pub(crate) fn floats_mut(data: &mut [f32], shape: [usize; 4]) -> headwise_tensor {
     tensor(data.as_mut_ptr(), shape, headwise_dtype::F32)
 }
 
-fn options() -> headwise_options {
+pub(crate) fn options() -> headwise_options {
     // SAFETY: of numbers and pointers, for all of which zeros are a value.
     headwise_options { size: size_of::<headwise_options>(), ..unsafe { std::mem::zeroed() } }
 }
 
-fn outputs(out: &headwise_tensor) -> headwise_outputs {
+pub(crate) fn outputs(out: &headwise_tensor) -> headwise_outputs {
     // SAFETY: as above.
     let zero: headwise_outputs = unsafe { std::mem::zeroed() };
     headwise_outputs { size: size_of::<headwise_outputs>(), out, ..zero }
 }
 
-fn sizes(list: &[usize]) -> headwise_sizes {
+pub(crate) fn sizes(list: &[usize]) -> headwise_sizes {
     headwise_sizes { data: list.as_ptr(), count: list.len() }
 }
 
 /// Calls, and panics with the message of what is refused.
-fn done(call: impl FnOnce(*mut headwise_error) -> headwise_status) {
+pub(crate) fn done(call: impl FnOnce(*mut headwise_error) -> headwise_status) {
     let mut error = headwise_error {
         size: size_of::<headwise_error>(),
         status: headwise_status::Ok,
@@ -95,7 +99,7 @@ fn done(call: impl FnOnce(*mut headwise_error) -> headwise_status) {
     assert_eq!(status, headwise_status::Ok, "{}", message.to_string_lossy());
 }
 
-fn attend(
+pub(crate) fn attend(
     [query, key, value]: [&headwise_tensor; 3],
     options: &headwise_options,
     outputs: &headwise_outputs,
@@ -468,34 +472,52 @@ fn states() {
     }
 }
 
-/// The last query of two sequences, causal, on each kind of cache: what dense keys give.
+/// The last query of two sequences, causal, on each kind of cache: what dense keys give, rounded to what
+/// the cache stores.
 #[test]
 fn caches() {
+    in_caches(0, |x| x);
+    in_caches(headwise_dtype::F16 as u32, |x| f16::from_f32(x).to_f32());
+    in_caches(headwise_dtype::Bf16 as u32, |x| bf16::from_f32(x).to_f32());
+}
+
+fn in_caches(dtype: u32, round: impl Fn(f32) -> f32) {
     let [q, k, v] = inputs();
+    let [rounded_k, rounded_v] = [&k, &v].map(|x| x.iter().map(|&x| round(x)).collect::<Vec<_>>());
     let last = |data: &[f32], heads: usize| -> headwise_tensor {
         let all = floats(data, [2, heads, SEQ, DIM]);
         let data = all.data.cast::<f32>().wrapping_add((SEQ - 1) * DIM).cast();
         headwise_tensor { data, shape: [2, heads, 1, DIM], ..all }
     };
-    let whole = by_rust(&AttentionOptions::new().causal());
+    let mut whole = vec![0.0; q.len()];
+    let causal = headwise_options { causal: headwise_causal::BottomRight as u32, ..options() };
+    let dense = [&floats(&q, SHAPE), &floats(&rounded_k, KV), &floats(&rounded_v, KV)];
+    attend(dense, &causal, &outputs(&floats_mut(&mut whole, SHAPE)));
     for kind in
         [headwise_cache_kind::Contiguous, headwise_cache_kind::Ring, headwise_cache_kind::Paged]
     {
         let mut out = vec![0.0; 2 * HEADS * DIM];
-        cached(kind, [&last(&q, HEADS), &floats(&k, KV), &floats(&v, KV)], &mut out);
+        cached((kind, dtype), [&last(&q, HEADS), &floats(&k, KV), &floats(&v, KV)], &mut out);
         for (row, got) in out.chunks(DIM).enumerate() {
-            assert!(whole[(row * SEQ + SEQ - 1) * DIM..][..DIM] == *got, "{kind:?}, row {row}");
+            assert!(
+                whole[(row * SEQ + SEQ - 1) * DIM..][..DIM] == *got,
+                "{kind:?} {dtype}, row {row}"
+            );
         }
     }
 }
 
 /// Appends, goes back to two thirds and appends the rest again, in a fork where there are forks;
 /// attends.
-fn cached(kind: headwise_cache_kind, [q, k, v]: [&headwise_tensor; 3], out: &mut [f32]) {
+fn cached(
+    (kind, dtype): (headwise_cache_kind, u32),
+    [q, k, v]: [&headwise_tensor; 3],
+    out: &mut [f32],
+) {
     let room = headwise_cache_options {
         size: size_of::<headwise_cache_options>(),
         kind: kind as u32,
-        dtype: 0,
+        dtype,
         kv_heads: 2,
         head_dim: DIM,
         value_dim: DIM,

@@ -27,7 +27,8 @@ pub enum headwise_status {
     Unsupported = 8,
     /// Another thread is using the cache or the workspace.
     Busy = 9,
-    /// A mistake in the library. Handles that the call wrote to refuse all that follows.
+    /// A mistake in the library. A cache that the call was changing refuses all that follows; outputs
+    /// may be half written.
     Internal = 10,
 }
 

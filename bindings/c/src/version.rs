@@ -95,7 +95,9 @@ pub unsafe extern "C" fn headwise_isa_default(
     error: *mut headwise_error,
 ) -> headwise_status {
     // SAFETY: the caller's promises, handed on.
-    unsafe { guard(error, || pointer::give("isa", isa, number_of(Isa::from_env()?))) }
+    unsafe {
+        guard(error, || pointer::give_required("isa", isa, || Ok(number_of(Isa::from_env()?))))
+    }
 }
 
 #[cfg(test)]
@@ -111,5 +113,16 @@ mod tests {
             let name = unsafe { std::ffi::CStr::from_ptr(headwise_isa_name(number)) };
             assert_eq!(name.to_str(), Ok(isa.name()));
         }
+    }
+
+    #[test]
+    fn the_default_is_there() {
+        let (mut isa, none) = (99, std::ptr::null_mut());
+        // SAFETY: a number's place, and null, which is allowed.
+        unsafe {
+            assert_eq!(headwise_isa_default(&mut isa, none), headwise_status::Ok);
+            assert_eq!(headwise_isa_default(std::ptr::null_mut(), none), headwise_status::Argument);
+        }
+        assert!(isa != headwise_isa::Default as u32 && headwise_isa_is_available(isa) == 1);
     }
 }

@@ -3,10 +3,11 @@
 use std::ffi::c_void;
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
-use headwise::kv_cache::{SequenceId, TableBuffer};
+use headwise::kv_cache::{PagedCapacity, SequenceId, TableBuffer};
 use headwise::{Error, Workspace};
 
 use crate::boundary::guard;
+use crate::list::room;
 use crate::pointer;
 use crate::sized::{self, growing};
 use crate::status::{Failure, Result, headwise_error, headwise_status};
@@ -22,6 +23,12 @@ pub type headwise_release = Option<
 
 /// Where a workspace's memory comes from. With all of it zero from the library's own allocator, as
 /// calls need it. Either a block or an allocator.
+///
+/// Whatever is given here, these come from the library's own allocator: a workspace's page tables, at
+/// its first call to a paged cache, and again if the sequences of a call, pages that they share counted
+/// for each, have more pages than the cache; the packed operands of `HEADWISE_DTYPE_F64` and
+/// `HEADWISE_ALGORITHM_UNFUSED`; the list of states of `headwise_merge_states`; messages of refusals;
+/// and the threads of the library's pool.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct headwise_workspace_options {
@@ -29,8 +36,8 @@ pub struct headwise_workspace_options {
     pub size: usize,
     /// Bytes to have from the beginning: see `headwise_workspace_bytes`. Of no account with a block.
     pub bytes: usize,
-    /// A block of the caller's, to outlive the workspace. It never grows: a call that needs more is
-    /// refused. On a boundary of 64 bytes nothing of it is lost.
+    /// A block of the caller's, to outlive the workspace, which no tensor of a call may share. It never
+    /// grows: a call that needs more is refused. On a boundary of 64 bytes nothing of it is lost.
     pub block: *mut c_void,
     /// Its bytes.
     pub block_bytes: usize,
@@ -64,7 +71,29 @@ pub(crate) struct Scratch {
 pub(crate) struct Lists {
     pub(crate) tables: TableBuffer,
     pub(crate) names: Vec<SequenceId>,
+    /// The sequences and pages that there is room for.
+    room: (usize, usize),
 }
+
+impl Lists {
+    /// Makes room for all sequences of a cache, and for tables of all its pages, so that calls allocate
+    /// nothing as sequences grow.
+    pub(crate) fn reserve(&mut self, capacity: PagedCapacity) -> Result<()> {
+        let PagedCapacity { sequences, pages, .. } = capacity;
+        if sequences > self.room.0 || pages > self.room.1 {
+            room("sequences", &mut self.names, sequences)?;
+            self.tables.reserve(sequences, pages)?;
+            self.room = (sequences.max(self.room.0), pages.max(self.room.1));
+        }
+        Ok(())
+    }
+}
+
+// Handles go from thread to thread.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<headwise_workspace>();
+};
 
 /// The boundary of blocks.
 const ALIGN: usize = 64;
@@ -123,7 +152,12 @@ impl Scratch {
         };
         let mut scratch = Self { allocator, ..Self::default() };
         if options.block.is_null() {
-            scratch.reserve(options.bytes)?;
+            if options.block_bytes > 0 {
+                let expected = format!("a block of {} bytes", options.block_bytes);
+                return Err(Failure::argument("options.block", "a null pointer", expected));
+            }
+            let named = |failure: Failure| failure.renamed("options.bytes");
+            scratch.reserve(options.bytes).map_err(named)?;
             return Ok(scratch);
         }
         if allocator.is_some() {
@@ -198,7 +232,7 @@ pub unsafe extern "C" fn headwise_workspace_create(
         Ok(headwise_workspace { scratch: Mutex::new(scratch) })
     };
     // SAFETY: the caller's promises, handed on.
-    unsafe { guard(error, || pointer::give_handle(workspace, make)) }
+    unsafe { guard(error, || pointer::give_handle("workspace", workspace, make)) }
 }
 
 /// Frees a workspace that no call uses, and makes the handle NULL.

@@ -76,8 +76,8 @@ static void calls(void) {
   WRONG((q.shape[3] = 4, k.shape[3] = 4, q.strides[3] = 2), STRIDE, "query: strides");
   WRONG(q.strides[2] = PTRDIFF_MAX, OVERFLOW, "query:");
   WRONG(q.shape[2] = SIZE_MAX, OVERFLOW, "query:");
-  WRONG(o.data = memory + 8, VALUE, "out: memory that query has too");
-  WRONG(outputs.lse = &o, VALUE, "out: memory that lse has too");
+  WRONG(o.data = memory + 8, VALUE, "out: memory that may be query's too");
+  WRONG(outputs.lse = &o, VALUE, "out: memory that may be lse's too");
   reset();
   EXPECT(attend(), OK, "");
 }
@@ -122,14 +122,19 @@ static void handles(void) {
   headwise_cache_free(&cache);
   headwise_workspace *workspace = NULL;
   headwise_workspace_free(&workspace);
-  EXPECT(headwise_workspace_create(NULL, NULL, &error), ARGUMENT, "handle: a null pointer");
+  EXPECT(headwise_workspace_create(NULL, NULL, &error), ARGUMENT, "workspace: a null pointer");
+  EXPECT(headwise_cache_create(NULL, NULL, &error), ARGUMENT, "cache: a null pointer");
+  EXPECT(headwise_relative_bias_create(NULL, NULL, &error), ARGUMENT, "bias: a null pointer");
   headwise_workspace_options given = {.size = sizeof given, .bytes = SIZE_MAX / 2};
   workspace = (headwise_workspace *)memory;
-  EXPECT(headwise_workspace_create(&given, &workspace, &error), OVERFLOW, "workspace:");
+  EXPECT(headwise_workspace_create(&given, &workspace, &error), OVERFLOW, "options.bytes:");
   EXPECT(workspace == NULL ? HEADWISE_STATUS_OVERFLOW : HEADWISE_STATUS_OK, OVERFLOW, "");
+  given = (headwise_workspace_options){.size = sizeof given, .block_bytes = 64};
+  EXPECT(headwise_workspace_create(&given, &workspace, &error), ARGUMENT, "options.block: a null pointer, expected a block of 64 bytes");
   // A block that is too small, and the same call with one that is not.
   size_t needed = 0;
   reset();
+  EXPECT(headwise_workspace_bytes(&call, NULL, &error), ARGUMENT, "bytes: a null pointer");
   EXPECT(headwise_workspace_bytes(&call, &needed, &error), OK, "");
   void *block = malloc(needed + 64);
   given = (headwise_workspace_options){.size = sizeof given, .block = block, .block_bytes = needed / 2};
@@ -146,18 +151,27 @@ static void handles(void) {
                                  .value_dim = 8, .sequences = 2, .capacity = 4, .pages = 4, .page_size = 2};
   EXPECT(headwise_cache_create(&room, &cache, &error), ARGUMENT, "options.kind: 5");
   room.kind = HEADWISE_CACHE_KIND_CONTIGUOUS;
-  room.dtype = HEADWISE_DTYPE_BF16;
-  EXPECT(headwise_cache_create(&room, &cache, &error), UNSUPPORTED, "options.dtype: Bf16");
+  room.dtype = HEADWISE_DTYPE_F64;
+  EXPECT(headwise_cache_create(&room, &cache, &error), UNSUPPORTED, "options.dtype: F64, expected F32, F16, BF16 or 0");
   room.dtype = 0;
   room.head_dim = 0;
-  EXPECT(headwise_cache_create(&room, &cache, &error), VALUE, "head_dim: 0, expected at least 1");
+  EXPECT(headwise_cache_create(&room, &cache, &error), VALUE, "options.head_dim: 0, expected at least 1");
+  room.head_dim = 8, room.sequences = 0;
+  EXPECT(headwise_cache_create(&room, &cache, &error), VALUE, "options.sequences: 0");
+  room.sequences = 2;
   room.head_dim = SIZE_MAX / 4;
-  EXPECT(headwise_cache_create(&room, &cache, &error), OVERFLOW, "");
+  EXPECT(headwise_cache_create(&room, &cache, &error), OVERFLOW, "options.");
+  // Books that there is no memory for, of pages that there is.
+  headwise_cache_options books = {.size = sizeof books, .kind = HEADWISE_CACHE_KIND_PAGED, .kv_heads = 1,
+                                  .head_dim = 1, .value_dim = 1, .sequences = UINT32_MAX, .pages = 1,
+                                  .page_size = 1, .pages_per_sequence = SIZE_MAX / 64};
+  EXPECT(headwise_cache_create(&books, &cache, &error), OVERFLOW, "options.pages_per_sequence");
   room.head_dim = 8;
   EXPECT(headwise_cache_create(&room, &cache, &error), OK, "");
   headwise_sequence first = {.place = 0}, third = {.place = 2}, made;
   EXPECT(headwise_cache_fork_sequence(cache, first, &made, &error), UNSUPPORTED, "a paged cache");
-  EXPECT(headwise_cache_truncate(cache, third, 0, &error), VALUE, "sequence");
+  EXPECT(headwise_cache_truncate(cache, third, 0, &error), VALUE, "sequence: place 2 of generation 0");
+  EXPECT(headwise_cache_unused_pages(cache, &needed, &error), UNSUPPORTED, "a paged cache");
   EXPECT(headwise_cache_truncate(cache, first, 1, &error), VALUE, "length: 1, expected 0 to 0");
   EXPECT(headwise_cache_truncate(NULL, first, 1, &error), ARGUMENT, "cache: a null pointer");
   headwise_append_call append = {.size = sizeof append, .sequences = {&first, 1}, .key = &k, .value = &v};
@@ -166,7 +180,14 @@ static void handles(void) {
   size_t length = 0;
   EXPECT(headwise_cache_extent(cache, first, NULL, &length, &error), OK, "");
   EXPECT(length == 3 ? HEADWISE_STATUS_OK : HEADWISE_STATUS_VALUE, OK, "");
-  // A cache and keys; a batch that is not the cache's.
+  append.sequences.data = &third;
+  EXPECT(headwise_cache_append(cache, &append, &error), VALUE, "sequences[0]: place 2");
+  // Results half of which have no place.
+  length = 77;
+  EXPECT(headwise_cache_extent(cache, first, &length, (size_t *)((char *)&needed + 1), &error), ARGUMENT, "length: address");
+  EXPECT(length == 77 ? HEADWISE_STATUS_ARGUMENT : HEADWISE_STATUS_OK, ARGUMENT, "");
+  // Names without a cache; a cache and keys; a batch that is not the cache's.
+  WRONG((call.sequences = (headwise_sequences){&first, 1}), ARGUMENT, "sequences: names of sequences, expected none without a cache");
   reset();
   call.cache = cache;
   EXPECT(attend(), ARGUMENT, "key: keys or values and a cache");
@@ -181,15 +202,49 @@ static void handles(void) {
   EXPECT(headwise_cache_create_sequence(cache, NULL, &error), ARGUMENT, "sequence: a null pointer");
   EXPECT(headwise_cache_create_sequence(cache, &made, &error), OK, "");
   EXPECT(headwise_cache_release_sequence(cache, made, &error), OK, "");
-  EXPECT(headwise_cache_release_sequence(cache, made, &error), VALUE, "sequence");
+  EXPECT(headwise_cache_release_sequence(cache, made, &error), VALUE, "sequence: place 0 of generation 0, expected a sequence that the cache has");
+  headwise_sequences gone = {&made, 1};
+  reset();
+  call.cache = cache, call.key = call.value = NULL, call.sequences = gone;
+  EXPECT(attend(), VALUE, "sequences[0]: place 0");
+  EXPECT(headwise_cache_unused_pages(cache, NULL, &error), ARGUMENT, "pages: a null pointer");
+  EXPECT(headwise_cache_unused_pages(cache, &needed, &error), OK, "");
+  EXPECT(needed == 4 ? HEADWISE_STATUS_OK : HEADWISE_STATUS_VALUE, OK, "");
   headwise_cache_free(&cache);
   headwise_cache_free(&cache);
+}
+
+static void tables_and_states(void) {
+  float table[] = {1, 2, 3};
+  headwise_relative_bias *bias = NULL;
+  headwise_relative_bias_options of = {.size = sizeof of, .table = {table, 3}, .heads = 2};
+  EXPECT(headwise_relative_bias_create(&of, &bias, &error), VALUE, "options.table: a table of 3 numbers");
+  of.table.data = NULL;
+  EXPECT(headwise_relative_bias_create(&of, &bias, &error), ARGUMENT, "options.table: a null pointer");
+  reset();
+  headwise_tensor lse = dense(table, 3, 1), other = dense(memory, 2, 8);
+  float merged[3];
+  headwise_tensor into = dense(merged, 3, 1);
+  headwise_state states[] = {{&q, &lse}, {&other, &lse}};
+  headwise_merge_call merge = {.size = sizeof merge, .states = states, .count = 2, .into = {&o, &into}};
+  EXPECT(headwise_merge_states(&merge, &error), SHAPE, "states[1].out: shape [1, 1, 2, 8], expected [1, 1, 3, 8]");
+  states[1] = (headwise_state){&q, NULL};
+  EXPECT(headwise_merge_states(&merge, &error), ARGUMENT, "states[1].lse: a null pointer");
+  states[1] = (headwise_state){&o, &lse};
+  EXPECT(headwise_merge_states(&merge, &error), VALUE, "into.out: memory that may be states[1].out's too");
+  states[1] = states[0];
+  EXPECT(headwise_merge_states(&merge, &error), OK, "");
+  uint32_t isa = 0;
+  EXPECT(headwise_isa_default(NULL, &error), ARGUMENT, "isa: a null pointer");
+  EXPECT(headwise_isa_default(&isa, &error), OK, "");
+  failed += !headwise_isa_is_available(isa);
 }
 
 int main(void) {
   calls();
   choices();
   handles();
+  tables_and_states();
   // A message that is cut, and none at all.
   headwise_error small = {.size = offsetof(headwise_error, message) + 6};
   reset();

@@ -48,7 +48,7 @@ static struct {
   headwise_task task;
   void *data;
   size_t wanted;
-  atomic_int runs;
+  atomic_int runs, calls;
 } engine;
 
 // What each of the other threads does at a node of attention; the graph ends without a task.
@@ -71,9 +71,28 @@ static void run(void *context, size_t threads, headwise_task task, void *data) {
   engine.task = task;
   engine.data = data;
   engine.wanted = threads;
+  engine.calls++;
   pthread_barrier_wait(&engine.begin);
   task(data);
   pthread_barrier_wait(&engine.end);
+}
+
+// One query over many keys of one head: their splits are computed some at a time, a run for each.
+enum { LONG = 1 << 16, WIDTH = 16 };
+static float keys[LONG * WIDTH], long_expected[WIDTH], long_out[WIDTH];
+
+static void decode(float *to, const headwise_options *options) {
+  headwise_error error = {.size = sizeof error};
+  headwise_tensor q = {.data = query, .shape = {1, 1, 1, WIDTH}, .strides = {WIDTH, WIDTH, WIDTH, 1},
+                       .dtype = HEADWISE_DTYPE_F32};
+  headwise_tensor k = {.data = keys, .shape = {1, 1, LONG, WIDTH},
+                       .strides = {LONG * WIDTH, LONG * WIDTH, WIDTH, 1}, .dtype = HEADWISE_DTYPE_F32};
+  headwise_tensor o = q;
+  o.data = to;
+  headwise_outputs outputs = {.size = sizeof outputs, .out = &o};
+  headwise_attention_call call = {.size = sizeof call, .query = &q, .key = &k, .value = &k,
+                                  .options = options, .outputs = &outputs};
+  require(headwise_attention(&call, NULL, &error) == HEADWISE_STATUS_OK, error.message);
 }
 
 static void own_threads(void) {
@@ -88,6 +107,10 @@ static void own_threads(void) {
   attend(out, &options, NULL);
   require(!memcmp(out, expected, sizeof out), "the engine's threads give the same bits");
   require(engine.runs == THREADS - 1, "they took part");
+  engine.calls = 0;
+  decode(long_out, &options);
+  require(engine.calls > 2, "a call may run many tasks, one after the other");
+  require(!memcmp(long_out, long_expected, sizeof long_out), "splits give the same bits");
   engine.task = NULL;
   pthread_barrier_wait(&engine.begin);
   for (size_t n = 1; n < THREADS; n++) pthread_join(threads[n], NULL);
@@ -184,6 +207,9 @@ int main(void) {
     value[i] = (float)((i * 3266489917u) >> 8 & 0xffff) / 32768 - 1;
   }
   headwise_options serial = {.size = sizeof serial, .max_threads = 1};
+  for (size_t i = 0; i < LONG * WIDTH; i++)
+    keys[i] = (float)((i * 2654435761u) >> 8 & 0xffff) / 32768 - 1;
+  decode(long_expected, &serial);
   attend(expected, NULL, NULL);
   attend(out, &serial, NULL);
   require(!memcmp(out, expected, sizeof out), "one thread gives the same bits");

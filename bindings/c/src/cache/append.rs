@@ -2,7 +2,7 @@
 
 use headwise::NewTokens;
 
-use super::{Inner, Kind, change, headwise_cache, sequence, unnamed};
+use super::{Inner, change, headwise_cache, stored};
 use crate::dtype::Number;
 use crate::list::{headwise_sequences, headwise_sizes};
 use crate::pointer;
@@ -44,22 +44,8 @@ unsafe fn append(cache: &mut Inner, call: *const headwise_append_call) -> Result
         };
         (call.sequences.get("sequences")?, tokens)
     };
-    let Inner { kind, names, indices } = cache;
-    let appended = match (kind, named) {
-        (Kind::Paged(cache), named) => {
-            sequence::names(named.ok_or_else(unnamed)?, names)?;
-            cache.append(names, &tokens)
-        }
-        (Kind::Contiguous(cache), None) => cache.append(&tokens),
-        (Kind::Ring(cache), None) => cache.append(&tokens),
-        (Kind::Contiguous(cache), Some(named)) => {
-            cache.append_to(sequence::indices(named, indices)?, &tokens)
-        }
-        (Kind::Ring(cache), Some(named)) => {
-            cache.append_to(sequence::indices(named, indices)?, &tokens)
-        }
-    };
-    Ok(appended?)
+    let Inner { stored, names, indices } = cache;
+    stored!(stored, kind => kind.append(named, &tokens, (names, indices)))
 }
 
 /// Appends tokens. A call that is refused leaves the cache as it was.

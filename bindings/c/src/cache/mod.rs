@@ -2,29 +2,29 @@
 
 mod append;
 mod sequence;
+mod stored;
 
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
-use headwise::kv_cache::{
-    ContiguousCache, KvShape, KvView, PagedCache, PagedCapacity, RingCache, SequenceId,
-};
+use headwise::kv_cache::SequenceId;
 
 use crate::boundary::guard;
-use crate::choice::{choice, choose};
-use crate::dtype::headwise_dtype;
+use crate::choice::choice;
+use crate::list::reserved;
 use crate::pointer;
 use crate::sized::{self, growing};
 use crate::status::{Failure, Result, headwise_error, headwise_status};
-use crate::workspace::Lists;
 
 #[cfg(test)]
 pub(crate) use append::{headwise_append_call, headwise_cache_append};
 pub use sequence::headwise_sequence;
 #[cfg(test)]
 pub(crate) use sequence::{
-    headwise_cache_create_sequence, headwise_cache_extent, headwise_cache_fork_sequence,
-    headwise_cache_release_sequence, headwise_cache_truncate,
+    headwise_cache_create_sequence, headwise_cache_evict, headwise_cache_extent,
+    headwise_cache_fork_sequence, headwise_cache_release_sequence, headwise_cache_truncate,
+    headwise_cache_unused_pages,
 };
+pub(crate) use stored::{Stored, stored};
 
 /// What holds the tokens of a sequence.
 #[repr(u32)]
@@ -47,7 +47,8 @@ pub struct headwise_cache_options {
     pub size: usize,
     /// A `headwise_cache_kind`.
     pub kind: u32,
-    /// Of keys and values: a `headwise_dtype`, or 0 for F32.
+    /// What keys and values are stored in, whatever tokens come in: `HEADWISE_DTYPE_F32`, `F16` or
+    /// `BF16`, or 0 for F32.
     pub dtype: u32,
     /// Heads of keys and of values.
     pub kv_heads: usize,
@@ -63,7 +64,8 @@ pub struct headwise_cache_options {
     pub pages: usize,
     /// Paged: tokens in a page, 1 to 1024; powers of two from 16 on are fastest.
     pub page_size: usize,
-    /// Paged: the most pages of a sequence; 0 for all.
+    /// Paged: the most pages of a sequence; 0 for all. The tables take `4 * sequences *
+    /// pages_per_sequence` bytes, so with 0 the product of all sequences and all pages.
     pub pages_per_sequence: usize,
 }
 growing!(headwise_cache_options, ..=pages_per_sequence: usize);
@@ -76,16 +78,16 @@ pub struct headwise_cache {
 
 /// A cache, and room for the names of a call.
 pub(crate) struct Inner {
-    kind: Kind,
+    pub(crate) stored: Stored,
     names: Vec<SequenceId>,
     indices: Vec<usize>,
 }
 
-enum Kind {
-    Contiguous(ContiguousCache),
-    Ring(RingCache),
-    Paged(PagedCache),
-}
+// Handles go from thread to thread, and several threads attend to a cache.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<headwise_cache>();
+};
 
 impl headwise_cache {
     /// # Safety
@@ -93,18 +95,12 @@ impl headwise_cache {
     unsafe fn new(options: *const headwise_cache_options) -> Result<Self> {
         // SAFETY: the caller's promise.
         let options = unsafe { sized::read("options", options)? };
-        check_dtype(options.dtype)?;
-        let headwise_cache_options { kv_heads, head_dim, value_dim, .. } = options;
-        let shape = KvShape { kv_heads, head_dim, value_dim };
-        let (batch, capacity) = (options.sequences, options.capacity);
-        let kind = match choose("options.kind", options.kind)? {
-            headwise_cache_kind::Contiguous => {
-                Kind::Contiguous(ContiguousCache::new(shape, batch, capacity)?)
-            }
-            headwise_cache_kind::Ring => Kind::Ring(RingCache::new(shape, batch, capacity)?),
-            headwise_cache_kind::Paged => Kind::Paged(PagedCache::new(shape, paged(&options))?),
-        };
-        let lock = RwLock::new(Inner { kind, names: Vec::new(), indices: Vec::new() });
+        let stored = Stored::new(&options).map_err(|failure| named(failure, options.kind))?;
+        let lock = RwLock::new(Inner {
+            stored,
+            names: reserved("options.sequences", options.sequences)?,
+            indices: reserved("options.sequences", options.sequences)?,
+        });
         Ok(Self { lock })
     }
 
@@ -119,26 +115,18 @@ impl headwise_cache {
     }
 }
 
-/// Keys and values are kept in F32 so far.
-fn check_dtype(dtype: u32) -> Result<()> {
-    if dtype == 0 {
-        return Ok(());
-    }
-    match choose("options.dtype", dtype)? {
-        headwise_dtype::F32 => Ok(()),
-        other => Err(Failure::unsupported("options.dtype", format!("{other:?}"), "F32 or 0")),
-    }
-}
-
-fn paged(options: &headwise_cache_options) -> PagedCapacity {
-    PagedCapacity {
-        pages: options.pages,
-        page_size: options.page_size,
-        sequences: options.sequences,
-        pages_per_sequence: match options.pages_per_sequence {
-            0 => options.pages,
-            pages => pages,
-        },
+/// The library's refusal of a cache, with the names of the options.
+fn named(failure: Failure, kind: u32) -> Failure {
+    let of_batch = kind != headwise_cache_kind::Paged as u32;
+    match failure.message.split_once(": ") {
+        Some(("batch", _)) => failure.renamed("options.sequences"),
+        Some(("tensor", _)) if of_batch => failure.renamed("options.capacity"),
+        Some(("tensor", _)) => failure.renamed("options.pages"),
+        Some((option, _)) if !option.starts_with("options") => {
+            let option = format!("options.{option}");
+            failure.renamed(&option)
+        }
+        _ => failure,
     }
 }
 
@@ -152,29 +140,6 @@ fn refused<G>(error: TryLockError<G>) -> Failure {
         }
     };
     Failure { status, ..Failure::argument("cache", got, expected) }
-}
-
-impl Inner {
-    /// What attention reads: the sequences named, or all.
-    pub(crate) fn view<'a>(
-        &'a self,
-        sequences: Option<&[headwise_sequence]>,
-        lists: &'a mut Lists,
-    ) -> Result<KvView<'a>> {
-        match (&self.kind, sequences) {
-            (Kind::Paged(cache), named) => {
-                let named = named.ok_or_else(unnamed)?;
-                sequence::names(named, &mut lists.names)?;
-                Ok(cache.view(&lists.names, &mut lists.tables)?)
-            }
-            (Kind::Contiguous(cache), None) => Ok(cache.view()),
-            (Kind::Ring(cache), None) => Ok(cache.view()),
-            _ => {
-                let expected = "none: a contiguous cache or a ring is attended to as a whole";
-                Err(Failure::unsupported("sequences", "names of sequences", expected))
-            }
-        }
-    }
 }
 
 fn unnamed() -> Failure {
@@ -192,7 +157,9 @@ pub unsafe extern "C" fn headwise_cache_create(
     error: *mut headwise_error,
 ) -> headwise_status {
     // SAFETY: the caller's promises, handed on.
-    unsafe { guard(error, || pointer::give_handle(cache, || headwise_cache::new(options))) }
+    unsafe {
+        guard(error, || pointer::give_handle("cache", cache, || headwise_cache::new(options)))
+    }
 }
 
 /// Frees a cache that no call uses, and makes the handle NULL.
@@ -203,6 +170,21 @@ pub unsafe extern "C" fn headwise_cache_create(
 pub unsafe extern "C" fn headwise_cache_free(cache: *mut *mut headwise_cache) {
     // SAFETY: the caller's promise.
     unsafe { pointer::free_handle(cache) }
+}
+
+/// Runs what reads a cache.
+///
+/// # Safety
+/// Pointers must be null or as the header says.
+unsafe fn look(
+    cache: *const headwise_cache,
+    error: *mut headwise_error,
+    work: impl FnOnce(&Inner) -> Result<()>,
+) -> headwise_status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        guard(error, || work(&*pointer::required("cache", cache, "a headwise_cache")?.read()?))
+    }
 }
 
 /// Runs what changes a cache.

@@ -1,9 +1,10 @@
 //! The sequences of a cache.
 
-use headwise::kv_cache::SequenceId;
+use headwise::Storage;
+use headwise::kv_cache::{PagedCache, SequenceId};
 
-use super::{Inner, Kind, change, headwise_cache};
-use crate::boundary::guard;
+use super::{Inner, change, headwise_cache, look, stored};
+use crate::list::room;
 use crate::pointer;
 use crate::status::{Failure, Result, headwise_error, headwise_status};
 
@@ -25,93 +26,57 @@ impl headwise_sequence {
         Self { place: place.into(), generation }
     }
 
-    fn id(self) -> Result<SequenceId> {
-        match u32::try_from(self.place) {
-            Ok(place) => Ok(SequenceId::from_raw((place, self.generation))),
-            Err(_) => Err(self.unknown()),
-        }
+    /// The library's name of a sequence that a cache has.
+    pub(super) fn id<T: Storage<Compute = f32>>(self, cache: &PagedCache<T>) -> Result<SequenceId> {
+        let id =
+            u32::try_from(self.place).map(|place| SequenceId::from_raw((place, self.generation)));
+        id.ok().filter(|&id| cache.length(id).is_ok()).ok_or_else(|| self.unknown())
     }
 
     /// Its number in a cache of a batch.
-    pub(super) fn index(self) -> Result<usize> {
+    pub(super) fn index(self, batch: usize) -> Result<usize> {
         match usize::try_from(self.place) {
-            Ok(place) if self.generation == 0 => Ok(place),
+            Ok(place) if self.generation == 0 && place < batch => Ok(place),
             _ => Err(self.unknown()),
         }
     }
 
     fn unknown(self) -> Failure {
-        let expected = "one that the cache has".to_string();
-        Failure::new(headwise_status::Value, format!("sequence: {self:?}, expected {expected}"))
+        let Self { place, generation } = self;
+        let got = format!("place {place} of generation {generation}");
+        let expected = "a sequence that the cache has";
+        Failure::new(headwise_status::Value, format!("sequence: {got}, expected {expected}"))
     }
 }
 
-/// Fills `names` with the library's names of sequences.
-pub(super) fn names(sequences: &[headwise_sequence], names: &mut Vec<SequenceId>) -> Result<()> {
-    names.clear();
-    for sequence in sequences {
-        names.push(sequence.id()?);
+/// Fills `names` with the library's names of sequences, all of which the cache has.
+pub(super) fn names<T: Storage<Compute = f32>>(
+    cache: &PagedCache<T>,
+    sequences: &[headwise_sequence],
+    names: &mut Vec<SequenceId>,
+) -> Result<()> {
+    room("sequences", names, sequences.len())?;
+    for (nth, sequence) in sequences.iter().enumerate() {
+        names.push(sequence.id(cache).map_err(|failure| of_list(failure, nth))?);
     }
     Ok(())
 }
 
 /// Fills `indices` with the numbers of sequences in a cache of a batch.
 pub(super) fn indices<'a>(
+    batch: usize,
     sequences: &[headwise_sequence],
     indices: &'a mut Vec<usize>,
 ) -> Result<&'a [usize]> {
-    indices.clear();
-    for sequence in sequences {
-        indices.push(sequence.index()?);
+    room("sequences", indices, sequences.len())?;
+    for (nth, sequence) in sequences.iter().enumerate() {
+        indices.push(sequence.index(batch).map_err(|failure| of_list(failure, nth))?);
     }
     Ok(indices)
 }
 
-impl Inner {
-    fn extent(&self, sequence: headwise_sequence) -> Result<(usize, usize)> {
-        let of_batch = |starts: &[usize], lengths: &[usize]| {
-            let index = sequence.index()?;
-            let extent = starts.get(index).copied().zip(lengths.get(index).copied());
-            extent.ok_or_else(|| sequence.unknown())
-        };
-        match &self.kind {
-            Kind::Contiguous(cache) => of_batch(cache.starts(), cache.lengths()),
-            Kind::Ring(cache) => of_batch(cache.starts(), cache.lengths()),
-            Kind::Paged(cache) => {
-                let id = sequence.id()?;
-                Ok((cache.start(id)?, cache.length(id)?))
-            }
-        }
-    }
-
-    fn truncate(&mut self, sequence: headwise_sequence, length: usize) -> Result<()> {
-        let truncated = match &mut self.kind {
-            Kind::Contiguous(cache) => cache.truncate(sequence.index()?, length),
-            Kind::Ring(cache) => cache.truncate(sequence.index()?, length),
-            Kind::Paged(cache) => cache.truncate(sequence.id()?, length),
-        };
-        Ok(truncated?)
-    }
-
-    fn release(&mut self, sequence: headwise_sequence) -> Result<()> {
-        let released = match &mut self.kind {
-            Kind::Contiguous(cache) => cache.clear(sequence.index()?),
-            Kind::Ring(cache) => cache.clear(sequence.index()?),
-            Kind::Paged(cache) => cache.free(sequence.id()?),
-        };
-        Ok(released?)
-    }
-
-    /// The paged cache that this is.
-    fn paged(&mut self) -> Result<&mut headwise::PagedCache> {
-        match &mut self.kind {
-            Kind::Paged(cache) => Ok(cache),
-            _ => {
-                let got = "a contiguous cache or a ring";
-                Err(Failure::unsupported("cache", got, "a paged cache"))
-            }
-        }
-    }
+fn of_list(failure: Failure, nth: usize) -> Failure {
+    failure.renamed(&format!("sequences[{nth}]"))
 }
 
 /// Makes an empty sequence of a paged cache.
@@ -126,9 +91,9 @@ pub unsafe extern "C" fn headwise_cache_create_sequence(
 ) -> headwise_status {
     let work = |cache: &mut Inner| {
         pointer::check("sequence", sequence, "where its name goes")?;
-        let created = headwise_sequence::of(cache.paged()?.create()?);
+        let created = stored!(&mut cache.stored, kind => kind.paged_mut()?.create()?);
         // SAFETY: the caller's promise.
-        unsafe { pointer::give("sequence", sequence, created) }
+        unsafe { pointer::give("sequence", sequence, headwise_sequence::of(created)) }
     };
     // SAFETY: the caller's promises, handed on.
     unsafe { change(cache, error, work) }
@@ -147,9 +112,9 @@ pub unsafe extern "C" fn headwise_cache_fork_sequence(
 ) -> headwise_status {
     let work = |cache: &mut Inner| {
         pointer::check("forked", forked, "where its name goes")?;
-        let created = headwise_sequence::of(cache.paged()?.fork(sequence.id()?)?);
+        let created = stored!(&mut cache.stored, kind => kind.fork(sequence)?);
         // SAFETY: the caller's promise.
-        unsafe { pointer::give("forked", forked, created) }
+        unsafe { pointer::give("forked", forked, headwise_sequence::of(created)) }
     };
     // SAFETY: the caller's promises, handed on.
     unsafe { change(cache, error, work) }
@@ -166,8 +131,10 @@ pub unsafe extern "C" fn headwise_cache_truncate(
     length: usize,
     error: *mut headwise_error,
 ) -> headwise_status {
+    let work =
+        |cache: &mut Inner| stored!(&mut cache.stored, kind => kind.truncate(sequence, length));
     // SAFETY: the caller's promises, handed on.
-    unsafe { change(cache, error, |cache| cache.truncate(sequence, length)) }
+    unsafe { change(cache, error, work) }
 }
 
 /// Forgets the tokens of a sequence of a paged cache before position `before`, and gives back the
@@ -182,7 +149,7 @@ pub unsafe extern "C" fn headwise_cache_evict(
     before: usize,
     error: *mut headwise_error,
 ) -> headwise_status {
-    let work = |cache: &mut Inner| Ok(cache.paged()?.evict(sequence.id()?, before)?);
+    let work = |cache: &mut Inner| stored!(&mut cache.stored, kind => kind.evict(sequence, before));
     // SAFETY: the caller's promises, handed on.
     unsafe { change(cache, error, work) }
 }
@@ -197,8 +164,9 @@ pub unsafe extern "C" fn headwise_cache_release_sequence(
     sequence: headwise_sequence,
     error: *mut headwise_error,
 ) -> headwise_status {
+    let work = |cache: &mut Inner| stored!(&mut cache.stored, kind => kind.release(sequence));
     // SAFETY: the caller's promises, handed on.
-    unsafe { change(cache, error, |cache| cache.release(sequence)) }
+    unsafe { change(cache, error, work) }
 }
 
 /// The positions of a sequence that exist: from `start` to before `length`. Both may be NULL.
@@ -213,17 +181,18 @@ pub unsafe extern "C" fn headwise_cache_extent(
     length: *mut usize,
     error: *mut headwise_error,
 ) -> headwise_status {
-    let read = || {
+    let work = |cache: &Inner| {
+        pointer::check_aligned("start", start)?;
+        pointer::check_aligned("length", length)?;
+        let extent = stored!(&cache.stored, kind => kind.extent(sequence)?);
         // SAFETY: the caller's promises.
         unsafe {
-            let cache = pointer::required("cache", cache, "a headwise_cache")?;
-            let extent = cache.read()?.extent(sequence)?;
             pointer::give("start", start, extent.0)?;
             pointer::give("length", length, extent.1)
         }
     };
     // SAFETY: the caller's promises, handed on.
-    unsafe { guard(error, read) }
+    unsafe { look(cache, error, work) }
 }
 
 /// The pages of a paged cache that no sequence holds.
@@ -232,14 +201,16 @@ pub unsafe extern "C" fn headwise_cache_extent(
 /// Pointers must be null or as the header says.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn headwise_cache_unused_pages(
-    cache: *mut headwise_cache,
+    cache: *const headwise_cache,
     pages: *mut usize,
     error: *mut headwise_error,
 ) -> headwise_status {
-    let work = |cache: &mut Inner| {
+    let work = |cache: &Inner| {
+        pointer::check("pages", pages, "where the number goes")?;
+        let unused = stored!(&cache.stored, kind => kind.paged()?.free_pages());
         // SAFETY: the caller's promise.
-        unsafe { pointer::give("pages", pages, cache.paged()?.free_pages()) }
+        unsafe { pointer::give("pages", pages, unused) }
     };
     // SAFETY: the caller's promises, handed on.
-    unsafe { change(cache, error, work) }
+    unsafe { look(cache, error, work) }
 }
