@@ -55,13 +55,15 @@ pub(crate) fn check_precision(argument: &str, dtype: DType) -> PyResult<()> {
 }
 
 /// Attention to pages of the caller's own: pools `[pages, kv_heads, page_size, dim]` of `float32`, or
-/// with `layout="bshd"` `[pages, page_size, kv_heads, dim]`, read where they lie. The pages of
+/// with `layout="bshd"` `[pages, page_size, kv_heads, dim]`, read where they lie; `pages_layout` says it of the pools alone,
+/// and `layout` of the query and the output. The pages of
 /// sequence s are `table[offsets[s]:offsets[s + 1]]`, its tokens `lengths[s]`, of which those before
 /// `starts[s]` do not exist any more; position p lies in row `p % page_size` of page
 /// `(p // page_size) % pages`. The rest is as of `KvCache.attend`.
 #[pyfunction]
+#[allow(clippy::too_many_arguments)] // Keywords, which Python's callers name.
 #[pyo3(signature = (
-    query, key_pages, value_pages, tables, *, out=None, layout="bhsd", **options
+    query, key_pages, value_pages, tables, *, out=None, layout="bhsd", pages_layout=None, **options
 ))]
 pub(crate) fn paged_attention(
     query: &Bound<'_, PyAny>,
@@ -70,10 +72,13 @@ pub(crate) fn paged_attention(
     tables: &Bound<'_, PyAny>,
     out: Option<&Bound<'_, PyAny>>,
     layout: &str,
+    pages_layout: Option<&str>,
     options: Option<&Bound<'_, PyDict>>,
 ) -> PyResult<Attention> {
     let tables = Tables::of(tables)?;
-    let bshd = is_bshd(layout)?;
+    let bshd = is_bshd(pages_layout.unwrap_or(layout))
+        .map_err(|e| error::renamed(e, query.py(), ["layout"; 2], "pages_layout"))?;
+    is_bshd(layout)?;
     let (key, value) = (Array::of("key_pages", key_pages)?, Array::of("value_pages", value_pages)?);
     if let Some(out) = out {
         let out = Array::writable("out", out)?.place;

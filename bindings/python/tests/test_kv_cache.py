@@ -149,6 +149,15 @@ def test_keys_are_normalised_and_rotated():
     assert np.array_equal(later, by_rope[:, :, 2:])
     each = rope.rotate(normed[:, :, ::-1].astype(np.float32), positions=[4, 3, 2, 1, 0])
     assert np.array_equal(each, by_rope[:, :, ::-1])
+    two = random(2, 3, 5, 8, seed=4)
+    for keywords in (
+        {"start": 3},
+        {"starts": [1, 7]},
+        {"positions": [*range(5), *range(9, 4, -1)]},
+    ):
+        by_heads = rope.rotate(two, **keywords)
+        by_positions = rope.rotate(two.swapaxes(1, 2).copy(), layout="bshd", **keywords)
+        assert np.array_equal(by_positions, by_heads.swapaxes(1, 2))
     half = rope.rotate(normed.astype(np.float16), start=0)
     np.testing.assert_allclose(half, by_rope, atol=5e-3)
     with pytest.raises(ValueError, match="position: 64"):

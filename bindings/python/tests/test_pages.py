@@ -35,6 +35,23 @@ def test_pages(layout):
     assert np.array_equal(out, right.out)
 
 
+def test_pages_that_lie_otherwise_than_queries():
+    keys, query = random(2, 10, 8), random(1, 4, 3, 8, seed=2)
+    pages = pool(keys, [4, 0, 3], 4)
+    tables = ([4, 0, 3], [0, 3], [10])
+    right = headwise.paged_attention(query, pages, pages, tables).out
+    swapped = query.swapaxes(1, 2)
+    out = headwise.paged_attention(
+        swapped, pages, pages, tables, layout="bshd", pages_layout="bhsd"
+    ).out
+    assert np.array_equal(out, right.swapaxes(1, 2))
+    pages = pages.swapaxes(1, 2).copy()
+    out = headwise.paged_attention(query, pages, pages, tables, pages_layout="bshd").out
+    assert np.array_equal(out, right)
+    with pytest.raises(ValueError, match=r"pages_layout: .HND."):
+        headwise.paged_attention(query, pages, pages, tables, pages_layout="HND")
+
+
 def test_positions_that_are_gone():
     keys, query = random(2, 10, 8), random(1, 4, 1, 8, seed=2)
     pages = [4, 0, 3]
@@ -75,6 +92,13 @@ def test_states_merge_to_the_whole():
     whole = headwise.attention(query, key, value, return_lse=True)
     np.testing.assert_allclose(out, whole.out, atol=2e-6)
     np.testing.assert_allclose(lse, whole.lse, atol=2e-6)
+    swapped = [(out.swapaxes(1, 2), lse) for out, lse in parts]
+    for states in (swapped, [(out.copy(), lse) for out, lse in swapped]):
+        merged = headwise.merge_states(states, layout="bshd")
+        assert np.array_equal(merged[0], out.swapaxes(1, 2))
+        assert np.array_equal(merged[1], lse)
+    with pytest.raises(ValueError, match=r"layout: .sbhd."):
+        headwise.merge_states(parts, layout="sbhd")
     with pytest.raises(ValueError, match="states: none"):
         headwise.merge_states([])
     with pytest.raises(ValueError, match=r"lse: \[4, 3\]"):

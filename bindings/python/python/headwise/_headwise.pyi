@@ -82,9 +82,12 @@ def paged_attention(
     *,
     out: Array | None = None,
     layout: Layout = "bhsd",
+    pages_layout: Layout | None = None,
     **options: Unpack[_CacheOptions],
 ) -> Attention: ...
-def merge_states(states: Sequence[tuple[ArrayT, Array]]) -> tuple[ArrayT, ArrayT]: ...
+def merge_states(
+    states: Sequence[tuple[ArrayT, Array]], *, layout: Layout = "bhsd"
+) -> tuple[ArrayT, ArrayT]: ...
 def available_isas() -> list[str]: ...
 def reads_in_place(array: Array) -> bool: ...
 def get_num_threads() -> int: ...
@@ -127,7 +130,7 @@ class Tensor:
     def __dlpack__(
         self,
         *,
-        stream: None = None,
+        stream: Literal[-1] | None = None,
         max_version: tuple[int, int] | None = None,
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
@@ -164,6 +167,7 @@ class Rope:
         start: int = 0,
         starts: Ints | None = None,
         positions: Ints | None = None,
+        layout: Layout = "bhsd",
     ) -> ArrayT: ...
     @property
     def rotary_dim(self) -> int: ...
