@@ -31,9 +31,9 @@ impl Append {
             match &*name {
                 "offsets" => this.offsets = Some(sizes(&name, &value)?),
                 "positions" => this.positions = Some(sizes(&name, &value)?),
-                "rope" => this.rope = Some(value.extract()?),
-                "norm" => this.norm = Some(value.extract()?),
-                "layout" => this.bshd = is_bshd(&value.extract::<String>()?)?,
+                "rope" => this.rope = Some(named(&name, &value, "a headwise.Rope")?),
+                "norm" => this.norm = Some(named(&name, &value, "a headwise.QkNorm")?),
+                "layout" => this.bshd = is_bshd(&named::<String>(&name, &value, "a string")?)?,
                 _ => {
                     let expected = "offsets, positions, rope, norm or layout";
                     return Err(error::kind(&name, "an unknown keyword", expected));
@@ -42,6 +42,18 @@ impl Append {
         }
         Ok(this)
     }
+}
+
+/// The value of a keyword, of the type that it is expected to have.
+fn named<'a, 'py, T: FromPyObject<'a, 'py>>(
+    argument: &str,
+    value: &'a Bound<'py, PyAny>,
+    expected: &str,
+) -> PyResult<T> {
+    value.extract().map_err(|_: T::Error| match value.repr() {
+        Ok(repr) => error::kind(argument, repr, expected),
+        Err(e) => e,
+    })
 }
 
 /// # Safety
