@@ -61,6 +61,16 @@ def test_positions_that_are_gone():
     np.testing.assert_array_equal(result.out, right.out)
 
 
+def test_pages_of_half_precision():
+    keys, query = random(2, 10, 8), random(1, 4, 3, 8, seed=2)
+    pages = pool(keys, [4, 0, 3], 4).astype(np.float16)
+    tables = ([4, 0, 3], [0, 3], [10])
+    wide = headwise.paged_attention(
+        query, pages.astype(np.float32), pages.astype(np.float32), tables
+    )
+    assert np.array_equal(headwise.paged_attention(query, pages, pages, tables).out, wide.out)
+
+
 def test_refused_pages():
     pools, query = random(3, 2, 4, 8), random(1, 4, 1, 8)
     for tables, message in (
@@ -73,8 +83,10 @@ def test_refused_pages():
     good = ([1], [0, 1], [4])
     with pytest.raises(TypeError, match="tables: 2 lists"):
         headwise.paged_attention(query, pools, pools, good[:2])
-    with pytest.raises(TypeError, match="key_pages: elements of float16"):
+    with pytest.raises(TypeError, match="value_pages: elements of float32, expected float16"):
         headwise.paged_attention(query, pools.astype(np.float16), pools, good)
+    with pytest.raises(TypeError, match="key_pages: elements of float64"):
+        headwise.paged_attention(query, pools.astype(np.float64), pools, good)
     with pytest.raises(ValueError, match="value_pages: rows"):
         headwise.paged_attention(query, pools, pools[..., ::-1], good)
     own = pools.reshape(-1)[:32].reshape(1, 4, 1, 8)

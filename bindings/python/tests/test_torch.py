@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
+import headwise  # noqa: E402
 import headwise.torch  # noqa: E402
 
 
@@ -151,6 +152,12 @@ def test_bfloat16():
         out = F.scaled_dot_product_attention(x, x, x)
     assert patch.calls == 1
     assert out.dtype == torch.bfloat16
+    cache = headwise.KvCache.contiguous(
+        batch=1, capacity=5, kv_heads=2, head_dim=8, dtype=torch.bfloat16
+    )
+    cache.append(x, x)
+    assert cache.dtype == "bfloat16"
+    assert torch.equal(cache.attend(x, causal=False).out, out)
 
 
 def test_scripted_models_have_pytorch():

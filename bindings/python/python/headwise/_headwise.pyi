@@ -186,11 +186,23 @@ class SequenceId:
 class KvCache:
     @staticmethod
     def contiguous(
-        *, batch: int, capacity: int, kv_heads: int, head_dim: int, value_dim: int | None = None
+        *,
+        batch: int,
+        capacity: int,
+        kv_heads: int,
+        head_dim: int,
+        value_dim: int | None = None,
+        dtype: Any = None,
     ) -> KvCache: ...
     @staticmethod
     def ring(
-        *, batch: int, capacity: int, kv_heads: int, head_dim: int, value_dim: int | None = None
+        *,
+        batch: int,
+        capacity: int,
+        kv_heads: int,
+        head_dim: int,
+        value_dim: int | None = None,
+        dtype: Any = None,
     ) -> KvCache: ...
     @staticmethod
     def paged(
@@ -202,9 +214,12 @@ class KvCache:
         page_size: int = 16,
         sequences: int = 64,
         pages_per_sequence: int | None = None,
+        dtype: Any = None,
     ) -> KvCache: ...
     @property
     def kind(self) -> Literal["contiguous", "ring", "paged"]: ...
+    @property
+    def dtype(self) -> Literal["float32", "float16", "bfloat16"]: ...
     @property
     def lengths(self) -> list[int]: ...
     @property

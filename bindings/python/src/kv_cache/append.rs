@@ -5,7 +5,7 @@ use headwise::kv_cache::Positions;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::Kind;
+use super::kind::Cache;
 use super::sequence::Named;
 use crate::array::{DType, Operand, Stretch, Strided};
 use crate::attend::check_precision;
@@ -59,7 +59,7 @@ fn named<'a, 'py, T: FromPyObject<'a, 'py>>(
 /// # Safety
 /// The arrays must be readable until it is done.
 pub(super) unsafe fn append(
-    kind: &mut Kind,
+    cache: &mut dyn Cache,
     named: Named,
     (key, value): (Strided, Strided),
     options: &Append,
@@ -79,18 +79,10 @@ pub(super) unsafe fn append(
     if let Some(norm) = &options.norm {
         tokens = tokens.norm(&norm.get().0);
     }
-    let done = match (kind, named) {
-        (Kind::Contiguous(cache), Named::Indices(indices)) => cache.append_to(&indices, &tokens),
-        (Kind::Ring(cache), Named::Indices(indices)) => cache.append_to(&indices, &tokens),
-        (Kind::Paged(cache), Named::Ids(ids)) => cache.append(&ids, &tokens),
-        (Kind::Contiguous(cache), _) => cache.append(&tokens),
-        (Kind::Ring(cache), _) => cache.append(&tokens),
-        (Kind::Paged(cache), _) => cache.append(&[], &tokens),
-    };
-    done.map_err(error::of)
+    cache.append(&named, &tokens).map_err(error::of)
 }
 
-/// Rows for a cache, which holds single precision.
+/// Rows for a cache, in single precision, which rounds them to what it holds.
 ///
 /// # Safety
 /// The array must be readable as long as the operand is there.
