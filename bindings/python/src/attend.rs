@@ -10,13 +10,14 @@ use crate::attention::{Attention, is_bshd, pairs, read};
 use crate::call::{Call, Source};
 use crate::error;
 use crate::frame::Frame;
+use crate::kv_cache::{AnyView, Cached};
 use crate::numbers::sizes;
 use crate::options::Options;
 
 /// Attention of queries to the sequences of a view: causal unless a keyword says otherwise.
 pub(crate) fn attend(
     query: &Bound<'_, PyAny>,
-    cache: &KvView<'_>,
+    cache: &AnyView<'_>,
     out: Option<&Bound<'_, PyAny>>,
     layout: &str,
     options: Option<&Bound<'_, PyDict>>,
@@ -33,9 +34,8 @@ pub(crate) fn attend(
     check_precision("query", array.place.dtype)?;
     let place = if bshd { array.place.heads_swapped() } else { array.place };
     let target = out.map(|out| Array::writable("out", out)).transpose()?;
-    let longest = cache.tables().lengths.iter().copied().max().unwrap_or(0);
-    let [_, kv_heads, _, value_dim] = cache.value().shape();
-    let frame = Frame::of_cache(&place, [kv_heads, longest, value_dim])?;
+    let [_, kv_heads, _, value_dim] = cache.value_shape();
+    let frame = Frame::of_cache(&place, [kv_heads, cache.longest(), value_dim])?;
     let source = Source::Cache(cache);
     let (options, wants, out_place) = (&options, &wants, target.as_ref().map(|out| out.place));
     let call = Call { query: place, source, frame, options, wants, out: out_place, bshd };
@@ -48,20 +48,22 @@ pub(crate) fn attend(
 /// Refuses doubles, which caches do not hold.
 pub(crate) fn check_precision(argument: &str, dtype: DType) -> PyResult<()> {
     if dtype == DType::F64 {
-        let expected = "float32, float16 or bfloat16: caches hold float32";
+        let expected = "float32, float16 or bfloat16: caches hold no doubles";
         return Err(error::kind(argument, "elements of float64", expected));
     }
     Ok(())
 }
 
-/// Attention to pages of the caller's own: pools `[pages, kv_heads, page_size, dim]` of `float32`, or
-/// with `layout="bshd"` `[pages, page_size, kv_heads, dim]`, read where they lie. The pages of
-/// sequence s are `table[offsets[s]:offsets[s + 1]]`, its tokens `lengths[s]`, of which those before
-/// `starts[s]` do not exist any more; position p lies in row `p % page_size` of page
+/// Attention to pages of the caller's own: pools `[pages, kv_heads, page_size, dim]` of `float32`,
+/// `float16` or `bfloat16`, or with `layout="bshd"` `[pages, page_size, kv_heads, dim]`, read where
+/// they lie; `pages_layout` says it of the pools alone, and `layout` of the query and the output. The
+/// pages of sequence s are `table[offsets[s]:offsets[s + 1]]`, its tokens `lengths[s]`, of which those
+/// before `starts[s]` do not exist any more; position p lies in row `p % page_size` of page
 /// `(p // page_size) % pages`. The rest is as of `KvCache.attend`.
 #[pyfunction]
+#[allow(clippy::too_many_arguments)] // Keywords, which Python's callers name.
 #[pyo3(signature = (
-    query, key_pages, value_pages, tables, *, out=None, layout="bhsd", **options
+    query, key_pages, value_pages, tables, *, out=None, layout="bhsd", pages_layout=None, **options
 ))]
 pub(crate) fn paged_attention(
     query: &Bound<'_, PyAny>,
@@ -70,10 +72,13 @@ pub(crate) fn paged_attention(
     tables: &Bound<'_, PyAny>,
     out: Option<&Bound<'_, PyAny>>,
     layout: &str,
+    pages_layout: Option<&str>,
     options: Option<&Bound<'_, PyDict>>,
 ) -> PyResult<Attention> {
     let tables = Tables::of(tables)?;
-    let bshd = is_bshd(layout)?;
+    let bshd = is_bshd(pages_layout.unwrap_or(layout))
+        .map_err(|e| error::renamed(e, query.py(), ["layout"; 2], "pages_layout"))?;
+    is_bshd(layout)?;
     let (key, value) = (Array::of("key_pages", key_pages)?, Array::of("value_pages", value_pages)?);
     if let Some(out) = out {
         let out = Array::writable("out", out)?.place;
@@ -84,12 +89,47 @@ pub(crate) fn paged_attention(
             }
         }
     }
+    let pools = Pools { key: key.place, value: value.place, bshd, tables: tables.view() };
+    let dtype = key.place.dtype;
     // SAFETY: the pools are there until the call returns, and the caller sees to it that nobody
     // writes them meanwhile.
-    let (key, value) =
-        unsafe { (pool("key_pages", key.place, bshd)?, pool("value_pages", value.place, bshd)?) };
-    let view = KvView::new(key.view()?, value.view()?, tables.view()).map_err(error::of)?;
-    attend(query, &view, out, layout, options)
+    unsafe {
+        match dtype {
+            DType::F32 => pools.attend::<f32>(query, out, layout, options),
+            DType::F16 => pools.attend::<headwise::f16>(query, out, layout, options),
+            DType::BF16 => pools.attend::<headwise::bf16>(query, out, layout, options),
+            other => {
+                let got = format!("elements of {other}");
+                Err(error::kind("key_pages", got, "float32, float16 or bfloat16"))
+            }
+        }
+    }
+}
+
+/// Pages of the caller's own.
+struct Pools<'a> {
+    key: Strided,
+    value: Strided,
+    bshd: bool,
+    tables: PageTables<'a>,
+}
+
+impl Pools<'_> {
+    /// # Safety
+    /// They must be readable until it is done.
+    unsafe fn attend<T: Cached>(
+        &self,
+        query: &Bound<'_, PyAny>,
+        out: Option<&Bound<'_, PyAny>>,
+        layout: &str,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Attention> {
+        // SAFETY: the caller's promise.
+        let pool = |name, place| unsafe { pool::<T>(name, place, self.bshd) };
+        let (key, value) = (pool("key_pages", self.key)?, pool("value_pages", self.value)?);
+        let view = KvView::new(key.view()?, value.view()?, self.tables).map_err(error::of)?;
+        attend(query, &T::any(view), out, layout, options)
+    }
 }
 
 /// Which pages hold what.
@@ -131,20 +171,20 @@ impl Tables {
 ///
 /// # Safety
 /// It must be readable as long as the operand is there.
-unsafe fn pool(argument: &str, place: Strided, bshd: bool) -> PyResult<Operand<f32>> {
+unsafe fn pool<T: Cached>(argument: &str, place: Strided, bshd: bool) -> PyResult<Operand<T>> {
     let place = if bshd { place.heads_swapped() } else { place };
-    if place.dtype != DType::F32 {
+    if place.dtype != T::DTYPE {
         let got = format!("elements of {}", place.dtype);
-        return Err(error::kind(argument, got, "float32, which pages are read as"));
+        return Err(error::kind(argument, got, format_args!("{}, as the keys", T::DTYPE)));
     }
     if place.ndim() != 4 {
         let got = format!("{:?}", place.shape());
         return Err(error::value(argument, got, "four axes: pages, heads, rows, elements"));
     }
-    if !place.is_direct::<f32>() {
+    if !place.is_direct::<T>() {
         let got = format!("rows {:?} bytes apart", place.strides());
         return Err(error::value(argument, got, "aligned, contiguous rows: pools are not copied"));
     }
-    // SAFETY: the caller's promise, of floats where they lie.
+    // SAFETY: the caller's promise, of `T`s where they lie.
     unsafe { Operand::plain(place, Stretch { batch: &[], heads: None }) }
 }

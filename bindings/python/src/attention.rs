@@ -1,14 +1,14 @@
 //! The functions that Python calls.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString};
+use pyo3::types::{PyBool, PyDict, PyString};
 
 use crate::array::{Array, Memory, Strided, give_back};
 use crate::call::{Call, Results, Source};
-use crate::error;
 use crate::frame::Frame;
 use crate::options::Options;
 use crate::wants::Wants;
+use crate::{error, torch};
 
 /// What a call gives: the output, and what else was asked for.
 #[pyclass(frozen, get_all, module = "headwise")]
@@ -42,7 +42,10 @@ impl Attention {
             memory.map(|memory| give_back(query, memory).map(Bound::unbind)).transpose()
         };
         let out = match (given, results.out) {
-            (Some(given), _) => given.clone().unbind(),
+            (Some(given), _) => {
+                torch::written(given)?;
+                given.clone().unbind()
+            }
             (None, Some(memory)) => give_back(query, memory)?.unbind(),
             (None, None) => unreachable!("a call without memory of its own was given some"),
         };
@@ -101,7 +104,10 @@ pub(crate) fn scaled_dot_product_attention<'py>(
     let renamed = |e| error::renamed(e, py, ["mask", "bias"], "attn_mask");
     let mut results = results.map_err(renamed)?;
     match (out, results.out.take()) {
-        (Some(out), _) => Ok(out.clone()),
+        (Some(out), _) => {
+            torch::written(out)?;
+            Ok(out.clone())
+        }
         (None, Some(memory)) => give_back(query, memory),
         (None, None) => unreachable!("a call without memory of its own was given some"),
     }
@@ -182,6 +188,12 @@ pub(crate) fn read<'a>(
             let expected = "a keyword that help(headwise.attention) lists";
             return Err(error::kind(name, "an unknown keyword", expected));
         }
+    }
+    let given = |wanted| keywords.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
+    let places = |value: &Bound<'_, PyAny>| !value.is(PyBool::new(value.py(), false));
+    if given("causal_offset").is_some() && given("causal").is_some_and(places) {
+        let got = "an offset beside causal, which says one too";
+        return Err(error::value("causal_offset", got, "one of them"));
     }
     wants.check()?;
     Ok(wants)

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use headwise::{Element, KvView, Scale, Workspace, attention_into};
+use headwise::{Element, Scale, Workspace, attention_into};
 use pyo3::PyResult;
 
 use crate::array::{Compute, DType, Memory, Operand, Sink, Stored, Stretch, Strided, with_stored};
@@ -10,6 +10,7 @@ use crate::error;
 use crate::extra::Extra;
 use crate::frame::Frame;
 use crate::held::Held;
+use crate::kv_cache::AnyView;
 use crate::options::Options;
 use crate::threads::{self, Pool};
 use crate::wants::Wants;
@@ -19,7 +20,7 @@ use crate::wants::Wants;
 pub(crate) enum Source<'a> {
     /// Keys and values.
     Dense(&'a Strided, &'a Strided),
-    Cache(&'a KvView<'a>),
+    Cache(&'a AnyView<'a>),
 }
 
 /// A call whose shapes fit each other.

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use headwise::{NO_KEY, Output, Outputs, Pick, ViewMut};
 use pyo3::PyResult;
 
-use crate::array::{Compute, DType, Memory, Stored, computed};
+use crate::array::{Compute, DType, Memory, Stored, computed, filled};
 use crate::call::Results;
 use crate::error;
 use crate::frame::Frame;
@@ -45,9 +45,16 @@ impl<S: Stored> Extra<S> {
         }
         let mut keys = Vec::new();
         if let Some(k) = wants.top_k {
+            if k > width {
+                return Err(error::value(
+                    "top_k",
+                    k,
+                    format_args!("at most {width}, the keys there are"),
+                ));
+            }
             let shape = frame.shape(frame.q_heads, &[frame.seq_q, k]);
             let memory = Memory::new(DType::I64, &shape, false)?;
-            keys.resize(memory.place().count(), NO_KEY);
+            keys = filled(NO_KEY, memory.place().count())?;
             results.top_k = Some((memory, new(frame.q_heads, &[frame.seq_q, k])?));
         }
         let stored = PhantomData;

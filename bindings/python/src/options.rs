@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use headwise::{Causal, Isa};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyString};
+use pyo3::types::{PyBool, PyInt, PyString};
 
 use crate::array::{Array, DType, gather};
 use crate::error;
@@ -142,11 +142,18 @@ fn pair<T: Clone>(
     list: impl Fn(&str, &Bound<'_, PyAny>) -> PyResult<Vec<T>>,
 ) -> PyResult<Lists<T>> {
     match value.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>() {
-        Ok((query, key)) if query.extract::<i64>().is_err() => {
+        Ok((query, key)) if !is_number(&query) => {
             Ok((list(argument, &query)?, list(argument, &key)?))
         }
         _ => list(argument, value).map(|both| (both.clone(), both)),
     }
+}
+
+/// Whether an object is a whole number. Arrays of one element, which can be made one, are lists.
+fn is_number(value: &Bound<'_, PyAny>) -> bool {
+    let axes = || value.getattr("ndim").and_then(|ndim| ndim.extract::<usize>());
+    value.is_instance_of::<PyInt>()
+        || (value.extract::<i64>().is_ok() && axes().is_ok_and(|n| n == 0))
 }
 
 fn ids(argument: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<i32>> {
@@ -158,19 +165,22 @@ fn ids(argument: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<i32>> {
 /// The parents of a tree's nodes: a list, or an array with -1 for roots, of which the last axis has
 /// the nodes.
 fn tree(value: &Bound<'_, PyAny>) -> PyResult<Tree> {
+    const EXPECTED: &str = "the parent of each node, None or -1 for a root";
+    let parent = |parent: i64| match usize::try_from(parent) {
+        Ok(parent) => Ok(Some(parent)),
+        Err(_) if parent == -1 => Ok(None),
+        Err(_) => Err(error::value("tree", parent, EXPECTED)),
+    };
     if let Some(array) = Array::try_of("tree", value)? {
         let nodes = array.place.shape().last().copied().unwrap_or(0);
-        let parents = integers("tree", value)?.into_iter().map(|x| usize::try_from(x).ok());
-        return Ok(Tree { nodes, parents: parents.collect() });
+        let parents = integers("tree", value)?.into_iter().map(parent);
+        return Ok(Tree { nodes, parents: parents.collect::<PyResult<_>>()? });
     }
-    let parents = value.try_iter()?.map(|item| {
-        let parent: Option<i64> = item?.extract()?;
-        Ok(parent.and_then(|parent| usize::try_from(parent).ok()))
-    });
-    let parents = parents.collect::<PyResult<Vec<_>>>().map_err(|e| {
-        error::kind("tree", e.value(value.py()), "the parent of each node, None or -1 for a root")
-    })?;
-    Ok(Tree { nodes: parents.len(), parents })
+    let given: PyResult<Vec<Option<i64>>> =
+        value.try_iter().and_then(|items| items.map(|item| item?.extract()).collect());
+    let given = given.map_err(|e| error::kind("tree", e.value(value.py()), EXPECTED))?;
+    let parents = given.into_iter().map(|given| given.map_or(Ok(None), parent));
+    Ok(Tree { nodes: parents.len(), parents: parents.collect::<PyResult<_>>()? })
 }
 
 fn blocks(value: &Bound<'_, PyAny>) -> PyResult<Blocks> {

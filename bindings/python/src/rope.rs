@@ -7,7 +7,8 @@ use headwise::{Storage, ViewMut};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::array::{Array, DType, Memory, Operand, Stored, Stretch, Strided, give_back};
+use crate::array::{Array, DType, Memory, Operand, Stored, Stretch, Strided, filled, give_back};
+use crate::attention::is_bshd;
 use crate::error;
 use crate::numbers::{floats, sizes};
 
@@ -41,10 +42,10 @@ impl Rope {
         headwise::Rope::new(layout, &frequencies, positions).map(Self).map_err(error::of)
     }
 
-    /// Queries, or keys, `[batch, heads, seq, dim]`, rotated: an array of the same library. The
-    /// positions are `start` and those behind it in every batch entry, or from one start for each
+    /// Queries, or keys, `[batch, heads, seq, dim]`, or with `layout="bshd"` `[batch, seq, heads, dim]`,
+    /// rotated: an array of the same library. The positions are `start` and those behind it in every batch entry, or from one start for each
     /// (`starts`), or one for each token, batch entry by batch entry (`positions`).
-    #[pyo3(signature = (rows, *, start=0, starts=None, positions=None))]
+    #[pyo3(signature = (rows, *, start=0, starts=None, positions=None, layout="bhsd"))]
     fn rotate<'py>(
         &self,
         py: Python<'py>,
@@ -52,7 +53,9 @@ impl Rope {
         start: usize,
         starts: Option<&Bound<'py, PyAny>>,
         positions: Option<&Bound<'py, PyAny>>,
+        layout: &str,
     ) -> PyResult<Bound<'py, PyAny>> {
+        let bshd = is_bshd(layout)?;
         let array = Array::of("rows", rows)?;
         let starts = starts.map(|starts| sizes("starts", starts)).transpose()?;
         let each = positions.map(|positions| sizes("positions", positions)).transpose()?;
@@ -64,21 +67,25 @@ impl Rope {
                 return Err(error::value("positions", "starts and positions", "one of them"));
             }
         };
-        let place = array.place;
+        if array.place.ndim() != 4 {
+            let got = format!("{:?}", array.place.shape());
+            return Err(error::value("rows", got, "four axes: batch, heads, positions, elements"));
+        }
+        let place = if bshd { array.place.heads_swapped() } else { array.place };
         // SAFETY: the array is there until the call returns, and the caller sees to it that nobody
         // writes it meanwhile.
         let memory = py.detach(|| unsafe {
             match place.dtype {
-                DType::F32 => rotated::<f32>(&self.0, place, positions),
-                DType::F16 => rotated::<headwise::f16>(&self.0, place, positions),
-                DType::BF16 => rotated::<headwise::bf16>(&self.0, place, positions),
+                DType::F32 => rotated::<f32>(&self.0, (place, bshd), positions),
+                DType::F16 => rotated::<headwise::f16>(&self.0, (place, bshd), positions),
+                DType::BF16 => rotated::<headwise::bf16>(&self.0, (place, bshd), positions),
                 other => {
                     let got = format!("elements of {other}");
                     Err(error::kind("rows", got, "float32, float16 or bfloat16"))
                 }
             }
         })?;
-        give_back(rows, memory)
+        give_back(rows, if bshd { memory.heads_swapped() } else { memory })
     }
 
     /// The dimensions that are rotated, the first of a row.
@@ -99,30 +106,27 @@ impl Rope {
     }
 }
 
-/// Rotates rows to new memory.
+/// Rotates rows `[batch, heads, positions, elements]` to new memory, in which with `bshd` positions lie
+/// before heads.
 ///
 /// # Safety
 /// The rows must be readable, as elements of `S`.
 unsafe fn rotated<S: Stored + Storage<Compute = f32>>(
     rope: &headwise::Rope,
-    place: Strided,
+    (place, bshd): (Strided, bool),
     positions: Positions<'_>,
 ) -> PyResult<Memory> {
-    if place.ndim() != 4 {
-        let got = format!("{:?}", place.shape());
-        return Err(error::value("rows", got, "four axes: batch, heads, positions, elements"));
-    }
-    let memory = Memory::new(S::DTYPE, place.shape(), false)?;
+    let memory = Memory::new(S::DTYPE, place.shape(), bshd)?;
     // SAFETY: the caller's promise.
     let rows = unsafe { Operand::<S>::plain(place, Stretch { batch: &[], heads: None }) }?;
-    let mut wide = vec![0.0; place.count()];
+    let mut wide = filled(0.0, place.count())?;
     let view = rows.view()?;
     let out = ViewMut::bhsd(&mut wide, view.shape()).map_err(error::of)?;
     QkTransform::new().rope(rope).apply_into(S::input(view), positions, out).map_err(error::of)?;
     let mut numbers = wide.chunks_exact(view.shape()[3].max(1));
     memory.place().for_each_row(|row| {
         for (nth, &x) in numbers.next().unwrap_or(&[]).iter().enumerate() {
-            // SAFETY: the memory is new, dense and aligned, and has as many rows.
+            // SAFETY: the memory is new and aligned, and has as many rows, each contiguous.
             unsafe { row.cast::<S>().add(nth).write(S::round(x)) };
         }
     });

@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyCapsule;
 
-use crate::array::exchange_api_of;
+use crate::array::{Strided, exchange_api_of};
 use crate::dlpack::ExchangeApi;
 use crate::{error, imported};
 
@@ -14,6 +14,8 @@ struct Torch {
     is_grad_enabled: Py<PyAny>,
     forward: Py<PyAny>,
     from_dlpack: Py<PyAny>,
+    /// Of the versions that have it.
+    increment_version: Option<Py<PyAny>>,
     /// DLPack's functions of plain tensors.
     api: Option<&'static ExchangeApi>,
 }
@@ -33,13 +35,20 @@ fn torch(py: Python<'_>) -> PyResult<Option<&'static Torch>> {
         return Ok(None);
     };
     let Some(from_dlpack) = module.getattr_opt("from_dlpack")? else { return Ok(None) };
-    let forward = module.getattr("autograd")?.getattr("forward_ad")?;
+    let autograd = module.getattr("autograd")?;
+    let forward = autograd.getattr("forward_ad")?;
+    let graph = autograd.getattr_opt("graph")?;
+    let increment_version = match graph {
+        Some(graph) => graph.getattr_opt("increment_version")?,
+        None => None,
+    };
     let api = exchange_api_of(&tensor)?;
     let torch = Torch {
         tensor: tensor.unbind(),
         is_grad_enabled: is_grad_enabled.unbind(),
         forward: forward.unbind(),
         from_dlpack: from_dlpack.unbind(),
+        increment_version: increment_version.map(Bound::unbind),
         api,
     };
     Ok(Some(TORCH.get_or_init(py, || torch)))
@@ -57,12 +66,9 @@ pub(crate) fn exchange_api(object: &Bound<'_, PyAny>) -> PyResult<Option<&'stati
     Ok(torch.api.filter(|_| object.get_type_ptr().cast() == torch.tensor.as_ptr()))
 }
 
-/// Refuses tensors that autograd must know of, and those whose numbers are not what lies in memory.
+/// Of a tensor: refuses those that autograd must know of, and those whose numbers are not what lies in memory.
 pub(crate) fn check(argument: &str, object: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = object.py();
-    if !is_tensor(object)? {
-        return Ok(());
-    }
     if object.getattr(intern!(py, "requires_grad"))?.is_truthy()? {
         let torch = torch(py)?.map(|torch| torch.is_grad_enabled.bind(py));
         if torch.map_or(Ok(false), |enabled| enabled.call0()?.is_truthy())? {
@@ -83,6 +89,40 @@ pub(crate) fn check(argument: &str, object: &Bound<'_, PyAny>) -> PyResult<()> {
     if object.call_method0(intern!(py, "is_neg"))?.is_truthy()? {
         let expected = "the numbers themselves: tensor.resolve_neg()";
         return Err(error::kind(argument, "a tensor that is a lazy negation", expected));
+    }
+    Ok(())
+}
+
+/// Refuses tensors that reach beyond their storage, which can be resized under them.
+pub(crate) fn check_storage(
+    argument: &str,
+    object: &Bound<'_, PyAny>,
+    place: &Strided,
+) -> PyResult<()> {
+    if place.is_empty() {
+        return Ok(());
+    }
+    let py = object.py();
+    let storage = object.call_method0(intern!(py, "untyped_storage"))?;
+    let there: usize = storage.call_method0(intern!(py, "nbytes"))?.extract()?;
+    let offset: usize = object.call_method0(intern!(py, "storage_offset"))?.extract()?;
+    let needed = offset.saturating_mul(place.dtype.size()).saturating_add(place.reach());
+    if needed <= there {
+        return Ok(());
+    }
+    let got = format!("a tensor that reaches {needed} bytes into a storage of {there}");
+    Err(error::kind(argument, got, "a tensor within its storage"))
+}
+
+/// Lets autograd know that a tensor was written to, so that it refuses gradients that need what was
+/// there before. Other objects have nobody to tell.
+pub(crate) fn written(object: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = object.py();
+    let increment = torch(py)?.and_then(|torch| torch.increment_version.as_ref());
+    let Some(increment) = increment else { return Ok(()) };
+    // Tensors of inference mode have no version.
+    if is_tensor(object)? && !object.call_method0(intern!(py, "is_inference"))?.is_truthy()? {
+        increment.bind(py).call1((object,))?;
     }
     Ok(())
 }

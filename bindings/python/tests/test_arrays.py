@@ -1,6 +1,7 @@
 """Arrays of NumPy and of whatever else has DLPack or the buffer protocol."""
 
 import array
+import ctypes
 import gc
 import sys
 
@@ -138,6 +139,7 @@ def test_what_the_tensor_exports():
         out.__dlpack__(dl_device=(2, 1))
     with pytest.raises(ValueError, match="stream"):
         out.__dlpack__(stream=1)
+    assert "dltensor" in repr(out.__dlpack__(stream=-1))
     bytes_ = bytes(memoryview(out))
     assert len(bytes_) == 4 * np.prod(SHAPE)
 
@@ -148,3 +150,54 @@ def test_out_of_numpy():
     for out in (np.empty(SHAPE, np.float32), np.empty((2, 5, 3, 8), np.float32).swapaxes(1, 2)):
         assert headwise.scaled_dot_product_attention(query, key, value, out=out) is out
         assert np.array_equal(out, right)
+
+
+def test_what_is_asked_of_buffers():
+    """By ctypes, as the class for it comes with Python 3.12."""
+    numbers = random(2, 5, 3, 8)
+    buffer = memoryview(numbers.tobytes()).cast("f", numbers.shape)
+    by_rows = headwise.scaled_dot_product_attention(buffer, buffer, buffer)
+    swapped = headwise.attention(buffer, buffer, buffer, layout="bshd").out
+    simple, strides, rows, columns, either = 0, 0x18, 0x38, 0x58, 0x98
+    assert all(exports(by_rows, flags) for flags in (simple, strides, rows, either))
+    assert not exports(by_rows, columns)
+    assert exports(swapped, simple)
+    assert np.asarray(swapped).shape == (2, 5, 3, 8)
+    flat = memoryview(random(1, 8).tobytes()).cast("f", (1, 8))
+    line = headwise.scaled_dot_product_attention(flat, flat, flat)
+    assert all(exports(line, flags) for flags in (simple, strides, rows, columns, either))
+    heads = memoryview(random(2, 3, 5, 8).tobytes()).cast("f", (2, 3, 5, 8))
+    turned = np.asarray(heads).swapaxes(1, 2)
+
+    class Wrapped:
+        """No class of NumPy's, whose heads lie within its positions."""
+
+        __dlpack_device__, __dlpack__ = turned.__dlpack_device__, turned.__dlpack__
+
+    inner = headwise.scaled_dot_product_attention(Wrapped(), Wrapped(), Wrapped())
+    assert exports(inner, strides)
+    assert not any(exports(inner, flags) for flags in (simple, rows, columns, either))
+
+
+def exports(array, flags):
+    """Whether an array gives the buffer that flags ask for."""
+    view = (ctypes.c_char * 256)()
+    get, release = ctypes.pythonapi.PyObject_GetBuffer, ctypes.pythonapi.PyBuffer_Release
+    get.argtypes = [ctypes.py_object, ctypes.c_void_p, ctypes.c_int]
+    release.argtypes = [ctypes.c_void_p]
+    try:
+        get(array, view, flags)
+    except BufferError:
+        return False
+    release(view)
+    return True
+
+
+def test_pairs_of_numbers():
+    x = random(1, 1, 2, 8)
+    by_list = headwise.attention(x, x, x, documents=[0, 1], return_weights=True)
+    for pair in [(0, 1), (np.int64(0), np.int64(1)), (np.array([0, 1]), [0, 1])]:
+        by_pair = headwise.attention(x, x, x, documents=pair, return_weights=True)
+        assert np.array_equal(by_pair.weights, by_list.weights)
+    one = np.array([3])
+    headwise.attention(x[:, :, :1], x[:, :, :1], x[:, :, :1], documents=(one, one))

@@ -75,6 +75,14 @@ def test_outputs():
     with refused(ValueError, "output view", "every index an element of its own"):
         out = np.lib.stride_tricks.as_strided(np.empty(64, np.float32), X.shape, (0, 0, 0, 4))
         sdpa(X, X, X, out=out)
+    for strides in [(0, 0, 0, 8), (0, 64, 8, 8), (0, 256, 64, -4)]:
+        # None of these is written where it is, for the last axis is not contiguous.
+        out = np.lib.stride_tricks.as_strided(np.empty(512, np.float32)[256:], X.shape, strides)
+        if strides[-1] < 0:
+            sdpa(X, X, X, out=out)
+            continue
+        with refused(ValueError, "out: distances", "every index an element of its own"):
+            sdpa(X, X, X, out=out)
 
 
 def test_devices():
@@ -114,3 +122,36 @@ def test_keywords():
         headwise.attention(X, X, X, isa="mmx")
     with refused(ValueError, "threads: 0"):
         headwise.attention(X, X, X, threads=0)
+
+
+def test_keywords_that_contradict_each_other():
+    for causal in (True, "top_left"):
+        with refused(ValueError, "causal_offset: .*beside causal", "one of them"):
+            headwise.attention(X, X, X, causal=causal, causal_offset=1)
+    headwise.attention(X, X, X, causal=None, causal_offset=1)
+
+
+def test_trees():
+    for tree in ([-5, 0, 0, 0], np.array([-1, -5, 0, 0])):
+        with refused(ValueError, "tree: -5", "None or -1 for a root"):
+            headwise.attention(X, X, X, tree=tree)
+    with refused(TypeError, "tree: .*int", "None or -1"):
+        headwise.attention(X, X, X, tree=5)
+    headwise.attention(X, X, X, tree=[-1, None, 0, 1])
+
+
+def test_more_keys_than_there_are():
+    with refused(ValueError, "top_k: 5", "at most 4"):
+        headwise.attention(X, X, X, top_k=5)
+    with refused(ValueError, "top_k"):
+        headwise.attention(X, X, X, top_k=2**40)
+
+
+def test_keywords_of_append():
+    cache = headwise.KvCache.contiguous(batch=1, capacity=8, kv_heads=2, head_dim=8)
+    with refused(TypeError, "rope: 3", "headwise.Rope"):
+        cache.append(X, X, rope=3)
+    with refused(TypeError, "norm: 3", "headwise.QkNorm"):
+        cache.append(X, X, norm=3)
+    with refused(TypeError, "layout: 3", "a string"):
+        cache.append(X, X, layout=3)

@@ -12,13 +12,13 @@ def random(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def made(kind, sequences, capacity=32):
+def made(kind, sequences, capacity=32, dtype=None):
     """A cache of a kind and the names of its sequences."""
     if kind == "paged":
-        cache = headwise.KvCache.paged(pages=32, page_size=4, **SHAPE)
+        cache = headwise.KvCache.paged(pages=32, page_size=4, dtype=dtype, **SHAPE)
         return cache, [cache.create() for _ in range(sequences)]
     make = getattr(headwise.KvCache, kind)
-    return make(batch=sequences, capacity=capacity, **SHAPE), list(range(sequences))
+    return make(batch=sequences, capacity=capacity, dtype=dtype, **SHAPE), list(range(sequences))
 
 
 def named(cache, names):
@@ -111,6 +111,33 @@ def test_half_precision_is_widened():
     assert np.array_equal(result.out, wide.out.astype(np.float16))
 
 
+@pytest.mark.parametrize("kind", ["contiguous", "ring", "paged"])
+def test_caches_of_half_precision(kind):
+    cache, names = made(kind, 2, dtype="float16")
+    assert cache.dtype == "float16"
+    assert "dtype=float16" in repr(cache)
+    key, value, query = random(2, 2, 5, 8), random(2, 2, 5, 8, seed=1), random(2, 4, 3, 8, seed=2)
+    cache.append(key, value.astype(np.float16), named(cache, names))
+    rounded = [x.astype(np.float16).astype(np.float32) for x in (key, value)]
+    right = headwise.attention(query, *rounded, causal=True).out
+    result = cache.attend(query, named(cache, names))
+    assert result.out.dtype == np.float32
+    assert np.array_equal(result.out, right)
+    cache.truncate(names[0], 3)
+    assert cache.length(names[0]) == 3
+
+
+def test_types_of_caches():
+    for dtype in ("float32", None, np.float32, np.dtype("float32")):
+        assert made("ring", 1, dtype=dtype)[0].dtype == "float32"
+    for dtype in (np.float16, np.dtype("float16")):
+        assert made("paged", 1, dtype=dtype)[0].dtype == "float16"
+    assert made("contiguous", 1, dtype="bfloat16")[0].dtype == "bfloat16"
+    for dtype in ("float64", "half", "", np.int8, 3):
+        with pytest.raises(ValueError, match=r"dtype: .*float32, float16 or bfloat16"):
+            made("contiguous", 1, dtype=dtype)
+
+
 def test_options_and_out():
     cache, _ = made("contiguous", 2)
     key, query = random(2, 5, 2, 8), random(2, 3, 4, 8, seed=1)
@@ -149,6 +176,15 @@ def test_keys_are_normalised_and_rotated():
     assert np.array_equal(later, by_rope[:, :, 2:])
     each = rope.rotate(normed[:, :, ::-1].astype(np.float32), positions=[4, 3, 2, 1, 0])
     assert np.array_equal(each, by_rope[:, :, ::-1])
+    two = random(2, 3, 5, 8, seed=4)
+    for keywords in (
+        {"start": 3},
+        {"starts": [1, 7]},
+        {"positions": [*range(5), *range(9, 4, -1)]},
+    ):
+        by_heads = rope.rotate(two, **keywords)
+        by_positions = rope.rotate(two.swapaxes(1, 2).copy(), layout="bshd", **keywords)
+        assert np.array_equal(by_positions, by_heads.swapaxes(1, 2))
     half = rope.rotate(normed.astype(np.float16), start=0)
     np.testing.assert_allclose(half, by_rope, atol=5e-3)
     with pytest.raises(ValueError, match="position: 64"):

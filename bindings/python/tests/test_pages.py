@@ -35,6 +35,23 @@ def test_pages(layout):
     assert np.array_equal(out, right.out)
 
 
+def test_pages_that_lie_otherwise_than_queries():
+    keys, query = random(2, 10, 8), random(1, 4, 3, 8, seed=2)
+    pages = pool(keys, [4, 0, 3], 4)
+    tables = ([4, 0, 3], [0, 3], [10])
+    right = headwise.paged_attention(query, pages, pages, tables).out
+    swapped = query.swapaxes(1, 2)
+    out = headwise.paged_attention(
+        swapped, pages, pages, tables, layout="bshd", pages_layout="bhsd"
+    ).out
+    assert np.array_equal(out, right.swapaxes(1, 2))
+    pages = pages.swapaxes(1, 2).copy()
+    out = headwise.paged_attention(query, pages, pages, tables, pages_layout="bshd").out
+    assert np.array_equal(out, right)
+    with pytest.raises(ValueError, match=r"pages_layout: .HND."):
+        headwise.paged_attention(query, pages, pages, tables, pages_layout="HND")
+
+
 def test_positions_that_are_gone():
     keys, query = random(2, 10, 8), random(1, 4, 1, 8, seed=2)
     pages = [4, 0, 3]
@@ -42,6 +59,16 @@ def test_positions_that_are_gone():
     result = headwise.paged_attention(query, pools, pools, (pages, [0, 3], [10], [5]))
     right = headwise.attention(query, keys, keys, key_starts=[5])
     np.testing.assert_array_equal(result.out, right.out)
+
+
+def test_pages_of_half_precision():
+    keys, query = random(2, 10, 8), random(1, 4, 3, 8, seed=2)
+    pages = pool(keys, [4, 0, 3], 4).astype(np.float16)
+    tables = ([4, 0, 3], [0, 3], [10])
+    wide = headwise.paged_attention(
+        query, pages.astype(np.float32), pages.astype(np.float32), tables
+    )
+    assert np.array_equal(headwise.paged_attention(query, pages, pages, tables).out, wide.out)
 
 
 def test_refused_pages():
@@ -56,8 +83,10 @@ def test_refused_pages():
     good = ([1], [0, 1], [4])
     with pytest.raises(TypeError, match="tables: 2 lists"):
         headwise.paged_attention(query, pools, pools, good[:2])
-    with pytest.raises(TypeError, match="key_pages: elements of float16"):
+    with pytest.raises(TypeError, match="value_pages: elements of float32, expected float16"):
         headwise.paged_attention(query, pools.astype(np.float16), pools, good)
+    with pytest.raises(TypeError, match="key_pages: elements of float64"):
+        headwise.paged_attention(query, pools.astype(np.float64), pools, good)
     with pytest.raises(ValueError, match="value_pages: rows"):
         headwise.paged_attention(query, pools, pools[..., ::-1], good)
     own = pools.reshape(-1)[:32].reshape(1, 4, 1, 8)
@@ -75,6 +104,13 @@ def test_states_merge_to_the_whole():
     whole = headwise.attention(query, key, value, return_lse=True)
     np.testing.assert_allclose(out, whole.out, atol=2e-6)
     np.testing.assert_allclose(lse, whole.lse, atol=2e-6)
+    swapped = [(out.swapaxes(1, 2), lse) for out, lse in parts]
+    for states in (swapped, [(out.copy(), lse) for out, lse in swapped]):
+        merged = headwise.merge_states(states, layout="bshd")
+        assert np.array_equal(merged[0], out.swapaxes(1, 2))
+        assert np.array_equal(merged[1], lse)
+    with pytest.raises(ValueError, match=r"layout: .sbhd."):
+        headwise.merge_states(parts, layout="sbhd")
     with pytest.raises(ValueError, match="states: none"):
         headwise.merge_states([])
     with pytest.raises(ValueError, match=r"lse: \[4, 3\]"):

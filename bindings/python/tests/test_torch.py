@@ -1,10 +1,13 @@
 """``headwise.torch``: whole models, and what goes to PyTorch as before."""
 
+import gc
+
 import pytest
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
+import headwise  # noqa: E402
 import headwise.torch  # noqa: E402
 
 
@@ -149,3 +152,46 @@ def test_bfloat16():
         out = F.scaled_dot_product_attention(x, x, x)
     assert patch.calls == 1
     assert out.dtype == torch.bfloat16
+    cache = headwise.KvCache.contiguous(
+        batch=1, capacity=5, kv_heads=2, head_dim=8, dtype=torch.bfloat16
+    )
+    cache.append(x, x)
+    assert cache.dtype == "bfloat16"
+    assert torch.equal(cache.attend(x, causal=False).out, out)
+
+
+def test_scripted_models_have_pytorch():
+    x = torch.randn(1, 2, 5, 8)
+    right = F.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    # A module, for functions are compiled once.
+    class Causal(torch.nn.Module):
+        def forward(self, y: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(y, y, y, is_causal=True)
+
+    table = torch.jit._builtins._get_builtin_table()
+    before = len(table)
+    with headwise.torch.patch() as patch:
+        torch.testing.assert_close(torch.jit.script(Causal())(x), right)
+    assert patch.calls == 0
+    del patch
+    gc.collect()
+    assert len(table) == before
+
+
+def test_modes_see_the_call():
+    original, x, seen = F.scaled_dot_product_attention, torch.randn(1, 2, 5, 8), []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), keywords=None):
+            seen.append(function)
+            return function(*arguments, **(keywords or {}))
+
+    with headwise.torch.patch() as patch:
+        with Watch():
+            F.scaled_dot_product_attention(x, x, x)
+        assert original in seen
+        assert (patch.calls, patch.fallbacks) == (0, {"function mode": 1})
+        with torch.device("cpu"):
+            F.scaled_dot_product_attention(x, x, x)
+        assert patch.calls == 1

@@ -94,3 +94,18 @@ def test_training_goes_to_pytorch():
     tokens = torch.randint(0, 64, (1, 5))
     model(input_ids=tokens, labels=tokens).loss.backward()
     assert model.model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+
+
+def test_what_headwise_refuses_goes_to_pytorch():
+    headwise.torch.register_transformers()
+    attention, module = headwise.torch._transformers_attention, torch.nn.Module()
+    query, key = torch.randn(1, 4, 3, 8), torch.randn(2, 4, 5, 8)
+    right = torch.nn.functional.scaled_dot_product_attention(query, key, key).transpose(1, 2)
+    out, _ = attention(module, query, key, key, None, is_causal=False)
+    torch.testing.assert_close(out, right, atol=1e-5, rtol=1e-4)
+    # A mask of integers is none of ours, nor of PyTorch's, which says so.
+    mask = torch.ones(3, 5, dtype=torch.int64)
+    with pytest.raises(RuntimeError):
+        attention(module, query, key, key, mask, is_causal=False)
+    with pytest.raises(TypeError, match="bias"):
+        attention(module, query, key, key, mask, is_causal=False, softcap=5.0)

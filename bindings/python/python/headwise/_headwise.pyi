@@ -82,9 +82,12 @@ def paged_attention(
     *,
     out: Array | None = None,
     layout: Layout = "bhsd",
+    pages_layout: Layout | None = None,
     **options: Unpack[_CacheOptions],
 ) -> Attention: ...
-def merge_states(states: Sequence[tuple[ArrayT, Array]]) -> tuple[ArrayT, ArrayT]: ...
+def merge_states(
+    states: Sequence[tuple[ArrayT, Array]], *, layout: Layout = "bhsd"
+) -> tuple[ArrayT, ArrayT]: ...
 def available_isas() -> list[str]: ...
 def reads_in_place(array: Array) -> bool: ...
 def get_num_threads() -> int: ...
@@ -127,7 +130,7 @@ class Tensor:
     def __dlpack__(
         self,
         *,
-        stream: None = None,
+        stream: Literal[-1] | None = None,
         max_version: tuple[int, int] | None = None,
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
@@ -164,6 +167,7 @@ class Rope:
         start: int = 0,
         starts: Ints | None = None,
         positions: Ints | None = None,
+        layout: Layout = "bhsd",
     ) -> ArrayT: ...
     @property
     def rotary_dim(self) -> int: ...
@@ -182,11 +186,23 @@ class SequenceId:
 class KvCache:
     @staticmethod
     def contiguous(
-        *, batch: int, capacity: int, kv_heads: int, head_dim: int, value_dim: int | None = None
+        *,
+        batch: int,
+        capacity: int,
+        kv_heads: int,
+        head_dim: int,
+        value_dim: int | None = None,
+        dtype: Any = None,
     ) -> KvCache: ...
     @staticmethod
     def ring(
-        *, batch: int, capacity: int, kv_heads: int, head_dim: int, value_dim: int | None = None
+        *,
+        batch: int,
+        capacity: int,
+        kv_heads: int,
+        head_dim: int,
+        value_dim: int | None = None,
+        dtype: Any = None,
     ) -> KvCache: ...
     @staticmethod
     def paged(
@@ -198,9 +214,12 @@ class KvCache:
         page_size: int = 16,
         sequences: int = 64,
         pages_per_sequence: int | None = None,
+        dtype: Any = None,
     ) -> KvCache: ...
     @property
     def kind(self) -> Literal["contiguous", "ring", "paged"]: ...
+    @property
+    def dtype(self) -> Literal["float32", "float16", "bfloat16"]: ...
     @property
     def lengths(self) -> list[int]: ...
     @property

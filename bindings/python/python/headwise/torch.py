@@ -8,11 +8,13 @@ transformers. Whatever headwise does not do goes to PyTorch as before.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils._device import DeviceContext
 
 from headwise import _headwise
 
@@ -86,6 +88,8 @@ def patch() -> Patch:
     ) -> torch.Tensor:
         arguments = (query, key, value, attn_mask, dropout_p, is_causal)
         reason = _reason_for_torch(query, key, value, attn_mask, dropout_p)
+        if reason is None and _is_watched():
+            reason = "function mode"
         if reason is None:
             try:
                 out = _headwise.scaled_dot_product_attention(
@@ -102,6 +106,7 @@ def patch() -> Patch:
         return this._original(*arguments, scale=scale, enable_gqa=enable_gqa)
 
     scaled_dot_product_attention._headwise_patch = this  # type: ignore[attr-defined]
+    _let_script(scaled_dot_product_attention)
     F.scaled_dot_product_attention = scaled_dot_product_attention
     _patches.append(this)
     return this
@@ -141,6 +146,26 @@ def _reason_for_torch(
     return "transform" if _is_transformed() else None
 
 
+def _let_script(function: Any) -> None:
+    """Makes ``torch.jit.script`` take a function for PyTorch's own, which it would be without the
+    patch: it cannot compile this one."""
+    builtins = getattr(torch.jit, "_builtins", None)
+    register = getattr(builtins, "_register_builtin", None)
+    table = getattr(builtins, "_get_builtin_table", None)
+    if register is None or table is None:
+        return
+    register(function, "aten::scaled_dot_product_attention")
+    # It is known by its address, which another function may have afterwards.
+    weakref.finalize(function, table().pop, id(function), None).atexit = False
+
+
+def _is_watched() -> bool:
+    """Whether a mode sees every call of PyTorch's functions. That of a default device leaves this
+    one as it is."""
+    modes = range(torch._C._len_torch_function_stack())
+    return any(type(torch._C._get_function_stack_at(n)) is not DeviceContext for n in modes)
+
+
 def _is_transformed() -> bool:
     """Whether somebody watches every operator: tracing, functorch, forward differentiation."""
     return (
@@ -177,42 +202,59 @@ def _transformers_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What transformers calls: `[batch, heads, seq, dim]` in, `[batch, seq, heads, dim]` out."""
-    if _reason_for_torch(query, key, value, attention_mask, dropout) is not None:
-        return _transformers_sdpa(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=dropout,
-            scaling=scaling,
-            is_causal=is_causal,
-            position_bias=position_bias,
-            softcap=softcap,
-            s_aux=s_aux,
-            **kwargs,
-        )
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    causal = bool(causal) and attention_mask is None and query.shape[2] > 1
-    mask, bias = attention_mask, position_bias
-    if mask is not None and mask.dtype != torch.bool:
-        bias = mask if bias is None else mask + bias
-        mask = None
-    weights = bool(kwargs.get("output_attentions"))
-    batch, heads, seq, _ = query.shape
-    out = query.new_empty((batch, seq, heads, value.shape[-1]))
-    result = _headwise.attention(
+    if _reason_for_torch(query, key, value, attention_mask, dropout) is None:
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        causal = bool(causal) and attention_mask is None and query.shape[2] > 1
+        try:
+            return _transformers_headwise(
+                query,
+                key,
+                value,
+                attention_mask,
+                position_bias,
+                scale=scaling,
+                causal="top_left" if causal else None,
+                softcap=softcap,
+                sinks=s_aux,
+                return_weights=bool(kwargs.get("output_attentions")),
+            )
+        except (TypeError, ValueError):
+            # PyTorch computes it, or says what is wrong, where it has the terms.
+            if softcap is not None or s_aux is not None:
+                raise
+    return _transformers_sdpa(
+        module,
         query,
         key,
         value,
-        out=out.transpose(1, 2),
-        scale=scaling,
-        causal="top_left" if causal else None,
-        mask=mask,
-        bias=bias,
+        attention_mask,
+        dropout=dropout,
+        scaling=scaling,
+        is_causal=is_causal,
+        position_bias=position_bias,
         softcap=softcap,
-        sinks=s_aux,
-        return_weights=weights,
+        s_aux=s_aux,
+        **kwargs,
+    )
+
+
+def _transformers_headwise(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The same by headwise, to memory that lies as the next projection reads it."""
+    if mask is not None and mask.dtype != torch.bool:
+        bias = mask if bias is None else mask + bias
+        mask = None
+    (batch,) = torch.broadcast_shapes(query.shape[:1], key.shape[:1], value.shape[:1])
+    _, heads, seq, _ = query.shape
+    out = query.new_empty((batch, seq, heads, value.shape[-1]))
+    result = _headwise.attention(
+        query, key, value, out=out.transpose(1, 2), mask=mask, bias=bias, **options
     )
     return out, result.weights
 

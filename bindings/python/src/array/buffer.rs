@@ -24,11 +24,13 @@ pub(crate) unsafe fn fill(
         let message = format!("{} has no format in the buffer protocol; use DLPack", place.dtype);
         return Err(PyBufferError::new_err(message));
     };
-    let mut dense = *place;
-    dense.densify();
     let asks = |flag: c_int| flags & flag == flag;
-    if !asks(ffi::PyBUF_STRIDES) && dense.strides() != place.strides() {
-        return Err(PyBufferError::new_err("the array is not contiguous: ask for strides"));
+    let (by_rows, by_columns) = (place.is_contiguous(), place.reversed().is_contiguous());
+    let refused = (!asks(ffi::PyBUF_STRIDES) || asks(ffi::PyBUF_C_CONTIGUOUS)) && !by_rows
+        || asks(ffi::PyBUF_F_CONTIGUOUS) && !by_columns
+        || asks(ffi::PyBUF_ANY_CONTIGUOUS) && !by_rows && !by_columns;
+    if refused {
+        return Err(PyBufferError::new_err("the array is not contiguous so: ask for strides"));
     }
     // SAFETY: the caller's promise. The extents and distances lie in the memory that the owner
     // keeps, and nobody writes them.

@@ -1,11 +1,12 @@
 //! The types that floating-point arrays are stored in, and the types they are computed in.
 
 use headwise::{
-    AttentionOptions, Element, Input, Isa, KvView, Outputs, Result, Storage, Workspace,
+    AttentionOptions, Element, Input, Isa, Outputs, Result, Storage, Workspace,
     attention_cached_into, bf16, f16,
 };
 
 use super::{DType, Strided};
+use crate::kv_cache::AnyView;
 
 /// A type of numbers, with its name.
 pub(crate) trait Typed {
@@ -22,7 +23,7 @@ pub(crate) trait Compute: Typed + Element {
     /// Attention to a cache.
     fn cached<'t>(
         query: Input<'t, Self>,
-        cache: &KvView<'t>,
+        cache: &AnyView<'t>,
         options: &AttentionOptions<'_, Self>,
         outputs: Outputs<'_, Self>,
         workspace: &mut Workspace,
@@ -58,19 +59,23 @@ pub(crate) fn is_in_place<T>(place: &Strided) -> bool {
 impl Compute for f32 {
     fn cached<'t>(
         query: Input<'t, Self>,
-        cache: &KvView<'t>,
+        cache: &AnyView<'t>,
         options: &AttentionOptions<'_, Self>,
         outputs: Outputs<'_, Self>,
         workspace: &mut Workspace,
     ) -> Result<Isa> {
-        attention_cached_into(query, cache, options, outputs, workspace)
+        match cache {
+            AnyView::F32(view) => attention_cached_into(query, view, options, outputs, workspace),
+            AnyView::F16(view) => attention_cached_into(query, view, options, outputs, workspace),
+            AnyView::Bf16(view) => attention_cached_into(query, view, options, outputs, workspace),
+        }
     }
 }
 
 impl Compute for f64 {
     fn cached<'t>(
         _query: Input<'t, Self>,
-        _cache: &KvView<'t>,
+        _cache: &AnyView<'t>,
         _options: &AttentionOptions<'_, Self>,
         _outputs: Outputs<'_, Self>,
         _workspace: &mut Workspace,
@@ -78,7 +83,7 @@ impl Compute for f64 {
         Err(headwise::Error::Value {
             argument: "query",
             got: "elements of float64".into(),
-            expected: "float32, float16 or bfloat16: caches hold float32".into(),
+            expected: "float32, float16 or bfloat16: caches hold no doubles".into(),
         })
     }
 }

@@ -4,7 +4,7 @@
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::slice;
 
 use pyo3::buffer::PyUntypedBuffer;
@@ -83,13 +83,24 @@ impl<'a> Array<'a> {
 
     /// The array of an object, if it is one.
     pub(crate) fn try_of(argument: &str, object: &'a Bound<'_, PyAny>) -> PyResult<Option<Self>> {
-        if !numpy::is_array(object)? {
+        let is_tensor = !numpy::is_array(object)? && torch::is_tensor(object)?;
+        if is_tensor {
             torch::check(argument, object)?;
-            if let Some(api) = exchange_api(object)?
-                && let Some(function) = api.tensor_of_object
-            {
-                return of_function(argument, object, function).map(Some);
-            }
+        }
+        let array = Self::found(argument, object)?;
+        if let (true, Some(array)) = (is_tensor, &array) {
+            torch::check_storage(argument, object, &array.place)?;
+        }
+        Ok(array)
+    }
+
+    /// That by the first way in that an object has.
+    fn found(argument: &str, object: &'a Bound<'_, PyAny>) -> PyResult<Option<Self>> {
+        if !numpy::is_array(object)?
+            && let Some(api) = exchange_api(object)?
+            && let Some(function) = api.tensor_of_object
+        {
+            return of_function(argument, object, function).map(Some);
         }
         // SAFETY: any object may be asked.
         let is_buffer = unsafe { ffi::PyObject_CheckBuffer(object.as_ptr()) } != 0;
@@ -111,7 +122,7 @@ impl<'a> Array<'a> {
     /// The array of an object that will be written to.
     pub(crate) fn writable(argument: &str, object: &'a Bound<'_, PyAny>) -> PyResult<Self> {
         let array = Self::of(argument, object)?;
-        if array.read_only {
+        if array.read_only || is_flagged_read_only(object)? {
             return Err(error::value(argument, "a read-only array", "one that can be written"));
         }
         Ok(array)
@@ -140,6 +151,26 @@ pub(crate) fn exchange_api_of(class: &Bound<'_, PyAny>) -> PyResult<Option<&'sta
     // version comes first in all of them.
     let api: &'static ExchangeApi = unsafe { pointer.cast().as_ref() };
     Ok(Some(api).filter(|api| api.version.major == dlpack::VERSION.major))
+}
+
+/// Whether a table's functions give a tensor flags that say so: the tensor alone, which arrays are
+/// read by, has none.
+fn is_flagged_read_only(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    if numpy::is_array(object)? {
+        return Ok(false);
+    }
+    let function = exchange_api(object)?.and_then(|api| api.managed_of_object);
+    let Some(function) = function else { return Ok(false) };
+    let mut managed = ptr::null_mut();
+    // SAFETY: the object is of the type that the function came from, and this thread is attached.
+    let failed = unsafe { function(object.as_ptr().cast(), &raw mut managed) } != 0;
+    if failed {
+        return Err(PyErr::fetch(object.py()));
+    }
+    let Some(managed) = NonNull::new(managed) else { return Ok(false) };
+    let _taken = Taken::Versioned(managed);
+    // SAFETY: it succeeded, so the structure is ours until its deleter is called.
+    Ok(unsafe { managed.as_ref() }.flags & dlpack::READ_ONLY != 0)
 }
 
 type TensorOfObject = unsafe extern "C" fn(*mut c_void, *mut dlpack::Tensor) -> i32;

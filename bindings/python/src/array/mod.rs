@@ -14,8 +14,8 @@ mod strided;
 mod tensor;
 
 pub(crate) use dtype::DType;
-pub(crate) use element::{Compute, Stored, computed, is_in_place};
-pub(crate) use gather::gather;
+pub(crate) use element::{Compute, Stored, Typed, computed, is_in_place};
+pub(crate) use gather::{filled, gather};
 pub(crate) use give_back::give_back;
 pub(crate) use import::{Array, exchange_api_of};
 pub(crate) use memory::Memory;

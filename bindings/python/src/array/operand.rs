@@ -6,7 +6,8 @@ use std::slice;
 use headwise::View;
 use pyo3::PyResult;
 
-use super::{Strided, gather};
+use super::Strided;
+use super::gather::{gather, reserved};
 use crate::error;
 
 /// An input in elements of `T`.
@@ -69,7 +70,13 @@ impl<T: Copy> Operand<T> {
     /// Changes every element, of a copy.
     pub(crate) fn update(&mut self, change: impl Fn(T) -> T) -> PyResult<()> {
         if self.copy.is_none() {
-            let data = self.view()?.to_vec();
+            let view = self.view()?;
+            let mut data = reserved(view.shape().iter().product())?;
+            let [batch, heads, seq, _] = self.shape;
+            for row in 0..batch * heads * seq {
+                let index = [row / seq / heads, row / seq % heads, row % seq];
+                data.extend_from_slice(view.row_slice(index).unwrap_or(&[]));
+            }
             let [_, heads, seq, dim] = self.shape.map(|extent| extent as isize);
             self.strides = [heads * seq * dim, seq * dim, dim, 1];
             self.copy = Some(data);

@@ -4,7 +4,7 @@ use headwise::ViewMut;
 use pyo3::PyResult;
 
 use super::element::is_in_place;
-use super::{Stored, Strided};
+use super::{Stored, Strided, filled};
 use crate::error;
 
 /// An output of elements of `S`.
@@ -28,10 +28,11 @@ impl<S: Stored> Sink<S> {
         let [.., heads, seq, dim] = *place.shape() else {
             return Err(error::value("out", format_args!("{:?}", place.shape()), "three axes"));
         };
-        let mut scratch = Vec::new();
-        let bytes = place.count().saturating_mul(size_of::<S>());
-        scratch.try_reserve_exact(place.count()).map_err(|_| error::memory(bytes))?;
-        scratch.resize(place.count(), S::default());
+        if !place.is_distinct() {
+            let got = format!("distances of {:?} bytes for {:?}", place.strides(), place.shape());
+            return Err(error::value("out", got, "every index an element of its own"));
+        }
+        let scratch = filled(S::default(), place.count())?;
         let batch = place.shape()[..place.ndim() - 3].iter().product();
         let [h, s, d] = [heads, seq, dim].map(|extent| extent.max(1) as isize);
         let (shape, strides) = ([batch, heads, seq, dim], [h * s * d, s * d, d, 1]);

@@ -92,6 +92,22 @@ impl Strided {
         }
     }
 
+    /// Whether the elements follow one another, the last axis first.
+    pub(crate) fn is_contiguous(&self) -> bool {
+        let mut dense = *self;
+        dense.densify();
+        let axes = self.strides().iter().zip(dense.strides()).zip(self.shape());
+        self.is_empty() || axes.into_iter().all(|((a, b), &extent)| extent == 1 || a == b)
+    }
+
+    /// The same with all axes the other way about.
+    pub(crate) fn reversed(mut self) -> Self {
+        let ndim = self.ndim;
+        self.shape[..ndim].reverse();
+        self.strides[..ndim].reverse();
+        self
+    }
+
     /// The same with two axes exchanged.
     pub(crate) fn swapped(mut self, a: usize, b: usize) -> Self {
         self.shape.swap(a, b);
@@ -170,6 +186,27 @@ impl Strided {
         let [.., of_a, of_b, of_c] = *self.strides() else { return None };
         let inner = if c == 1 { size } else { of_c };
         Some(([batch, a, b, c], [stride, of_a, of_b, inner].map(|bytes| bytes / size)))
+    }
+
+    /// The bytes from the first element to behind the furthest, of distances that are not negative.
+    pub(crate) fn reach(&self) -> usize {
+        self.bytes().1.wrapping_sub(self.data as usize)
+    }
+
+    /// Whether no two indices name one element, by the usual rule: sorted by size, each distance must
+    /// step over everything that the smaller ones reach.
+    pub(crate) fn is_distinct(&self) -> bool {
+        let axes = self.shape().iter().zip(self.strides());
+        let mut axes: Vec<_> = axes.filter(|&(&extent, _)| extent > 1).collect();
+        axes.sort_unstable_by_key(|(_, stride)| stride.unsigned_abs());
+        let mut reached = self.dtype.size() as u128;
+        let steps_over = |(&extent, &stride): (&usize, &isize)| {
+            let bytes = stride.unsigned_abs() as u128;
+            let fits = bytes >= reached;
+            reached += bytes * (extent as u128 - 1);
+            fits
+        };
+        self.is_empty() || axes.into_iter().all(steps_over)
     }
 
     /// From the lowest to behind the highest byte.

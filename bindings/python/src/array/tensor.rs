@@ -69,13 +69,13 @@ impl Tensor {
     fn __dlpack__<'py>(
         &self,
         py: Python<'py>,
-        stream: Option<Bound<'py, PyAny>>,
+        stream: Option<i64>,
         max_version: Option<(u32, u32)>,
         dl_device: Option<(i32, i32)>,
         copy: Option<bool>,
     ) -> PyResult<Bound<'py, PyCapsule>> {
-        if stream.is_some() {
-            return Err(error::value("stream", "a stream", "None: the processor has none"));
+        if let Some(stream) = stream.filter(|&stream| stream != -1) {
+            return Err(error::value("stream", stream, "None or -1: the processor has none"));
         }
         if let Some((kind, id)) = dl_device.filter(|&(kind, _)| kind != Device::CPU.kind) {
             let got = Device { kind, id }.name();

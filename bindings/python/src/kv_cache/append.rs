@@ -5,7 +5,7 @@ use headwise::kv_cache::Positions;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::Kind;
+use super::kind::Cache;
 use super::sequence::Named;
 use crate::array::{DType, Operand, Stretch, Strided};
 use crate::attend::check_precision;
@@ -31,9 +31,9 @@ impl Append {
             match &*name {
                 "offsets" => this.offsets = Some(sizes(&name, &value)?),
                 "positions" => this.positions = Some(sizes(&name, &value)?),
-                "rope" => this.rope = Some(value.extract()?),
-                "norm" => this.norm = Some(value.extract()?),
-                "layout" => this.bshd = is_bshd(&value.extract::<String>()?)?,
+                "rope" => this.rope = Some(named(&name, &value, "a headwise.Rope")?),
+                "norm" => this.norm = Some(named(&name, &value, "a headwise.QkNorm")?),
+                "layout" => this.bshd = is_bshd(&named::<String>(&name, &value, "a string")?)?,
                 _ => {
                     let expected = "offsets, positions, rope, norm or layout";
                     return Err(error::kind(&name, "an unknown keyword", expected));
@@ -44,10 +44,22 @@ impl Append {
     }
 }
 
+/// The value of a keyword, of the type that it is expected to have.
+fn named<'a, 'py, T: FromPyObject<'a, 'py>>(
+    argument: &str,
+    value: &'a Bound<'py, PyAny>,
+    expected: &str,
+) -> PyResult<T> {
+    value.extract().map_err(|_: T::Error| match value.repr() {
+        Ok(repr) => error::kind(argument, repr, expected),
+        Err(e) => e,
+    })
+}
+
 /// # Safety
 /// The arrays must be readable until it is done.
 pub(super) unsafe fn append(
-    kind: &mut Kind,
+    cache: &mut dyn Cache,
     named: Named,
     (key, value): (Strided, Strided),
     options: &Append,
@@ -67,18 +79,10 @@ pub(super) unsafe fn append(
     if let Some(norm) = &options.norm {
         tokens = tokens.norm(&norm.get().0);
     }
-    let done = match (kind, named) {
-        (Kind::Contiguous(cache), Named::Indices(indices)) => cache.append_to(&indices, &tokens),
-        (Kind::Ring(cache), Named::Indices(indices)) => cache.append_to(&indices, &tokens),
-        (Kind::Paged(cache), Named::Ids(ids)) => cache.append(&ids, &tokens),
-        (Kind::Contiguous(cache), _) => cache.append(&tokens),
-        (Kind::Ring(cache), _) => cache.append(&tokens),
-        (Kind::Paged(cache), _) => cache.append(&[], &tokens),
-    };
-    done.map_err(error::of)
+    cache.append(&named, &tokens).map_err(error::of)
 }
 
-/// Rows for a cache, which holds single precision.
+/// Rows for a cache, in single precision, which rounds them to what it holds.
 ///
 /// # Safety
 /// The array must be readable as long as the operand is there.

@@ -1,68 +1,91 @@
 //! Caches of keys and values: one class, of three kinds.
 
 mod append;
+mod kind;
 mod sequence;
 
 use headwise::kv_cache::{KvShape, PagedCapacity, TableBuffer};
-use headwise::{ContiguousCache, KvView, PagedCache, RingCache};
+use headwise::{ContiguousCache, PagedCache, RingCache, bf16, f16};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::array::Array;
+use crate::array::{Array, DType};
 use crate::attend::attend;
 use crate::attention::Attention;
 use crate::error;
 use append::{Append, append};
+pub(crate) use kind::{AnyView, Cached};
+use kind::{Cache, Kind};
 use sequence::Named;
 pub(crate) use sequence::{Sequence, SequenceId};
 
-#[derive(Debug)]
-enum Kind {
-    Contiguous(ContiguousCache),
-    Ring(RingCache),
-    Paged(PagedCache),
-}
-
-/// Keys and values of past tokens, in single precision. Made by `contiguous`, `ring` or `paged`.
+/// Keys and values of past tokens. Made by `contiguous`, `ring` or `paged`.
 #[pyclass(module = "headwise")]
 #[derive(Debug)]
-pub(crate) struct KvCache(Kind);
+pub(crate) struct KvCache(Box<dyn Cache>);
+
+/// A cache whose elements are of the dtype, made by an expression in their type.
+macro_rules! of_dtype {
+    ($dtype:expr, $T:ident => $kind:expr) => {
+        match dtype_of($dtype)? {
+            DType::F16 => {
+                type $T = f16;
+                boxed($kind)
+            }
+            DType::BF16 => {
+                type $T = bf16;
+                boxed($kind)
+            }
+            _ => {
+                type $T = f32;
+                boxed($kind)
+            }
+        }
+    };
+}
 
 #[pymethods]
 impl KvCache {
-    /// A batch of sequences of at most `capacity` tokens.
+    /// A batch of sequences of at most `capacity` tokens, stored as `dtype`: `"float32"`, `"float16"`
+    /// or `"bfloat16"`, by name or as PyTorch's or NumPy's.
     #[staticmethod]
-    #[pyo3(signature = (*, batch, capacity, kv_heads, head_dim, value_dim=None))]
+    #[pyo3(signature = (*, batch, capacity, kv_heads, head_dim, value_dim=None, dtype=None))]
     fn contiguous(
         batch: usize,
         capacity: usize,
         kv_heads: usize,
         head_dim: usize,
         value_dim: Option<usize>,
+        dtype: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let cache = ContiguousCache::new(shape(kv_heads, head_dim, value_dim), batch, capacity);
-        cache.map(|cache| Self(Kind::Contiguous(cache))).map_err(error::of)
+        let shape = shape(kv_heads, head_dim, value_dim);
+        of_dtype!(dtype, T => {
+            ContiguousCache::<T>::with_storage(shape, batch, capacity).map(Kind::Contiguous)
+        })
     }
 
-    /// The last `capacity` tokens of a batch of sequences.
+    /// The last `capacity` tokens of a batch of sequences, stored as `dtype`.
     #[staticmethod]
-    #[pyo3(signature = (*, batch, capacity, kv_heads, head_dim, value_dim=None))]
+    #[pyo3(signature = (*, batch, capacity, kv_heads, head_dim, value_dim=None, dtype=None))]
     fn ring(
         batch: usize,
         capacity: usize,
         kv_heads: usize,
         head_dim: usize,
         value_dim: Option<usize>,
+        dtype: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let cache = RingCache::new(shape(kv_heads, head_dim, value_dim), batch, capacity);
-        cache.map(|cache| Self(Kind::Ring(cache))).map_err(error::of)
+        let shape = shape(kv_heads, head_dim, value_dim);
+        of_dtype!(dtype, T => RingCache::<T>::with_storage(shape, batch, capacity).map(Kind::Ring))
     }
 
-    /// Many sequences in pages from one pool, which share the pages that they begin with.
+    /// Many sequences in pages from one pool, which share the pages that they begin with, stored as
+    /// `dtype`.
     #[staticmethod]
+    #[allow(clippy::too_many_arguments)] // Keywords, which Python's callers name.
     #[pyo3(signature = (
         *, pages, kv_heads, head_dim, value_dim=None, page_size=16, sequences=64,
-        pages_per_sequence=None
+        pages_per_sequence=None, dtype=None
     ))]
     fn paged(
         pages: usize,
@@ -72,92 +95,69 @@ impl KvCache {
         page_size: usize,
         sequences: usize,
         pages_per_sequence: Option<usize>,
+        dtype: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let pages_per_sequence = pages_per_sequence.unwrap_or(pages);
         let capacity = PagedCapacity { pages, page_size, sequences, pages_per_sequence };
-        let cache = PagedCache::new(shape(kv_heads, head_dim, value_dim), capacity);
-        cache.map(|cache| Self(Kind::Paged(cache))).map_err(error::of)
+        let shape = shape(kv_heads, head_dim, value_dim);
+        of_dtype!(dtype, T => PagedCache::<T>::with_storage(shape, capacity).map(Kind::Paged))
     }
 
     /// `"contiguous"`, `"ring"` or `"paged"`.
     #[getter]
     fn kind(&self) -> &'static str {
-        match self.0 {
-            Kind::Contiguous(_) => "contiguous",
-            Kind::Ring(_) => "ring",
-            Kind::Paged(_) => "paged",
-        }
+        self.0.kind()
+    }
+
+    /// The name of the type that keys and values are stored as.
+    #[getter]
+    fn dtype(&self) -> &'static str {
+        self.0.dtype().name()
     }
 
     /// The tokens of each sequence of a contiguous cache or a ring, those that are gone included.
     #[getter]
     fn lengths(&self) -> PyResult<Vec<usize>> {
-        match &self.0 {
-            Kind::Contiguous(cache) => Ok(cache.lengths().to_vec()),
-            Kind::Ring(cache) => Ok(cache.lengths().to_vec()),
-            Kind::Paged(_) => Err(self.not_of_this_kind("lengths", "length(sequence)")),
-        }
+        let lengths = self.0.lengths().map(<[_]>::to_vec);
+        lengths.ok_or_else(|| self.not_of_this_kind("lengths", "length(sequence)"))
     }
 
     /// The tokens of a sequence, those that are gone included.
     fn length(&self, sequence: Sequence) -> PyResult<usize> {
-        let of = |lengths: &[usize]| -> PyResult<usize> {
-            let index = sequence.index()?;
-            let expected = format!("below {}", lengths.len());
-            lengths.get(index).copied().ok_or_else(|| error::value("sequence", index, expected))
-        };
-        match &self.0 {
-            Kind::Contiguous(cache) => of(cache.lengths()),
-            Kind::Ring(cache) => of(cache.lengths()),
-            Kind::Paged(cache) => cache.length(sequence.id()?).map_err(error::of),
-        }
+        self.0.length(&sequence)
     }
 
     /// The pages of a paged cache that no sequence holds.
     #[getter]
     fn free_pages(&self) -> PyResult<usize> {
-        match &self.0 {
-            Kind::Paged(cache) => Ok(cache.free_pages()),
-            _ => Err(self.not_of_this_kind("free_pages", "lengths")),
-        }
+        let free = self.0.pages().map(|(free, _)| free);
+        free.ok_or_else(|| self.not_of_this_kind("free_pages", "lengths"))
     }
 
     /// An empty sequence of a paged cache.
     fn create(&mut self) -> PyResult<SequenceId> {
-        self.as_paged("create")?.create().map(SequenceId).map_err(error::of)
+        self.0.create().map(SequenceId)
     }
 
     /// A sequence of a paged cache that begins as another is: it holds the same pages.
     fn fork(&mut self, sequence: Sequence) -> PyResult<SequenceId> {
-        let id = sequence.id();
-        self.as_paged("fork")?.fork(id?).map(SequenceId).map_err(error::of)
+        self.0.fork(&sequence).map(SequenceId)
     }
 
     /// Forgets a sequence; its name means nothing any more. Of a contiguous cache or a ring it is
     /// empty then.
     fn free(&mut self, sequence: Sequence) -> PyResult<()> {
-        let freed = match &mut self.0 {
-            Kind::Contiguous(cache) => cache.clear(sequence.index()?),
-            Kind::Ring(cache) => cache.clear(sequence.index()?),
-            Kind::Paged(cache) => cache.free(sequence.id()?),
-        };
-        freed.map_err(error::of)
+        self.0.free(&sequence)
     }
 
     /// Forgets the tokens of a sequence from position `length` on, such as rejected drafts.
     fn truncate(&mut self, sequence: Sequence, length: usize) -> PyResult<()> {
-        let cut = match &mut self.0 {
-            Kind::Contiguous(cache) => cache.truncate(sequence.index()?, length),
-            Kind::Ring(cache) => cache.truncate(sequence.index()?, length),
-            Kind::Paged(cache) => cache.truncate(sequence.id()?, length),
-        };
-        cut.map_err(error::of)
+        self.0.truncate(&sequence, length)
     }
 
     /// Forgets the tokens of a sequence of a paged cache before position `before`.
     fn evict(&mut self, sequence: Sequence, before: usize) -> PyResult<()> {
-        let id = sequence.id();
-        self.as_paged("evict")?.evict(id?, before).map_err(error::of)
+        self.0.evict(&sequence, before)
     }
 
     /// Appends keys `[sequences, kv_heads, tokens, head_dim]` and values to the sequences named, or
@@ -176,11 +176,11 @@ impl KvCache {
         let place = |array: &Array<'_>| {
             if options.bshd { array.place.heads_swapped() } else { array.place }
         };
-        let named = Named::new(&self.0, sequences)?;
+        let named = Named::new(&*self.0, sequences)?;
         let (key, value) = (place(&key), place(&value));
         // SAFETY: the arrays are there until the call returns, and the caller sees to it that nobody
         // writes them meanwhile.
-        py.detach(|| unsafe { append(&mut self.0, named, (key, value), &options) })
+        py.detach(|| unsafe { append(&mut *self.0, named, (key, value), &options) })
     }
 
     /// Attention of queries `[sequences, q_heads, tokens, head_dim]`, the last tokens of the sequences
@@ -196,22 +196,20 @@ impl KvCache {
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Attention> {
         let mut tables = TableBuffer::new();
-        let cache = self.view(sequences, &mut tables)?;
+        let cache = self.0.view(Named::new(&*self.0, sequences)?, &mut tables)?;
         attend(query, &cache, out, layout, options)
     }
 
     fn __repr__(&self) -> String {
-        let of = |lengths: &[usize], capacity: usize| {
-            format!("headwise.KvCache.{}(lengths={lengths:?}, capacity={capacity})", self.kind())
-        };
-        match &self.0 {
-            Kind::Contiguous(cache) => of(cache.lengths(), cache.capacity()),
-            Kind::Ring(cache) => of(cache.lengths(), cache.capacity()),
-            Kind::Paged(cache) => {
-                let (free, all) = (cache.free_pages(), cache.capacity().pages);
-                format!("headwise.KvCache.paged(free_pages={free}, pages={all})")
+        let (kind, dtype) = (self.kind(), self.dtype());
+        let rest = match (self.0.lengths(), self.0.capacity(), self.0.pages()) {
+            (_, _, Some((free, all))) => format!("free_pages={free}, pages={all}"),
+            (lengths, capacity, None) => {
+                let (lengths, capacity) = (lengths.unwrap_or(&[]), capacity.unwrap_or(0));
+                format!("lengths={lengths:?}, capacity={capacity}")
             }
-        }
+        };
+        format!("headwise.KvCache.{kind}({rest}, dtype={dtype})")
     }
 }
 
@@ -219,30 +217,21 @@ impl KvCache {
     fn not_of_this_kind(&self, name: &str, instead: &str) -> PyErr {
         error::kind(name, format_args!("a {} cache", self.kind()), instead)
     }
+}
 
-    fn as_paged(&mut self, name: &str) -> PyResult<&mut PagedCache> {
-        let kind = self.kind();
-        match &mut self.0 {
-            Kind::Paged(cache) => Ok(cache),
-            _ => Err(error::kind(name, format_args!("a {kind} cache"), "a paged one")),
-        }
-    }
+fn boxed<T: Cached>(kind: headwise::Result<Kind<T>>) -> PyResult<KvCache> {
+    Ok(KvCache(Box::new(kind.map_err(error::of)?)))
+}
 
-    fn view<'a>(
-        &'a self,
-        sequences: Option<Vec<Sequence>>,
-        tables: &'a mut TableBuffer,
-    ) -> PyResult<KvView<'a>> {
-        match (&self.0, Named::new(&self.0, sequences)?) {
-            (Kind::Contiguous(cache), Named::All) => Ok(cache.view()),
-            (Kind::Ring(cache), Named::All) => Ok(cache.view()),
-            (Kind::Paged(cache), Named::Ids(ids)) => cache.view(&ids, tables).map_err(error::of),
-            (_, _) => {
-                let expected = "None, for all: attention to some is that of a paged cache";
-                Err(error::value("sequences", format_args!("a {} cache", self.kind()), expected))
-            }
-        }
-    }
+/// The dtype of a name, or of an object that PyTorch, NumPy or a package beside it has for one.
+fn dtype_of(dtype: Option<&Bound<'_, PyAny>>) -> PyResult<DType> {
+    let Some(dtype) = dtype else { return Ok(DType::F32) };
+    // `float16`, `torch.float16` or `<class 'numpy.float16'>`.
+    let text = dtype.str()?.to_string();
+    let name = text.rsplit(['.', '\'']).find(|part| !matches!(*part, "" | ">"));
+    let stored = [DType::F32, DType::F16, DType::BF16];
+    let found = stored.into_iter().find(|dtype| Some(dtype.name()) == name);
+    found.ok_or_else(|| error::value("dtype", text, "float32, float16 or bfloat16"))
 }
 
 fn shape(kv_heads: usize, head_dim: usize, value_dim: Option<usize>) -> KvShape {

@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 
-use super::Kind;
+use super::kind::Cache;
 use crate::error;
 
 /// The name of a sequence of a paged cache. Caches that are told the same give the same names.
@@ -55,16 +55,16 @@ pub(crate) enum Named {
 }
 
 impl Named {
-    pub(super) fn new(kind: &Kind, sequences: Option<Vec<Sequence>>) -> PyResult<Self> {
-        match (kind, sequences) {
-            (Kind::Paged(_), None) => {
+    pub(super) fn new(cache: &dyn Cache, sequences: Option<Vec<Sequence>>) -> PyResult<Self> {
+        match (cache.lengths(), sequences) {
+            (None, None) => {
                 Err(error::value("sequences", "None", "the names of a paged cache's sequences"))
             }
-            (Kind::Paged(_), Some(names)) => {
+            (None, Some(names)) => {
                 names.iter().map(Sequence::id).collect::<PyResult<_>>().map(Self::Ids)
             }
-            (_, None) => Ok(Self::All),
-            (_, Some(names)) => {
+            (Some(_), None) => Ok(Self::All),
+            (Some(_), Some(names)) => {
                 names.iter().map(Sequence::index).collect::<PyResult<_>>().map(Self::Indices)
             }
         }
