@@ -40,7 +40,7 @@ const ISAS: &[Isa] = &[
 ];
 
 /// What the names of the kernels start with, and the tile of those that have a smaller one. The careful
-/// values, which select, have none.
+/// values, which select, have none, and those of halves keep an address on the stack with AVX2.
 const KERNELS: &[(&str, Option<usize>)] = &[
     ("microkernel::scores::Scores<headwise_kernels::microkernel::terms::Plain, f32, false", None),
     ("microkernel::scores::Scores<headwise_kernels::microkernel::terms::Plain, f32, true", None),
@@ -54,7 +54,6 @@ const KERNELS: &[(&str, Option<usize>)] = &[
         "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Plain, half::bfloat::bf16, false",
         Some(8),
     ),
-    ("microkernel::values::Values<half::bfloat::bf16, false", Some(8)),
 ];
 
 /// The kernel that a function is, if it is one compiled for the instruction set: as `vectorize`, or
