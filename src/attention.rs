@@ -5,8 +5,8 @@ use headwise_kernels::{Masking, Problem, computed_pairs, workspace_bytes, worksp
 
 use crate::{
     Algorithm, Alibi, AttentionPlan, BlockPattern, Causal, Documents, Element, Error, Executor,
-    Input, Isa, KvView, Offsets, Outputs, Pairs, PlanBuffer, RelativeBias, Result, Scale,
-    ScoreTerm, Settings, Shape, Storage, Tensor, Terms, Tree, View, Window, Workspace,
+    Explanation, Input, Isa, KvView, Offsets, Outputs, Pairs, PlanBuffer, RelativeBias, Result,
+    Scale, ScoreTerm, Settings, Shape, Storage, Tensor, Terms, Tree, View, Window, Workspace,
 };
 
 /// What to compute beyond the plain case, and how to run it.
@@ -397,6 +397,29 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
             &self.problem([query.into(), key.into(), value.into()], Scale::One)?,
             &self.settings,
         )
+    }
+
+    /// How [`attention_into`] would compute these tensors with these options, choice by choice.
+    ///
+    /// ```
+    /// # use headwise::{AttentionOptions, View};
+    /// # let data = [0.5_f32; 64 * 16];
+    /// # let x = View::bhsd(&data, [1, 1, 64, 16])?;
+    /// let options: AttentionOptions = AttentionOptions::new().causal();
+    /// println!("{}", options.explain(x, x, x)?);
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Where the tensors do not fit each other, and as [`Settings::isa`].
+    pub fn explain<'t>(
+        &self,
+        query: impl Into<Input<'t, T>>,
+        key: impl Into<Input<'t, T>>,
+        value: impl Into<Input<'t, T>>,
+    ) -> Result<Explanation> {
+        let problem = self.problem([query.into(), key.into(), value.into()], Scale::One)?;
+        headwise_kernels::explain(&problem, &self.settings)
     }
 
     /// The width of the weights over `seq_kv` keys.

@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Measure a table of shapes against the machine's peak
     Bench(BenchArgs),
+    /// Say how a shape of the table would be computed, and why
+    Explain(ExplainArgs),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -147,6 +149,25 @@ pub(crate) struct BenchArgs {
 
     #[command(flatten)]
     pub(crate) axes: AxisArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ExplainArgs {
+    /// A shape of the table, such as llama-2k or decode-4k
+    #[arg(long, value_name = "NAME")]
+    pub(crate) shape: String,
+
+    /// How queries, keys, values and output are stored
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    pub(crate) dtype: Dtype,
+}
+
+/// How tensors are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dtype {
+    F32,
+    F16,
+    Bf16,
 }
 
 /// Which algorithms to measure.

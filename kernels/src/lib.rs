@@ -28,6 +28,7 @@ mod attention_plan;
 mod element;
 mod error;
 mod executor;
+mod explain;
 #[cfg(feature = "rayon")]
 mod fork;
 mod gemm;
@@ -57,6 +58,7 @@ pub use error::{Error, Result};
 #[cfg(feature = "rayon")]
 pub use executor::Rayon;
 pub use executor::{Executor, Serial};
+pub use explain::{Choice, Explanation, explain};
 pub use gemm::{PackedLinear, Product, linear, linear_all, linear_workspace_bytes};
 pub use mask::{BlockPattern, Causal, Documents, Masking, Offsets, Tree, Window};
 pub use merge::{State, StateMut, merge_states_into};

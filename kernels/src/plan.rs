@@ -266,6 +266,11 @@ impl Plan {
         self.runs * self.kv_heads
     }
 
+    /// The most items whose splits are computed apart.
+    pub(crate) fn most_apart(&self) -> usize {
+        self.most_apart
+    }
+
     /// The kv heads of all sequences.
     pub(crate) fn heads(&self) -> usize {
         self.items() / self.runs_per_sequence

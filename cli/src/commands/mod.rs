@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod explain;
 mod info;
 mod run;
 mod verify;
@@ -51,5 +52,6 @@ pub(crate) fn run(args: &Args) -> Result<Verdict> {
         Some(Command::Verify(args)) => verify::verify(&mut session, args),
         Some(Command::Run(args)) => run::run(&mut session, args),
         Some(Command::Bench(args)) => bench::bench(&mut session, args),
+        Some(Command::Explain(args)) => explain::explain(&mut session, args),
     })
 }

@@ -191,10 +191,8 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let (values_here, scratch) = scratch.split_at_mut(layout.gathered[1]);
         let (sequence, kv_head) = (job.problem.mask.sequence(item.sequence), item.kv_head);
         let head = [job.problem.keys(&sequence, kv_head), job.problem.values(&sequence, kv_head)];
-        // As many as have keys along the lanes, where widening costs least.
-        let narrow = T::NARROW
-            && item.rows.len() <= few::most_rows(S::ISA)
-            && job.problem.dims().head_dim.is_multiple_of(8);
+        let head_dim = job.problem.dims().head_dim;
+        let narrow = T::NARROW && few::reads_narrow(S::ISA, item.rows.len(), head_dim);
         let mut this = Self {
             simd,
             job,

@@ -14,6 +14,11 @@ pub(crate) const LEAST_STRETCH: usize = 16;
 /// The stretches of a block, at most.
 pub(crate) const MAX_STRETCHES: usize = BLOCK_KV / LEAST_STRETCH;
 
+/// Whether a block may be in stretches of so many rows.
+pub(crate) fn are_stretches(rows: usize) -> bool {
+    rows.is_power_of_two() && (LEAST_STRETCH..BLOCK_KV).contains(&rows)
+}
+
 /// The rows of a block as they are stored. A stretch has as many rows as the others, but for the last, a
 /// power of two.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +47,7 @@ impl<'a> BlockRows<'a> {
         (rows, len): (usize, usize),
         format: Format,
     ) -> Option<Self> {
-        if !rows.is_power_of_two() || !(LEAST_STRETCH..BLOCK_KV).contains(&rows) || len > BLOCK_KV {
+        if !are_stretches(rows) || len > BLOCK_KV {
             return None;
         }
         let mut stretches = stretches.peekable();

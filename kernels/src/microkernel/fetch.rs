@@ -252,7 +252,7 @@ impl Fetch {
 mod tests {
     use super::*;
 
-    /// The addresses, in elements behind `data`, of the rows that a stream still has.
+    /// The addresses, in bytes behind `data`, of the rows that a stream still has.
     fn rows(mut stream: Stream, data: &[u8]) -> Vec<usize> {
         let start = data.as_ptr().addr();
         std::iter::from_fn(|| {

@@ -35,6 +35,12 @@ pub(crate) fn fits<E: Stored>(isa: Isa, rows: usize, width: usize) -> bool {
     rows <= most_rows(isa) && width.is_multiple_of(E::COLUMNS)
 }
 
+/// Whether keys and values of half the width are widened by the kernels that read them, and not into
+/// scratch first, where an item has so many rows: as many as have keys along the lanes.
+pub(crate) fn reads_narrow(isa: Isa, rows: usize, head_dim: usize) -> bool {
+    rows <= most_rows(isa) && head_dim.is_multiple_of(8)
+}
+
 /// Keys that are taken together: whole vectors and whole groups.
 pub(crate) const fn run<S: Simd>() -> usize {
     if S::LANES > GROUP { S::LANES } else { GROUP }

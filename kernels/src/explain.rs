@@ -1,0 +1,217 @@
+//! What a call will do and why, in words: the choices that the settings, the plan and the loops make.
+
+use std::fmt;
+
+use crate::attention::term_floats;
+use crate::element::{Element, Path};
+use crate::error::Result;
+use crate::executor::MAX_THREADS;
+use crate::microkernel::{BLOCK_KV, BLOCK_Q, block, few};
+use crate::plan::{Plan, SPLIT_KV};
+use crate::problem::Problem;
+use crate::settings::Settings;
+use crate::simd::Isa;
+use crate::storage::{Format, Input};
+
+/// One choice: of what, what was chosen, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Choice {
+    /// What there was to choose.
+    pub of: &'static str,
+    /// What was chosen.
+    pub chosen: String,
+    /// Why.
+    pub because: String,
+}
+
+/// How a problem will be computed, choice by choice. Printed, a line for each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Explanation {
+    /// The choices, from the call inwards.
+    pub choices: Vec<Choice>,
+}
+
+impl Explanation {
+    fn add(&mut self, of: &'static str, chosen: impl Into<String>, because: impl Into<String>) {
+        self.choices.push(Choice { of, chosen: chosen.into(), because: because.into() });
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.choices.iter().map(|choice| choice.of.len()).max().unwrap_or(0);
+        for Choice { of, chosen, because } in &self.choices {
+            writeln!(f, "{of:width$}  {chosen}\n{:width$}    since {because}", "")?;
+        }
+        Ok(())
+    }
+}
+
+/// Says how [`attention`](crate::attention) would compute the problem. Nothing is computed.
+///
+/// ```
+/// use headwise_kernels::{Masking, Problem, Scale, Settings, View, explain};
+/// use half::bf16;
+///
+/// let (query, rows) = ([0.5_f32; 8 * 64], [bf16::ONE; 300 * 64]);
+/// let query = View::bhsd(&query, [1, 8, 1, 64])?;
+/// let cache = View::bhsd(&rows, [1, 1, 300, 64])?;
+/// let problem = Problem::new(query, cache, cache, Scale::One, &Masking::default())?;
+/// let text = explain(&problem, &Settings::default())?.to_string();
+/// assert!(text.contains("bf16"));
+/// # Ok::<(), headwise_kernels::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`Settings::isa`].
+pub fn explain<T: Element>(
+    problem: &Problem<'_, T>,
+    settings: &Settings<'_>,
+) -> Result<Explanation> {
+    let mut said = Explanation { choices: Vec::new() };
+    let path = T::path(settings.algorithm);
+    match path {
+        Path::Fused => said.add(
+            "algorithm",
+            "fused: tile by tile, no score in memory beyond a tile's",
+            format!("tensors are computed in {}", T::NAME),
+        ),
+        Path::Unfused => said.add(
+            "algorithm",
+            "unfused: scores in memory, two products by matrixmultiply",
+            format!("it is asked for, or the only way of {}", T::NAME),
+        ),
+    }
+    let isa = settings.isa()?;
+    let why = match settings.isa {
+        Some(_) => "the settings name it".to_owned(),
+        None => format!("HEADWISE_ISA names it, or it is the widest here ({})", Isa::widest()),
+    };
+    said.add("instruction set", isa.name(), why);
+    let threads = threads(problem, settings, &mut said);
+    if path == Path::Unfused || !problem.dims().has_rows() {
+        return Ok(said);
+    }
+    let plan = Plan::new(problem, threads, term_floats(problem));
+    cut(problem, &plan, &mut said);
+    let powers = if problem.has_natural_scores() {
+        ("powers of e, behind the terms", "a bias or a term, or a scale near the largest number")
+    } else {
+        ("powers of 2, in the multiply-add that takes the reference away", "no bias and no term")
+    };
+    said.add("exponents", powers.0, format!("there is {}", powers.1));
+    let rows = plan.layout.rows.min(BLOCK_Q);
+    let along = |what: &str| format!("{what} along the lanes");
+    if few::fits::<f32>(isa, rows, problem.dims().head_dim) {
+        let because = format!("a tile has {rows} rows, up to {}", few::most_rows(isa));
+        said.add("scores", along("keys"), because);
+    } else {
+        let most = few::most_rows(isa);
+        let because = format!("a tile has {rows} rows, above {most}, or keys of an odd length");
+        said.add("scores", along("queries"), because);
+    }
+    let narrow = few::reads_narrow(isa, plan.layout.rows, problem.dims().head_dim);
+    for (of, input) in [("keys", &problem.key), ("values", &problem.value)] {
+        let (chosen, because) = reading(input, problem.is_paged(), narrow);
+        said.add(of, format!("{}, {chosen}", input.storage()), because);
+    }
+    Ok(said)
+}
+
+fn threads<T: Element>(
+    problem: &Problem<'_, T>,
+    settings: &Settings<'_>,
+    said: &mut Explanation,
+) -> usize {
+    let work = Plan::work(problem);
+    let (there, threads) = (settings.threads().min(MAX_THREADS), settings.threads_for(work));
+    let least = settings.executor.least_parallel_work();
+    let side = if threads > 1 || work >= least.into() { "no fewer" } else { "fewer" };
+    let because = format!(
+        "the call has about {work} multiply-adds, {side} than the {least} from which others help"
+    );
+    said.add("threads", format!("{threads} of {there}"), because);
+    threads
+}
+
+/// Items of work.
+fn cut<T: Element>(problem: &Problem<'_, T>, plan: &Plan, said: &mut Explanation) {
+    let tiles = plan.layout.tiles;
+    let chosen = format!("{} items of up to {tiles} tiles of {BLOCK_Q} rows", plan.items());
+    let because = "a block of keys serves all tiles of an item, as long as there are items enough";
+    said.add("work", chosen, because);
+    if plan.most_apart() > 0 {
+        let chosen = format!("by splits of {SPLIT_KV} keys, of up to {} items", plan.most_apart());
+        let because = "items are too few for the threads, or too heavy beside the others";
+        said.add("sharing", chosen, because);
+    } else {
+        let chosen = "whole items";
+        let because = if plan.threads == 1 {
+            "one thread computes all".to_owned()
+        } else {
+            let keys = problem.dims().seq_kv;
+            format!("there are enough for {} threads, or {keys} keys are one split", plan.threads)
+        };
+        said.add("sharing", chosen, because);
+    }
+}
+
+/// How kernels come by keys or values, and why.
+fn reading<T: Element>(input: &Input<'_, T>, paged: bool, narrow: bool) -> (String, String) {
+    let page = input.shape()[2];
+    if paged && !page.is_multiple_of(BLOCK_KV) && !block::are_stretches(page) {
+        let chosen = format!("gathered, {BLOCK_KV} at a time");
+        return (chosen, format!("pages of {page} rows are no power of two from 16 to 64"));
+    }
+    match (input.format(), narrow) {
+        (Format::Native, _) => {
+            ("read where they lie".into(), "they are what is computed in".into())
+        }
+        (_, true) => {
+            let because = "few rows read each number once";
+            ("widened by the kernels that read them".into(), because.into())
+        }
+        (_, false) => {
+            let because = "all tiles of an item read them";
+            (format!("widened into scratch, {BLOCK_KV} at a time"), because.into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Algorithm, Masking, Scale, Serial, View};
+    use half::bf16;
+
+    /// What is said of a choice about `heads` query heads on one cache of `keys` keys in `bf16`.
+    fn said(heads: usize, seq_q: usize, settings: &Settings<'_>, of: &str) -> String {
+        let (query, rows) = (vec![0.5_f32; 64 * heads * seq_q], vec![bf16::ONE; 64 * 5000]);
+        let text = || {
+            let query = View::bhsd(&query, [1, heads, seq_q, 64])?;
+            let cache = View::bhsd(&rows, [1, 1, 5000, 64])?;
+            let problem = Problem::new(query, cache, cache, Scale::One, &Masking::default())?;
+            let explanation = explain(&problem, settings)?;
+            assert!(explanation.to_string().contains(of));
+            let choice = explanation.choices.into_iter().find(|choice| choice.of == of);
+            Ok::<_, crate::Error>(choice.map_or_else(String::new, |choice| choice.chosen))
+        };
+        text().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn choices_are_those_of_the_call() {
+        let serial = Settings::default().with_executor(&Serial).with_isa(Isa::Portable);
+        assert_eq!(said(2, 1, &serial, "threads"), "1 of 1");
+        assert_eq!(said(2, 1, &serial, "keys"), "bf16, widened by the kernels that read them");
+        assert_eq!(said(2, 1, &serial, "scores"), "keys along the lanes");
+        assert_eq!(said(2, 9, &serial, "values"), "bf16, widened into scratch, 128 at a time");
+        assert_eq!(said(2, 9, &serial, "scores"), "queries along the lanes");
+        assert_eq!(said(2, 100, &serial, "work"), "1 items of up to 5 tiles of 48 rows");
+        let unfused = serial.with_algorithm(Algorithm::Unfused);
+        assert!(said(2, 1, &unfused, "algorithm").starts_with("unfused"));
+        assert_eq!(said(2, 1, &unfused, "keys"), "");
+    }
+}
