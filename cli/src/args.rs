@@ -7,7 +7,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use headwise::Isa;
 
 use crate::axes::AxisArgs;
-use crate::shapes::Suite;
+use crate::shapes::{Dtype, Suite};
 use crate::spec::SpecArgs;
 
 /// Fused attention on the CPU: checked on tensors of real models, measured against the machine.
@@ -160,14 +160,6 @@ pub(crate) struct ExplainArgs {
     /// How queries, keys, values and output are stored
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     pub(crate) dtype: Dtype,
-}
-
-/// How tensors are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Dtype {
-    F32,
-    F16,
-    Bf16,
 }
 
 /// Which algorithms to measure.

@@ -4,15 +4,16 @@ use headwise::{Executor, Isa, Outputs, Storage, Tensor, Workspace, attention_int
 
 use crate::Result;
 use crate::compare::Closeness;
-use crate::shapes::{PrecisionShape, Stored};
+use crate::shapes::{Dtype, PrecisionShape};
 use crate::spot_check::closeness;
 use crate::work::{AttentionWork, Problem, Way, Work};
 
 /// The work of a shape.
 pub(crate) fn precision_work(s: &PrecisionShape, isa: Isa) -> Result<Box<dyn Work>> {
-    Ok(match s.stored {
-        Stored::F16 => Box::new(PrecisionWork::<f16>::new(s, isa)?),
-        Stored::Bf16 => Box::new(PrecisionWork::<bf16>::new(s, isa)?),
+    Ok(match s.dtype {
+        Dtype::F32 => Box::new(PrecisionWork::<f32>::new(s, isa)?),
+        Dtype::F16 => Box::new(PrecisionWork::<f16>::new(s, isa)?),
+        Dtype::Bf16 => Box::new(PrecisionWork::<bf16>::new(s, isa)?),
     })
 }
 

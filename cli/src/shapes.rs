@@ -261,20 +261,30 @@ impl PoisonShape {
     }
 }
 
-/// How the numbers of a tensor are stored, if not as `f32`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the numbers of a tensor are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 #[allow(missing_docs)]
-pub enum Stored {
+pub enum Dtype {
+    F32,
     F16,
     Bf16,
 }
 
-impl Stored {
+impl Dtype {
     /// The name.
     pub fn name(self) -> &'static str {
         match self {
+            Self::F32 => f32::NAME,
             Self::F16 => headwise::f16::NAME,
             Self::Bf16 => headwise::bf16::NAME,
+        }
+    }
+
+    /// Bytes of a number.
+    fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
         }
     }
 }
@@ -285,7 +295,7 @@ impl Stored {
 pub struct PrecisionShape {
     pub name: &'static str,
     pub attention: AttentionShape,
-    pub stored: Stored,
+    pub dtype: Dtype,
 }
 
 /// Rows to take the softmax of.
@@ -397,7 +407,7 @@ impl Shape {
 
     /// How its tensors are stored.
     pub fn dtype(&self) -> &'static str {
-        if let Self::Precision(shape) = self { shape.stored.name() } else { f32::NAME }
+        if let Self::Precision(shape) = self { shape.dtype.name() } else { Dtype::F32.name() }
     }
 
     /// The useful floating-point operations of a run, where they are counted: twice the visible
@@ -431,7 +441,9 @@ impl Shape {
             Self::Attention(_, shape) => shape.extents().kv_bytes(),
             Self::Term(shape) => shape.attention.extents().kv_bytes(),
             Self::Poison(shape) => shape.attention.extents().kv_bytes(),
-            Self::Precision(shape) => shape.attention.extents().kv_bytes() / 2.0,
+            Self::Precision(PrecisionShape { attention, dtype, .. }) => {
+                attention.extents().kv_bytes() * dtype.size() as f64 / size_of::<f32>() as f64
+            }
             Self::Softmax(s) => (2 * s.rows * s.length * size_of::<f32>()) as f64,
             Self::Gemm(s) => (s.k * s.n * size_of::<f32>()) as f64,
             Self::Layer(s) => (4 * s.embed_dim * s.embed_dim * size_of::<f32>()) as f64,
@@ -640,29 +652,29 @@ const POISON: [PoisonShape; 6] = [
     poison("llama-2k-thirds", LLAMA, Padding::Thirds),
 ];
 
-const fn stored(name: &'static str, attention: AttentionShape, stored: Stored) -> PrecisionShape {
-    PrecisionShape { name, attention, stored }
+const fn stored(name: &'static str, attention: AttentionShape, dtype: Dtype) -> PrecisionShape {
+    PrecisionShape { name, attention, dtype }
 }
 
 const PRECISION: [PrecisionShape; 18] = [
-    stored("bert-b8-bf16", BERT_B8, Stored::Bf16),
-    stored("bert-b8-f16", BERT_B8, Stored::F16),
-    stored("gpt2-1k-bf16", GPT2, Stored::Bf16),
-    stored("gpt2-1k-f16", GPT2, Stored::F16),
-    stored("llama-2k-bf16", LLAMA, Stored::Bf16),
-    stored("llama-2k-f16", LLAMA, Stored::F16),
-    stored("llama-2k-full-bf16", LLAMA_FULL, Stored::Bf16),
-    stored("llama-2k-full-f16", LLAMA_FULL, Stored::F16),
-    stored("long-8k-bf16", LONG, Stored::Bf16),
-    stored("long-8k-f16", LONG, Stored::F16),
-    stored("decode-4k-bf16", DECODE[1], Stored::Bf16),
-    stored("decode-4k-f16", DECODE[1], Stored::F16),
-    stored("decode-32k-bf16", DECODE[2], Stored::Bf16),
-    stored("decode-32k-f16", DECODE[2], Stored::F16),
-    stored("decode-32k-own-bf16", DECODE_OWN, Stored::Bf16),
-    stored("decode-32k-own-f16", DECODE_OWN, Stored::F16),
-    stored("decode-b4-bf16", DECODE[3], Stored::Bf16),
-    stored("decode-b4-f16", DECODE[3], Stored::F16),
+    stored("bert-b8-bf16", BERT_B8, Dtype::Bf16),
+    stored("bert-b8-f16", BERT_B8, Dtype::F16),
+    stored("gpt2-1k-bf16", GPT2, Dtype::Bf16),
+    stored("gpt2-1k-f16", GPT2, Dtype::F16),
+    stored("llama-2k-bf16", LLAMA, Dtype::Bf16),
+    stored("llama-2k-f16", LLAMA, Dtype::F16),
+    stored("llama-2k-full-bf16", LLAMA_FULL, Dtype::Bf16),
+    stored("llama-2k-full-f16", LLAMA_FULL, Dtype::F16),
+    stored("long-8k-bf16", LONG, Dtype::Bf16),
+    stored("long-8k-f16", LONG, Dtype::F16),
+    stored("decode-4k-bf16", DECODE[1], Dtype::Bf16),
+    stored("decode-4k-f16", DECODE[1], Dtype::F16),
+    stored("decode-32k-bf16", DECODE[2], Dtype::Bf16),
+    stored("decode-32k-f16", DECODE[2], Dtype::F16),
+    stored("decode-32k-own-bf16", DECODE_OWN, Dtype::Bf16),
+    stored("decode-32k-own-f16", DECODE_OWN, Dtype::F16),
+    stored("decode-b4-bf16", DECODE[3], Dtype::Bf16),
+    stored("decode-b4-f16", DECODE[3], Dtype::F16),
 ];
 
 /// A key/value head to each query head.
@@ -789,7 +801,7 @@ mod tests {
     #[test]
     fn precisions_are_named_after_what_they_are() {
         for shape in PRECISION {
-            assert_eq!(shape.name, format!("{}-{}", shape.attention.name, shape.stored.name()));
+            assert_eq!(shape.name, format!("{}-{}", shape.attention.name, shape.dtype.name()));
         }
     }
 

@@ -159,7 +159,7 @@ impl AttentionWork {
 impl Work for AttentionWork {
     fn run(&mut self, way: Way, executor: &dyn Executor) -> Result<()> {
         let Self { problem, isa, out, workspace, .. } = self;
-        let options = masked(problem, self.window_left, self.documents.as_deref());
+        let options = masked(problem.options(), self.window_left, self.documents.as_deref());
         let options = options.isa(*isa).algorithm(way.algorithm()).executor(executor);
         let (q, k, v) = (problem.query.view(), problem.key.view(), problem.value.view());
         attention_into(q, k, v, &options, Outputs::new(out.view_mut()), workspace)?;
@@ -172,7 +172,7 @@ impl Work for AttentionWork {
 
     fn computed_flops(&self) -> Result<Option<f64>> {
         let Self { problem, window_left, documents, .. } = self;
-        let options = masked(problem, *window_left, documents.as_deref()).isa(self.isa);
+        let options = masked(problem.options(), *window_left, documents.as_deref()).isa(self.isa);
         let (q, k, v) = (problem.query.view(), problem.key.view(), problem.value.view());
         let pairs = options.computed_pairs(q, k, v)?;
         let widths = (problem.query.shape()[3] as f64, problem.value.shape()[3] as f64);
@@ -180,13 +180,13 @@ impl Work for AttentionWork {
     }
 }
 
-/// The options of a problem with more masks.
-fn masked<'a>(
-    problem: &Problem,
+/// Options with more masks.
+pub(crate) fn masked<'a>(
+    options: AttentionOptions<'a>,
     window_left: Option<usize>,
     documents: Option<&'a [usize]>,
 ) -> AttentionOptions<'a> {
-    let options: AttentionOptions<'a> = problem.options().window(window_left, None);
+    let options = options.window(window_left, None);
     match documents {
         Some(starts) => {
             let offsets = Offsets { query: starts, key: starts };

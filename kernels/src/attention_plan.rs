@@ -90,7 +90,8 @@ impl<'a> AttentionPlan<'a> {
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape), [`Error::Stride`](crate::Error::Stride) or
-    /// [`Error::Value`](crate::Error::Value) where a tensor or an output is not as planned, [`Error::Overflow`](crate::Error::Overflow) where there is no
+    /// [`Error::Value`](crate::Error::Value) where a tensor or an output is not as planned,
+    /// [`Error::Overflow`](crate::Error::Overflow) where there is no
     /// memory for the workspace. Nothing is written then.
     pub fn run<'t>(
         &self,

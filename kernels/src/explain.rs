@@ -103,18 +103,17 @@ pub fn explain<T: Element>(
     };
     said.add("exponents", powers.0, format!("there is {}", powers.1));
     let rows = plan.layout.rows.min(BLOCK_Q);
-    let along = |what: &str| format!("{what} along the lanes");
-    if few::fits::<f32>(isa, rows, problem.dims().head_dim) {
-        let because = format!("a tile has {rows} rows, up to {}", few::most_rows(isa));
-        said.add("scores", along("keys"), because);
-    } else {
-        let most = few::most_rows(isa);
-        let because = format!("a tile has {rows} rows, above {most}, or keys of an odd length");
-        said.add("scores", along("queries"), because);
-    }
-    let narrow = few::reads_narrow(isa, plan.layout.rows, problem.dims().head_dim);
+    let (head_dim, most) = (problem.dims().head_dim, few::most_rows(isa));
+    let along = if few::fits::<f32>(isa, rows, head_dim) { "keys" } else { "queries" };
+    let because = format!(
+        "a tile has up to {rows} rows of {head_dim} numbers: keys lie along for up to {most} rows of a \
+         multiple of 4"
+    );
+    said.add("scores", format!("{along} along the lanes"), because);
+    let narrow = few::reads_narrow(isa, plan.layout.rows, head_dim);
     for (of, input) in [("keys", &problem.key), ("values", &problem.value)] {
-        let (chosen, because) = reading(input, problem.is_paged(), narrow);
+        let in_pages = problem.is_paged() && problem.dims().seq_kv > input.shape()[2];
+        let (chosen, because) = reading(input, in_pages, narrow);
         said.add(of, format!("{}, {chosen}", input.storage()), because);
     }
     Ok(said)
@@ -128,7 +127,7 @@ fn threads<T: Element>(
     let work = Plan::work(problem);
     let (there, threads) = (settings.threads().min(MAX_THREADS), settings.threads_for(work));
     let least = settings.executor.least_parallel_work();
-    let side = if threads > 1 || work >= least.into() { "no fewer" } else { "fewer" };
+    let side = if work < least.into() { "fewer" } else { "no fewer" };
     let because = format!(
         "the call has about {work} multiply-adds, {side} than the {least} from which others help"
     );
@@ -142,26 +141,23 @@ fn cut<T: Element>(problem: &Problem<'_, T>, plan: &Plan, said: &mut Explanation
     let chosen = format!("{} items of up to {tiles} tiles of {BLOCK_Q} rows", plan.items());
     let because = "a block of keys serves all tiles of an item, as long as there are items enough";
     said.add("work", chosen, because);
-    if plan.most_apart() > 0 {
-        let chosen = format!("by splits of {SPLIT_KV} keys, of up to {} items", plan.most_apart());
-        let because = "items are too few for the threads, or too heavy beside the others";
-        said.add("sharing", chosen, because);
-    } else {
-        let chosen = "whole items";
-        let because = if plan.threads == 1 {
-            "one thread computes all".to_owned()
-        } else {
-            let keys = problem.dims().seq_kv;
-            format!("there are enough for {} threads, or {keys} keys are one split", plan.threads)
-        };
-        said.add("sharing", chosen, because);
-    }
+    let (threads, keys, apart) = (plan.threads, problem.dims().seq_kv, plan.most_apart());
+    let (chosen, because) = match apart {
+        0 if threads == 1 => ("whole items".into(), "one thread computes all".to_owned()),
+        0 if keys <= SPLIT_KV => ("whole items".into(), format!("{keys} keys are one split")),
+        0 => ("whole items".into(), format!("there are enough for {threads} threads")),
+        _ => (
+            format!("by splits of {SPLIT_KV} keys, of up to {apart} items"),
+            "items are too few for the threads, or too heavy beside the others".into(),
+        ),
+    };
+    said.add("sharing", chosen, because);
 }
 
-/// How kernels come by keys or values, and why.
-fn reading<T: Element>(input: &Input<'_, T>, paged: bool, narrow: bool) -> (String, String) {
+/// How kernels come by keys or values, and why; `in_pages` if those of a sequence may lie in several.
+fn reading<T: Element>(input: &Input<'_, T>, in_pages: bool, narrow: bool) -> (String, String) {
     let page = input.shape()[2];
-    if paged && !page.is_multiple_of(BLOCK_KV) && !block::are_stretches(page) {
+    if in_pages && !page.is_multiple_of(BLOCK_KV) && !block::are_stretches(page) {
         let chosen = format!("gathered, {BLOCK_KV} at a time");
         return (chosen, format!("pages of {page} rows are no power of two from 16 to 64"));
     }
@@ -186,7 +182,7 @@ mod tests {
     use crate::{Algorithm, Masking, Scale, Serial, View};
     use half::bf16;
 
-    /// What is said of a choice about `heads` query heads on one cache of `keys` keys in `bf16`.
+    /// What is said of a choice about `heads` query heads on one head of 5000 keys in `bf16`.
     fn said(heads: usize, seq_q: usize, settings: &Settings<'_>, of: &str) -> String {
         let (query, rows) = (vec![0.5_f32; 64 * heads * seq_q], vec![bf16::ONE; 64 * 5000]);
         let text = || {

@@ -177,13 +177,7 @@ impl<'a, T: Element> Input<'a, T> {
     /// exist or is not as long, and then nothing.
     pub fn read_row(&self, index: [usize; 3], to: &mut [T]) -> bool {
         match self {
-            Self::Native(view) => match view.row_slice(index) {
-                Some(row) if row.len() == to.len() => {
-                    to.copy_from_slice(row);
-                    true
-                }
-                _ => read_row(view, index, to, |x| x),
-            },
+            Self::Native(view) => read_row(view, index, to, |x| x),
             Self::F16(view) => read_row(view, index, to, |x| T::from_f32(x.to_f32())),
             Self::Bf16(view) => read_row(view, index, to, |x| T::from_f32(x.to_f32())),
         }
@@ -239,7 +233,7 @@ impl<'a, T: Element> Input<'a, T> {
         }
     }
 
-    /// What `layout` makes of the extents and strides, of the same data.
+    /// The same data under new extents and strides.
     pub(crate) fn with_layout(self, (shape, strides): (Shape, Strides)) -> Self {
         match self {
             Self::Native(view) => Self::Native(view.with_layout(shape, strides)),
@@ -249,6 +243,9 @@ impl<'a, T: Element> Input<'a, T> {
     }
 
     /// The numbers of row `i` of a head from `first` on.
+    ///
+    /// # Panics
+    /// As [`Input::row`], and where there are not as many numbers.
     pub(crate) fn widen(
         &self,
         (batch, head): (usize, usize),
@@ -258,36 +255,41 @@ impl<'a, T: Element> Input<'a, T> {
     ) {
         let numbers = first..first + to.len();
         match self {
-            Self::Native(view) => to.copy_from_slice(&view.rows(batch, head).slice(i)[numbers]),
+            Self::Native(view) => {
+                widen(&view.rows(batch, head).slice(i)[numbers], to, |x| x);
+            }
             Self::F16(view) => {
-                let row = &view.rows(batch, head).slice(i)[numbers];
-                to.iter_mut().zip(row).for_each(|(to, x)| *to = T::from_f32(x.to_f32()));
+                widen(&view.rows(batch, head).slice(i)[numbers], to, |x| T::from_f32(x.to_f32()));
             }
             Self::Bf16(view) => {
-                let row = &view.rows(batch, head).slice(i)[numbers];
-                to.iter_mut().zip(row).for_each(|(to, x)| *to = T::from_f32(x.to_f32()));
+                widen(&view.rows(batch, head).slice(i)[numbers], to, |x| T::from_f32(x.to_f32()));
             }
         }
     }
 }
 
-/// [`Input::read_row`] with each number as `widen` has it.
+/// Each number of a row as `one` has it.
+fn widen<S: Copy, T>(row: &[S], to: &mut [T], one: impl Fn(S) -> T) {
+    to.iter_mut().zip(row).for_each(|(to, &x)| *to = one(x));
+}
+
+/// [`Input::read_row`] with each number as `one` has it.
 fn read_row<S: Copy, T>(
     view: &View<'_, S>,
     [batch, head, seq]: [usize; 3],
     to: &mut [T],
-    widen: impl Fn(S) -> T,
+    one: impl Fn(S) -> T,
 ) -> bool {
     let [batches, heads, rows, dim] = view.shape();
     if batch >= batches || head >= heads || seq >= rows || dim != to.len() {
         return false;
     }
     if let Some(row) = view.row_slice([batch, head, seq]) {
-        to.iter_mut().zip(row).for_each(|(to, &x)| *to = widen(x));
+        widen(row, to, one);
         return true;
     }
     for (d, to) in to.iter_mut().enumerate() {
-        view.get([batch, head, seq, d]).into_iter().for_each(|&x| *to = widen(x));
+        view.get([batch, head, seq, d]).into_iter().for_each(|&x| *to = one(x));
     }
     true
 }

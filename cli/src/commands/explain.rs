@@ -1,13 +1,14 @@
 //! `headwise explain`: how a shape of the table would be computed, and why.
 
 use headwise::{
-    AttentionOptions, Choice, Explanation, Isa, Result as Done, Storage, View, bf16, f16,
+    AttentionOptions, Choice, Executor, Explanation, Isa, Result as Done, Storage, View, bf16, f16,
 };
 use serde::Serialize;
 
 use super::{Session, Verdict};
-use crate::args::{Dtype, ExplainArgs};
-use crate::shapes::{self, AttentionShape, Shape};
+use crate::args::ExplainArgs;
+use crate::shapes::{self, AttentionShape, Dtype, Shape};
+use crate::work::masked;
 use crate::{Error, Result};
 
 /// A choice, as a JSON object.
@@ -22,7 +23,8 @@ struct Line<'a> {
 
 /// Says how the shape that the arguments name would be computed.
 pub(super) fn explain(session: &mut Session, args: &ExplainArgs) -> Result<Verdict> {
-    let [Shape::Attention(_, shape)] = shapes::select(None, Some(&args.shape))?[..] else {
+    let shapes = shapes::select(None, Some(&args.shape))?;
+    let [named @ Shape::Attention(_, shape)] = &shapes[..] else {
         let got = format!("{}, which is no shape of attention alone", args.shape);
         return Err(Error::input("--shape", got, "such as llama-2k or decode-4k"));
     };
@@ -30,10 +32,11 @@ pub(super) fn explain(session: &mut Session, args: &ExplainArgs) -> Result<Verdi
         let got = format!("{}, whose keys lie in a cache", args.shape);
         return Err(Error::input("--shape", got, "a shape of dense tensors"));
     }
-    let (dtype, explanation) = match args.dtype {
-        Dtype::F32 => (f32::NAME, of::<f32>(&shape, session.isa)?),
-        Dtype::F16 => (f16::NAME, of::<f16>(&shape, session.isa)?),
-        Dtype::Bf16 => (bf16::NAME, of::<bf16>(&shape, session.isa)?),
+    let (dtype, by) = (args.dtype.name(), (session.isa, named.executor()));
+    let explanation = match args.dtype {
+        Dtype::F32 => of::<f32>(shape, by)?,
+        Dtype::F16 => of::<f16>(shape, by)?,
+        Dtype::Bf16 => of::<bf16>(shape, by)?,
     };
     for Choice { of, chosen, because, .. } in &explanation.choices {
         let line = Line { shape: shape.name, dtype, choice: of, chosen, because };
@@ -47,24 +50,19 @@ pub(super) fn explain(session: &mut Session, args: &ExplainArgs) -> Result<Verdi
 }
 
 /// The explanation of a shape whose tensors are stored as `S`: of a row each, since nobody reads them.
-fn of<S: Storage<Compute = f32>>(s: &AttentionShape, isa: Isa) -> Done<Explanation> {
+fn of<S: Storage<Compute = f32>>(
+    s: &AttentionShape,
+    (isa, executor): (Isa, &dyn Executor),
+) -> Done<Explanation> {
     let row = vec![S::default(); s.head_dim];
     let view = |heads, seq| -> Done<_> {
         let shape = [s.batch, heads, seq, s.head_dim];
         Ok(S::input(View::strided(&row, 0, shape, [0, 0, 0, 1])?))
     };
     let documents = s.documents();
-    let mut options = AttentionOptions::new().isa(isa).window(s.window_left, None);
-    if s.causal {
-        options = options.causal();
-    }
-    if s.serial {
-        options = options.executor(&headwise::Serial);
-    }
-    if let Some(starts) = &documents {
-        let offsets = headwise::Offsets { query: starts, key: starts };
-        options = options.documents(headwise::Documents::Offsets(offsets));
-    }
+    let options = AttentionOptions::new().isa(isa).executor(executor);
+    let options = if s.causal { options.causal() } else { options };
+    let options = masked(options, s.window_left, documents.as_deref());
     let (query, key) = (view(s.q_heads, s.seq_q)?, view(s.kv_heads, s.seq_kv)?);
     options.explain(query, key, key)
 }

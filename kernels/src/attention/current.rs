@@ -42,13 +42,11 @@ impl<'a> CurrentBlock<'a> {
         self.first = first;
         for n in 0..2 {
             let end = (first + BLOCK_KV).min(head[n].rows.len());
-            let here = self.narrow || head[n].format == Format::Native;
-            let here = if here { in_place(&head[n], first..end) } else { None };
-            self.rows[n] = here.unwrap_or_else(|| {
-                // SAFETY: `rows` lends them no longer than until the next call.
-                let rows = unsafe { gather(simd, &head[n], first..end, self.gathered[n]) };
-                BlockRows::even(rows.bytes(), Format::Native)
-            });
+            let readable = self.narrow || head[n].format == Format::Native;
+            match readable.then(|| in_place(&head[n], first..end)).flatten() {
+                Some(rows) => self.rows[n] = rows,
+                None => self.gather(simd, n, &head[n]),
+            }
         }
     }
 
@@ -57,11 +55,17 @@ impl<'a> CurrentBlock<'a> {
     #[inline(always)]
     pub(super) fn widen<S: Simd>(&mut self, simd: S, n: usize, head: [StoredRows<'a>; 2]) {
         if self.rows[n].format() != Format::Native {
-            let end = (self.first + BLOCK_KV).min(head[n].rows.len());
-            // SAFETY: `rows` lends them no longer than until the next call.
-            let rows = unsafe { gather(simd, &head[n], self.first..end, self.gathered[n]) };
-            self.rows[n] = BlockRows::even(rows.bytes(), Format::Native);
+            self.gather(simd, n, &head[n]);
         }
+    }
+
+    /// Makes the block's keys (0) or values (1) floats in scratch.
+    #[inline(never)]
+    fn gather<S: Simd>(&mut self, simd: S, n: usize, of: &StoredRows<'_>) {
+        let end = (self.first + BLOCK_KV).min(of.rows.len());
+        // SAFETY: `rows` lends them no longer than until the next call.
+        let rows = unsafe { gather(simd, of, self.first..end, self.gathered[n]) };
+        self.rows[n] = BlockRows::even(rows.bytes(), Format::Native);
     }
 
     /// The block's keys (0) or values (1).
@@ -85,7 +89,6 @@ fn in_place<'a>(of: &StoredRows<'a>, range: Range<usize>) -> Option<BlockRows<'a
 ///
 /// # Safety
 /// They must not be used any more when `to` is written to again.
-#[inline(never)]
 unsafe fn gather<'a, S: Simd>(
     simd: S,
     of: &StoredRows<'_>,

@@ -30,11 +30,8 @@ pub(crate) fn fused(
     workspace: &mut Workspace,
 ) -> Result<Isa> {
     let isa = settings.isa()?;
-    let threads = settings.threads_for(Plan::work(problem));
-    let plan = Plan::new(problem, threads, term_floats(problem));
-    let (scratch, table) = workspace.scratch_and_table(plan.lines(), plan.entries())?;
-    plan.tabulate(problem, table);
-    fused_planned(problem, outputs, (plan, table), (isa, settings.executor), scratch)?;
+    let (planned, scratch) = planned(problem, term_floats(problem), settings, workspace)?;
+    fused_planned(problem, outputs, planned, (isa, settings.executor), scratch)?;
     Ok(isa)
 }
 
@@ -47,14 +44,28 @@ pub(crate) fn fused_with<U: ScoreTerm>(
     workspace: &mut Workspace,
 ) -> Result<Isa> {
     let isa = settings.isa()?;
-    let threads = settings.threads_for(Plan::work(problem));
-    let plan = Plan::new(problem, threads, <Chosen<'_, U>>::TILE);
+    let tile = <Chosen<'_, U>>::TILE;
+    let ((plan, table), scratch) = planned(problem, tile, settings, workspace)?;
     let job = Job::new(problem, Chosen::new(problem, term), outputs, plan);
     let crew = Crew { executor: settings.executor, threads: plan.threads };
-    let (scratch, table) = workspace.scratch_and_table(plan.lines(), plan.entries())?;
-    plan.tabulate(problem, table);
     dispatch(isa, Drive { job, crew, table, scratch })?;
     Ok(isa)
+}
+
+/// A plan with its filled table, and the scratch that it needs.
+type Planned<'w> = ((Plan, &'w [Entry]), &'w mut [f32]);
+
+/// The plan of a problem whose terms have so many floats a tile.
+fn planned<'w>(
+    problem: &Problem<'_, f32>,
+    term_floats: usize,
+    settings: &Settings<'_>,
+    workspace: &'w mut Workspace,
+) -> Result<Planned<'w>> {
+    let plan = Plan::new(problem, settings.threads_for(Plan::work(problem)), term_floats);
+    let (scratch, table) = workspace.scratch_and_table(plan.lines(), plan.entries())?;
+    plan.tabulate(problem, table);
+    Ok(((plan, table), scratch))
 }
 
 /// The floats that a tile's rows carry along for the terms of a problem.

@@ -24,6 +24,19 @@ impl Avx2 {
 static FIRST: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
 
 impl Avx2 {
+    /// `bf16`, or `f16`, by their bits, as floats.
+    #[inline(always)]
+    fn widen<const F16: bool>(self, halves: __m128i) -> __m256 {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            if F16 {
+                _mm256_cvtph_ps(halves)
+            } else {
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+            }
+        }
+    }
+
     #[inline(always)]
     fn first(self, count: usize) -> __m256i {
         debug_assert!(count <= 8);
@@ -100,16 +113,13 @@ unsafe impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_bf16(self, ptr: *const bf16) -> __m256 {
         // SAFETY: the token, and the caller's promise.
-        unsafe {
-            let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(ptr.cast()));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
-        }
+        unsafe { self.widen::<false>(_mm_loadu_si128(ptr.cast())) }
     }
 
     #[inline(always)]
     unsafe fn load_f16(self, ptr: *const f16) -> __m256 {
         // SAFETY: the token, and the caller's promise.
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(ptr.cast())) }
+        unsafe { self.widen::<true>(_mm_loadu_si128(ptr.cast())) }
     }
 
     #[inline(always)]
@@ -119,7 +129,7 @@ unsafe impl Simd for Avx2 {
         // are, those before them moved up.
         unsafe {
             if count == 8 {
-                return if F16 { self.load_f16(ptr.cast()) } else { self.load_bf16(ptr.cast()) };
+                return self.widen::<F16>(_mm_loadu_si128(ptr.cast()));
             }
             let mut low = 0;
             let mut end = count;
@@ -136,11 +146,7 @@ unsafe impl Simd for Avx2 {
             } else {
                 _mm_set_epi64x(0, low as i64)
             };
-            if F16 {
-                _mm256_cvtph_ps(halves)
-            } else {
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
-            }
+            self.widen::<F16>(halves)
         }
     }
 

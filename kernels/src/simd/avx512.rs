@@ -22,6 +22,21 @@ impl Avx512 {
     }
 }
 
+impl Avx512 {
+    /// `bf16`, or `f16`, by their bits, as floats.
+    #[inline(always)]
+    fn widen<const F16: bool>(self, halves: __m256i) -> __m512 {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            if F16 {
+                _mm512_cvtph_ps(halves)
+            } else {
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+            }
+        }
+    }
+}
+
 /// The lowest `count` bits, `count <= 16`.
 #[inline(always)]
 fn first(count: usize) -> __mmask16 {
@@ -99,29 +114,19 @@ unsafe impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_bf16(self, ptr: *const bf16) -> __m512 {
         // SAFETY: the token, and the caller's promise.
-        unsafe {
-            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(ptr.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
-        }
+        unsafe { self.widen::<false>(_mm256_loadu_si256(ptr.cast())) }
     }
 
     #[inline(always)]
     unsafe fn load_f16(self, ptr: *const f16) -> __m512 {
         // SAFETY: the token, and the caller's promise.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(ptr.cast())) }
+        unsafe { self.widen::<true>(_mm256_loadu_si256(ptr.cast())) }
     }
 
     #[inline(always)]
     unsafe fn load_halves<const F16: bool>(self, ptr: *const u16, count: usize) -> __m512 {
         // SAFETY: the token, and the caller's promise; masked lanes are not touched.
-        unsafe {
-            let halves = _mm256_maskz_loadu_epi16(first(count), ptr.cast());
-            if F16 {
-                _mm512_cvtph_ps(halves)
-            } else {
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
-            }
-        }
+        unsafe { self.widen::<F16>(_mm256_maskz_loadu_epi16(first(count), ptr.cast())) }
     }
 
     #[inline(always)]
