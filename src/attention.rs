@@ -5,8 +5,9 @@ use headwise_kernels::{Masking, Problem, computed_pairs, workspace_bytes, worksp
 
 use crate::{
     Algorithm, Alibi, AttentionPlan, BlockPattern, Causal, Documents, Element, Error, Executor,
-    Explanation, Input, Isa, KvView, Offsets, Outputs, Pairs, PlanBuffer, RelativeBias, Result,
-    Scale, ScoreTerm, Settings, Shape, Storage, Tensor, Terms, Tree, View, Window, Workspace,
+    Explanation, Input, Isa, KvStorage, KvView, Offsets, Outputs, Pairs, PlanBuffer, RelativeBias,
+    Result, Scale, ScoreTerm, Settings, Shape, Storage, Tensor, Terms, Tree, View, Window,
+    Workspace,
 };
 
 /// What to compute beyond the plain case, and how to run it.
@@ -510,7 +511,7 @@ impl<'a> AttentionOptions<'a> {
     ///
     /// # Errors
     /// Where the queries do not fit the cache.
-    pub fn workspace_bytes_cached<'t, K: Storage<Compute = f32>>(
+    pub fn workspace_bytes_cached<'t, K: KvStorage<Compute = f32>>(
         &self,
         query: impl Into<Input<'t, f32>>,
         cache: &KvView<'t, K>,
@@ -585,7 +586,7 @@ impl<'a> AttentionOptions<'a> {
     ///
     /// # Errors
     /// Where the queries do not fit the cache, and with [`Algorithm::Unfused`].
-    pub fn plan_cached<'p, K: Storage<Compute = f32>>(
+    pub fn plan_cached<'p, K: KvStorage<Compute = f32>>(
         &self,
         query: impl Into<Input<'p, f32>>,
         cache: &KvView<'p, K>,
@@ -597,7 +598,7 @@ impl<'a> AttentionOptions<'a> {
         AttentionPlan::new(&self.cached(query.into(), cache)?, &self.settings, buffer)
     }
 
-    fn cached<'p, K: Storage<Compute = f32>>(
+    fn cached<'p, K: KvStorage<Compute = f32>>(
         &self,
         query: Input<'p, f32>,
         cache: &KvView<'p, K>,
@@ -637,7 +638,7 @@ pub struct Attention<S: Storage = f32> {
 ///
 /// # Errors
 /// Where shapes, strides, masks or options do not fit; the message names the argument.
-pub fn attention<S: Storage, K: Storage<Compute = S::Compute>>(
+pub fn attention<S: Storage, K: KvStorage<Compute = S::Compute>>(
     query: View<'_, S>,
     key: View<'_, K>,
     value: View<'_, K>,
@@ -714,7 +715,7 @@ pub fn attention_into<'t, T: Element>(
 /// # Errors
 /// As [`attention`]; where a position lies beyond [`MAX_POSITION`](crate::MAX_POSITION); with
 /// [`Algorithm::Unfused`].
-pub fn attention_with<S: Storage<Compute = f32>, K: Storage<Compute = f32>, U: ScoreTerm>(
+pub fn attention_with<S: Storage<Compute = f32>, K: KvStorage<Compute = f32>, U: ScoreTerm>(
     query: View<'_, S>,
     key: View<'_, K>,
     value: View<'_, K>,
@@ -777,7 +778,7 @@ pub fn attention_with_into<'t, U: ScoreTerm>(
 /// # Errors
 /// As [`attention`]; with options that a cache has no use for: ragged keys, documents, starts of keys,
 /// [`Algorithm::Unfused`].
-pub fn attention_cached<S: Storage<Compute = f32>, K: Storage<Compute = f32>>(
+pub fn attention_cached<S: Storage<Compute = f32>, K: KvStorage<Compute = f32>>(
     query: View<'_, S>,
     cache: &KvView<'_, K>,
     options: &AttentionOptions<'_>,
@@ -790,7 +791,7 @@ pub fn attention_cached<S: Storage<Compute = f32>, K: Storage<Compute = f32>>(
 ///
 /// # Errors
 /// As [`attention_cached`], and where the outputs do not fit; then nothing is written.
-pub fn attention_cached_into<'t, K: Storage<Compute = f32>>(
+pub fn attention_cached_into<'t, K: KvStorage<Compute = f32>>(
     query: impl Into<Input<'t, f32>>,
     cache: &KvView<'t, K>,
     options: &AttentionOptions<'_>,
@@ -806,7 +807,7 @@ pub fn attention_cached_into<'t, K: Storage<Compute = f32>>(
 ///
 /// # Errors
 /// As [`attention`].
-pub fn dot_product_attention<S: Storage, K: Storage<Compute = S::Compute>>(
+pub fn dot_product_attention<S: Storage, K: KvStorage<Compute = S::Compute>>(
     query: View<'_, S>,
     key: View<'_, K>,
     value: View<'_, K>,

@@ -8,8 +8,8 @@
 
 use crate::kv_cache::PageTables;
 use crate::{
-    AttentionOptions, Error, Input, Isa, KvView, Outputs, Result, Shape, State, StateMut, Storage,
-    View, ViewMut, Workspace, attention_cached_into, merge_states_into,
+    AttentionOptions, Error, Input, Isa, KvStorage, KvView, Outputs, Result, Shape, State,
+    StateMut, View, ViewMut, Workspace, attention_cached_into, merge_states_into,
 };
 
 /// Reusable memory of [`attention_cascade_into`]: two states of all queries, and what the kernels need.
@@ -78,7 +78,7 @@ impl CascadeWorkspace {
 /// # Errors
 /// As [`attention_cached_into`](crate::attention_cached_into); [`Error::Value`] with options that a
 /// shared prefix cannot have, [`Error::Stride`] where queries are not evenly spaced.
-pub fn attention_cascade_into<'t, K: Storage<Compute = f32>>(
+pub fn attention_cascade_into<'t, K: KvStorage<Compute = f32>>(
     query: impl Into<Input<'t, f32>>,
     cache: &KvView<'_, K>,
     options: &AttentionOptions<'_>,

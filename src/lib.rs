@@ -73,11 +73,11 @@ pub use half::{bf16, f16};
 pub use headwise_kernels::Rayon;
 pub use headwise_kernels::{
     Algorithm, Alibi, At, AttentionPlan, BlockPattern, Causal, Choice, Documents, Element, Error,
-    Executor, Explanation, Input, Isa, MAX_LANES, MAX_POSITION, NO_KEY, NoTerm, Offsets, Output,
-    Outputs, PackedLinear, PageTables, Pairs, Pick, PlanBuffer, Position, Product, RelativeBias,
-    Result, Row, Scalar, Scale, ScoreTerm, ScoreTile, Serial, Settings, Shape, Simd, Stage, State,
-    StateMut, Storage, Strides, Terms, TileTerm, Tree, View, ViewMut, Window, Workspace,
-    alibi_slope, linear, linear_all, linear_workspace_bytes, merge_states_into, scalar,
+    Executor, Explanation, Input, Int8, Isa, KvStorage, MAX_LANES, MAX_POSITION, NO_KEY, NoTerm,
+    Offsets, Output, Outputs, PackedLinear, PageTables, Pairs, Pick, PlanBuffer, Position, Product,
+    RelativeBias, Result, Row, Scalar, Scale, ScoreTerm, ScoreTile, Serial, Settings, Shape, Simd,
+    Stage, State, StateMut, Storage, Strides, Terms, TileTerm, Tree, View, ViewMut, Window,
+    Workspace, alibi_slope, linear, linear_all, linear_workspace_bytes, merge_states_into, scalar,
     softmax_in_place, softmax_into, softmax_workspace_bytes, tiles,
 };
 pub use kv_cache::{ContiguousCache, KvView, NewTokens, PagedCache, QkNorm, RingCache, Rope};

@@ -1,11 +1,11 @@
 //! Owned results.
 
-use crate::{Error, Result, Shape, Storage, View, ViewMut};
+use crate::{Error, KvStorage, Result, Shape, Storage, View, ViewMut};
 
 /// A dense tensor that owns its data, `[batch, heads, seq, dim]` in that memory order. What it
 /// allocates begins with a cache line: vectors that straddle two cost 1 to 3 % of attention's time.
 #[derive(Debug)]
-pub struct Tensor<T: Storage = f32> {
+pub struct Tensor<T: KvStorage = f32> {
     memory: Vec<T>,
     /// Where the elements begin in `memory`; they go on to its end.
     start: usize,
@@ -17,7 +17,7 @@ const LINE: usize = 64;
 
 /// An empty vector with room for `count` elements from a cache line on, and how many stand before
 /// that. `None`: there is not enough memory.
-fn aligned<T: Storage>(count: usize) -> Option<(Vec<T>, usize)> {
+fn aligned<T: KvStorage>(count: usize) -> Option<(Vec<T>, usize)> {
     let mut memory: Vec<T> = Vec::new();
     memory.try_reserve_exact(count.checked_add(LINE / size_of::<T>())?).ok()?;
     let start = memory.as_ptr().align_offset(LINE);
@@ -41,7 +41,7 @@ fn too_large(shape: Shape) -> Error {
     }
 }
 
-impl<T: Storage> Tensor<T> {
+impl<T: KvStorage> Tensor<T> {
     /// The extents, `[batch, heads, seq, dim]`.
     pub fn shape(&self) -> Shape {
         self.shape
@@ -108,7 +108,7 @@ impl<T: Storage> Tensor<T> {
     }
 }
 
-impl<T: Storage> Clone for Tensor<T> {
+impl<T: KvStorage> Clone for Tensor<T> {
     fn clone(&self) -> Self {
         // As much memory is there already: like any clone, this one fails where there is no more.
         let (mut memory, start) = aligned(self.data().len()).unwrap_or_default();
@@ -117,7 +117,7 @@ impl<T: Storage> Clone for Tensor<T> {
     }
 }
 
-impl<T: Storage + PartialEq> PartialEq for Tensor<T> {
+impl<T: KvStorage + PartialEq> PartialEq for Tensor<T> {
     fn eq(&self, other: &Self) -> bool {
         self.shape == other.shape && self.data() == other.data()
     }

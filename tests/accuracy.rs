@@ -1,12 +1,18 @@
-//! The errors of the fused kernel on tensors of real models beside those of PyTorch's `f32` attention:
-//! `tests/fixtures/README.md` says how these were found.
+//! The errors of the fused kernel on tensors of real models beside those of PyTorch's attention in the
+//! same type: `tests/fixtures/README.md` says how these were found. Of a cache of integers, which PyTorch
+//! has not, the measures by which quantised attention is judged.
 #![cfg(feature = "safetensors")]
 
 mod common;
 
 use common::bounds::Expected;
 use common::capture::{self, Capture, read};
-use headwise::Isa;
+use common::case::Inputs;
+use common::strided::Strided;
+use headwise::{
+    Int8, Isa, KvStorage, Outputs, Storage, ViewMut, Workspace, attention, attention_into, bf16,
+    f16,
+};
 use serde_json::Value;
 
 /// How many times PyTorch's largest error ours may be: where one element of thousands errs most is
@@ -55,4 +61,95 @@ fn errs_no_more_than_pytorch() {
 #[test]
 fn errs_no_more_than_pytorch_in_a_decoding_step() {
     check([capture::DECODE], |isa| isa != Isa::Portable);
+}
+
+fn all() -> impl Iterator<Item = Capture> {
+    let [prefills, steps] = [&capture::PREFILLS[..], &[capture::DECODE, capture::CROSS]];
+    capture::ENCODERS.into_iter().chain(prefills.iter().copied()).chain(steps.iter().copied())
+}
+
+/// Of tensors in half the width, which are the numbers asked for.
+fn check_halves<S: Storage<Compute = f32>>(name: &str) {
+    let torch: Value = serde_json::from_slice(&read("torch_sdpa.json")).unwrap();
+    for capture in all() {
+        let theirs = &torch["captures"][capture.name][name];
+        let [torch_rms, torch_max] = ["rms", "max"].map(|name| theirs[name].as_f64().unwrap());
+        let inputs = capture.inputs();
+        let [query, key, value] =
+            [&inputs.query, &inputs.key, &inputs.value].map(|tensor| tensor.map(S::round));
+        let widened = |tensor: &Strided<S>| tensor.map(S::widen);
+        let wide =
+            Inputs { query: widened(&query), key: widened(&key), value: widened(&value), ..inputs };
+        let expected = Expected::of(&wide).answer.out;
+        for isa in Isa::available() {
+            let options = wide.options().isa(isa);
+            let done = attention(query.view(), key.view(), value.view(), &options);
+            let out = done.unwrap_or_else(|error| panic!("{error}")).out;
+            let out: Vec<f32> = out.data().iter().map(|x| x.widen()).collect();
+            let [rms, max] = errors(&out, &expected);
+            let what = format!(
+                "{} in {name} on {isa}: rms {rms:.2e} to PyTorch's {torch_rms:.2e}, largest {max:.2e} \
+                 to {torch_max:.2e}",
+                capture.name
+            );
+            println!("{what}");
+            // At its worst element PyTorch too may err by the rounding of the output alone.
+            assert!(rms <= torch_rms && max <= 1.01 * torch_max, "{what}");
+        }
+    }
+}
+
+#[test]
+fn halves_err_no_more_than_pytorch() {
+    check_halves::<bf16>("bfloat16");
+    check_halves::<f16>("float16");
+}
+
+/// Keys and values rounded to integers, in rows of their own.
+fn integers(tensor: &Strided<f32>) -> Strided<Int8> {
+    let [batch, heads, seq, dim] = tensor.shape;
+    let mut rows = Strided::filled(
+        [batch, heads, seq, dim + Int8::SCALE],
+        common::strided::Layout::Bhsd,
+        Int8::default(),
+    );
+    let dense = tensor.dense();
+    for (row, to) in dense.chunks(dim).zip(rows.data.chunks_mut(dim + Int8::SCALE)) {
+        Int8::write_row(row, to);
+    }
+    rows
+}
+
+/// The cosine of the angle between two tensors, and the relative sum of the magnitudes of their difference
+/// (Zhang et al., "SageAttention", 2024).
+fn closeness(got: &[f32], expected: &[f64]) -> [f64; 2] {
+    let pairs = || got.iter().map(|&x| f64::from(x)).zip(expected.iter().copied());
+    let sum = |f: fn(f64, f64) -> f64| pairs().map(|(a, b)| f(a, b)).sum::<f64>();
+    let lengths = (sum(|a, _| a * a) * sum(|_, b| b * b)).sqrt();
+    [sum(|a, b| a * b) / lengths, sum(|a, b| (a - b).abs()) / sum(|_, b| b.abs())]
+}
+
+#[test]
+fn a_cache_of_integers_is_close_enough() {
+    for capture in all() {
+        let inputs = capture.inputs();
+        let (key, value) = (integers(&inputs.key), integers(&inputs.value));
+        let expected = Expected::of(&inputs).answer.out;
+        for isa in Isa::available() {
+            let [batch, heads, seq, _] = inputs.query.shape;
+            let shape = [batch, heads, seq, inputs.value.shape[3]];
+            let mut out = vec![0.0_f32; shape.iter().product()];
+            let options = inputs.options().isa(isa);
+            let view = ViewMut::bhsd(&mut out, shape).unwrap_or_else(|error| panic!("{error}"));
+            let tensors = (inputs.query.view(), key.view(), value.view());
+            let (q, k, v) = tensors;
+            let ran = attention_into(q, k, v, &options, Outputs::new(view), &mut Workspace::new());
+            assert_eq!(ran, Ok(isa));
+            let [cosine, l1] = closeness(&out, &expected);
+            let what =
+                format!("{} on {isa}: cosine {cosine:.6}, relative L1 {l1:.4}", capture.name);
+            println!("{what}");
+            assert!(cosine >= 0.999 && l1 <= 0.03, "{what}");
+        }
+    }
 }

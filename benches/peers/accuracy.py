@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes how far PyTorch's f32 attention is from float64 on the captures of real models:
-tests/fixtures/torch_sdpa.json."""
+"""Writes how far PyTorch's attention is from float64 on the captures of real models, in f32 and, on the
+captures rounded to them, in bf16 and f16: tests/fixtures/torch_sdpa.json."""
 
 import environment
 
@@ -37,17 +37,27 @@ def errors(path):
         raise ValueError(f"{path.name}: mask {mask!r}, expected none or causal")
     causal = mask == "causal"
     tensors = load_file(path)
-    q, k, v = (tensors[name].astype(np.float32) for name in ("q", "k", "v"))
+    qkv = [tensors[name].astype(np.float32) for name in ("q", "k", "v")]
+    q, k, v = qkv
     # PyTorch aligns a causal mask with the first key.
     if causal and q.shape[2] != k.shape[2]:
         raise ValueError(f"{path.name}: causal with {q.shape[2]} queries, {k.shape[2]} keys")
     expected = reference.attention(q, k, v, scale=scale, causal=causal)
     if not np.allclose(expected, tensors["out"], rtol=0, atol=1e-6 * np.abs(expected).max()):
         raise ValueError(f"{path.name}: its own out differs from the reference")
+    halves = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.bfloat16, torch.float16)}
+    return distances(qkv, torch.float32, scale, causal) | {
+        name: distances(qkv, dtype, scale, causal) for name, dtype in halves.items()}
+
+
+def distances(qkv, dtype, scale, causal):
+    """The errors of PyTorch in a type, on tensors rounded to it."""
+    rounded = [torch.from_numpy(x).to(dtype) for x in qkv]
+    q, k, v = (x.float().numpy() for x in rounded)
+    expected = reference.attention(q, k, v, scale=scale, causal=causal)
     out = torch.nn.functional.scaled_dot_product_attention(
-        *map(torch.from_numpy, (q, k, v)), is_causal=causal, scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1])
-    error = np.abs(out.numpy().astype(np.float64) - expected)
+        *rounded, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    error = np.abs(out.double().numpy() - expected)
     relative = error.max(axis=-1) / np.abs(expected).max(axis=-1)
     return {"rms": float(np.sqrt(np.mean(error ** 2))), "max": float(error.max()),
             "row_relative_max": float(relative.max())}

@@ -1,10 +1,21 @@
 """OpenVINO: a model of one operator, or of a step with its cache."""
 
+import numpy as np
 import openvino
 from openvino import opset13
 
+import dtypes
 import openvino_state
 from peer import Call, Peer, repeat_heads
+
+# What operands are, what is computed in, and what a cache holds.
+TYPES = {
+    "f32": (openvino.Type.f32, "f32", "f32"),
+    "f16": (openvino.Type.f16, "f16", "f16"),
+    "bf16": (openvino.Type.bf16, "bf16", "bf16"),
+    # The plugin quantises the cache; queries and results stay.
+    "int8": (openvino.Type.f32, "f32", "u8"),
+}
 
 STATIC = "static sizes"
 DYNAMIC = "dynamic sizes"
@@ -20,7 +31,8 @@ class OpenVinoPeer(Peer):
         return {"openvino": openvino.__version__.split("-")[0]}
 
     def ways(self, shape):
-        ways = [STATIC, DYNAMIC]
+        # Of integers there is a cache alone.
+        ways = [STATIC, DYNAMIC] if dtypes.dtype(shape) != "int8" else []
         if shape["seq_q"] == 1:
             ways.append(STATEFUL)
             if shape["q_heads"] > shape["kv_heads"]:
@@ -35,32 +47,44 @@ class OpenVinoPeer(Peer):
             key, value = repeat_heads(key, shape), repeat_heads(value, shape)
         if way in (STATEFUL, STATEFUL_REPEATED):
             model = openvino_state.model(query.shape[1], key.shape[1], shape["head_dim"])
-            steps = openvino_state.Steps(self.compile(model), query, key, value)
+            compiled = self.compile(model, dtypes.dtype(shape))
+            steps = openvino_state.Steps(compiled, query, key, value)
             return Call(steps.run, steps.result, steps.ready)
         arrays = [query, key, value]
 
         def parameter(array):
             batch, heads, sequence, dim = array.shape
             sizes = [-1, heads, -1, dim] if way == DYNAMIC else [batch, heads, sequence, dim]
-            return opset13.parameter(sizes, openvino.Type.f32)
+            return opset13.parameter(sizes, TYPES[dtypes.dtype(shape)][0])
 
         parameters = [parameter(array) for array in arrays]
         attention = opset13.scaled_dot_product_attention(*parameters, causal=causal)
-        compiled = self.compile(openvino.Model([attention], parameters))
+        # The result as floats, so that it can be read.
+        result = opset13.convert(attention, openvino.Type.f32)
+        compiled = self.compile(openvino.Model([result], parameters), dtypes.dtype(shape))
         request = compiled.create_infer_request()
-        tensors = [openvino.Tensor(array) for array in arrays]
+        tensors = [operand(array, dtypes.dtype(shape)) for array in arrays]
         for index, tensor in enumerate(tensors):
             request.set_input_tensor(index, tensor)
         return Call(request.infer, lambda: request.get_output_tensor(0).data)
 
-    def compile(self, model):
+    def compile(self, model, name):
+        _, computed, cached = TYPES[name]
         return openvino.Core().compile_model(model, "CPU", {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "KV_CACHE_PRECISION": "f32",
+            "INFERENCE_PRECISION_HINT": computed,
+            "KV_CACHE_PRECISION": cached,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": self.threads,
         })
+
+
+def operand(array, name):
+    """An array of numbers of a type as a tensor of it."""
+    if name == "bf16":
+        bits = dtypes.bfloat16_bits(array)
+        return openvino.Tensor(bits, array.shape, openvino.Type.bf16)
+    return openvino.Tensor(array.astype(np.float16) if name == "f16" else array)
 
 
 PEER = OpenVinoPeer

@@ -3,7 +3,10 @@
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+import dtypes
 from peer import Call, Peer, repeat_heads
+
+TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 class TorchPeer(Peer):
@@ -27,7 +30,10 @@ class TorchPeer(Peer):
             raise ValueError("PyTorch aligns a causal mask with the first key")
         if way == "repeated heads":
             key, value = repeat_heads(key, shape), repeat_heads(value, shape)
-        tensors = [torch.from_numpy(x).clone() for x in (query, key, value)]
+        dtype = TYPES.get(dtypes.dtype(shape))
+        if dtype is None:
+            raise ValueError(f"PyTorch has no attention in {dtypes.dtype(shape)}")
+        tensors = [torch.from_numpy(x).clone().to(dtype) for x in (query, key, value)]
         out = None
 
         def run():
@@ -35,7 +41,7 @@ class TorchPeer(Peer):
             out = scaled_dot_product_attention(
                 *tensors, is_causal=causal, enable_gqa=way == "enable_gqa")
 
-        return Call(run, lambda: out.numpy())
+        return Call(run, lambda: out.float().numpy())
 
 
 PEER = TorchPeer

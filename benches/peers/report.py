@@ -50,10 +50,25 @@ there by a `score_mod`. {losses}
 
 """
 
+PRECISION = """\
+## Narrower types
+
+Written by `{command}`; {processor}, {isa}, {threads} threads,
+multiply-adds of `f32` {peak:.0f} GFLOP/s, reading {read:.0f} GB/s from memory in this run.
+{versions}.
+
+All tensors are of the type that a shape is named after. Of `int8` keys and values alone: ours with a scale for
+each row, OpenVINO's cache as its plugin quantises it, llama.cpp's in blocks of 32 (`q8_0`); llama.cpp's queries are
+floats throughout. The first figure is the time in ms by the median over {rounds} rounds, then how many times as
+fast headwise is. {losses}
+
+"""
+
 
 def markdown(found):
     """The whole document of the suites' results, by their names."""
-    sections = {"prefill": prefill, "decode": decode, "structure": structure}
+    sections = {"prefill": prefill, "decode": decode, "structure": structure,
+                "precision": precision}
     return "\n".join(section(found[name]) for name, section in sections.items() if name in found)
 
 
@@ -76,6 +91,17 @@ def gbps(found, shape, contender="headwise"):
     return f"{summary.gbps(found, shape, contender):.1f}"
 
 
+def milliseconds(found, shape, contender="headwise"):
+    return f"{summary.milliseconds(found, shape, contender):.2f}"
+
+
+def share_of_limit(found, shape):
+    """Of the read rate where one query a sequence reads all, else of the multiply-add peak of `f32`."""
+    if shape["seq_q"] == 1:
+        return f"{share_of_read(found, shape)} of read"
+    return f"{share_of_peak(found, shape)} of FMA"
+
+
 def share_of_peak(found, shape):
     return f"{summary.percent_of_peak(found, shape):.0f} %"
 
@@ -89,6 +115,7 @@ def gbps_and_share(found, shape, contender):
 
 
 WORK = Speed(gflops, share_of_peak, "of FMA peak", gflops)
+TIME = Speed(milliseconds, share_of_limit, "of the limit", milliseconds)
 READING = Speed(gbps, share_of_read, "of read rate", gbps_and_share)
 
 
@@ -107,6 +134,15 @@ def structure(found):
         **machine(found), peak=peak,
         versions=", ".join(versions(found)), losses=losses(found))
     return head + speed_table(found, WORK) + "\n" + ways_section(found)
+
+
+def precision(found):
+    """Halves and integers beside the peers that have them."""
+    head = PRECISION.format(
+        **machine(found), peak=summary.machine_rate(found, "peak_gflops"),
+        read=summary.machine_rate(found, "read_gbps"), versions=", ".join(versions(found)),
+        rounds=len(found["machine"]), losses=losses(found))
+    return head + speed_table(found, TIME) + "\n" + ways_section(found)
 
 
 def machine(found):

@@ -20,6 +20,7 @@ from time import perf_counter
 
 import numpy as np
 
+import dtypes
 import groups
 import pictures
 import reference
@@ -27,8 +28,6 @@ import report
 from contender import Headwise, Refused, start_peer
 from suites import SUITES
 
-# Relative to the largest magnitude of the checked rows: another problem is off by far more.
-TOLERANCE = 1e-3
 CHECKED_ROWS = 16
 # Work of more operations is one sample a round, shorter work five.
 LONG_FLOPS = 10e9
@@ -51,7 +50,8 @@ def make_inputs(shape, directory):
 
     def array(name, heads, sequence):
         sizes = (shape["batch"], heads, sequence, shape["head_dim"])
-        values = random_numbers.standard_normal(sizes, dtype=np.float32)
+        values = dtypes.rounded(
+            random_numbers.standard_normal(sizes, dtype=np.float32), dtypes.dtype(shape))
         np.save(directory / f"{name}.npy", values)
         return values
 
@@ -83,7 +83,7 @@ def choose_way(peer, shape, directory, rows, expected):
             first = peer.ask({"do": "prepare", **request, "directory": str(directory)})["seconds"]
             off = error(directory, rows, expected)
             seconds = None
-            if off < TOLERANCE:
+            if off < dtypes.TOLERANCE[dtypes.dtype(shape)]:
                 hopeless = best and first > HOPELESS * found[best]["seconds"] and first > 0.2
                 seconds = first if hopeless else peer.sample(shape, way, samples(shape))
             found[way] = {"error": off, "seconds": seconds}
@@ -168,8 +168,8 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--suite", choices=list(SUITES), default="prefill",
                         help="shapes and peers: attention without and with a causal mask, a window "
-                             "and a term of the caller's, or one query for each sequence "
-                             "(default: %(default)s)")
+                             "and a term of the caller's, one query for each sequence, or tensors "
+                             "narrower than f32 (default: %(default)s)")
     parser.add_argument("--shapes", type=names, metavar="NAME,...", help="some of its shapes")
     peers = "; ".join(f"{name}: {', '.join(suite.peers)}" for name, suite in SUITES.items())
     parser.add_argument("--peers", type=names, metavar="NAME,...",

@@ -24,6 +24,12 @@ def gflops(found, shape, contender):
     return shape["flops"] / np.median(seconds) / 1e9 if seconds else None
 
 
+def milliseconds(found, shape, contender):
+    """The median time, or None where it computed nothing."""
+    seconds = found["seconds"][shape["shape"]].get(contender)
+    return np.median(seconds) * 1e3 if seconds else None
+
+
 def gbps(found, shape, contender):
     """Gigabytes of keys and values a second, each byte counted once, or None likewise."""
     seconds = found["seconds"][shape["shape"]].get(contender)

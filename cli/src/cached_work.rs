@@ -2,8 +2,8 @@
 
 use headwise::kv_cache::{KvShape, SequenceId, TableBuffer};
 use headwise::{
-    AttentionOptions, ContiguousCache, Executor, Isa, KvView, NewTokens, Outputs, PagedCache,
-    RingCache, Storage, Tensor, View, Workspace, attention_cached_into,
+    AttentionOptions, ContiguousCache, Executor, Isa, KvStorage, KvView, NewTokens, Outputs,
+    PagedCache, RingCache, Tensor, View, Workspace, attention_cached_into,
 };
 
 use crate::Result;

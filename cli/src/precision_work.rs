@@ -1,6 +1,9 @@
-//! Attention on tensors of half the width, beside the same on their numbers in `f32`.
+//! Attention on narrower tensors, beside the same on their numbers in `f32`.
 
-use headwise::{Executor, Isa, Outputs, Storage, Tensor, Workspace, attention_into, bf16, f16};
+use headwise::{
+    Executor, Input, Int8, Isa, KvStorage, Outputs, Storage, Tensor, Workspace, attention_into,
+    bf16, f16,
+};
 
 use crate::Result;
 use crate::compare::Closeness;
@@ -11,67 +14,84 @@ use crate::work::{AttentionWork, Problem, Way, Work};
 /// The work of a shape.
 pub(crate) fn precision_work(s: &PrecisionShape, isa: Isa) -> Result<Box<dyn Work>> {
     Ok(match s.dtype {
-        Dtype::F32 => Box::new(PrecisionWork::<f32>::new(s, isa)?),
-        Dtype::F16 => Box::new(PrecisionWork::<f16>::new(s, isa)?),
-        Dtype::Bf16 => Box::new(PrecisionWork::<bf16>::new(s, isa)?),
+        Dtype::F32 => Box::new(PrecisionWork::<f32, f32>::new(s, isa)?),
+        Dtype::F16 => Box::new(PrecisionWork::<f16, f16>::new(s, isa)?),
+        Dtype::Bf16 => Box::new(PrecisionWork::<bf16, bf16>::new(s, isa)?),
+        Dtype::Int8 => Box::new(PrecisionWork::<f32, Int8>::new(s, isa)?),
     })
 }
 
-/// Attention on tensors of `S`.
-struct PrecisionWork<S: Storage> {
+/// Attention of queries of `Q` on keys and values of `K`.
+struct PrecisionWork<Q: Storage, K: KvStorage> {
+    /// What was asked, before a cache rounded it: of halves, which are what their callers compute with,
+    /// the same as `wide`.
+    asked: Option<Problem>,
     /// The same numbers in `f32`.
     wide: AttentionWork,
-    query: Tensor<S>,
-    key: Tensor<S>,
-    value: Tensor<S>,
-    out: Tensor<S>,
+    query: Tensor<Q>,
+    key: Tensor<K>,
+    value: Tensor<K>,
+    out: Tensor<Q>,
     isa: Isa,
     workspace: Workspace,
 }
 
-fn rounded<S: Storage<Compute = f32>>(tensor: &Tensor) -> Result<Tensor<S>> {
-    Ok(Tensor::new(tensor.data().iter().map(|&x| S::round(x)).collect(), tensor.shape())?)
+fn rounded<T: KvStorage<Compute = f32>>(tensor: &Tensor) -> Result<Tensor<T>> {
+    let [batch, heads, seq, dim] = tensor.shape();
+    let mut rounded = Tensor::zeros([batch, heads, seq, dim + T::EXTRA])?;
+    let rows = rounded.data_mut().chunks_exact_mut(dim + T::EXTRA);
+    tensor.data().chunks_exact(dim).zip(rows).for_each(|(row, to)| T::write_row(row, to));
+    Ok(rounded)
 }
 
-fn widened<S: Storage<Compute = f32>>(tensor: &Tensor<S>) -> Result<Tensor> {
-    Ok(Tensor::widened(tensor.data(), tensor.shape())?)
+fn widened<T: KvStorage<Compute = f32>>(tensor: &Tensor<T>) -> Result<Tensor> {
+    let input: Input<'_, f32> = T::input(tensor.view());
+    let [batch, heads, seq, dim] = input.shape();
+    let mut wide = Tensor::zeros([batch, heads, seq, dim])?;
+    for (n, row) in wide.data_mut().chunks_exact_mut(dim).enumerate() {
+        input.read_row([n / seq / heads, n / seq % heads, n % seq], row);
+    }
+    Ok(wide)
 }
 
-impl<S: Storage<Compute = f32>> PrecisionWork<S> {
+impl<Q: Storage<Compute = f32>, K: KvStorage<Compute = f32>> PrecisionWork<Q, K> {
     fn new(s: &PrecisionShape, isa: Isa) -> Result<Self> {
-        let Problem { query, key, value, scale, causal } = Problem::synthetic(&s.attention)?;
-        let (query, key, value) = (rounded(&query)?, rounded(&key)?, rounded(&value)?);
+        let asked = Problem::synthetic(&s.attention)?;
+        let (query, key, value) =
+            (rounded::<Q>(&asked.query)?, rounded::<K>(&asked.key)?, rounded::<K>(&asked.value)?);
         let wide = Problem {
-            query: widened::<S>(&query)?,
-            key: widened::<S>(&key)?,
-            value: widened::<S>(&value)?,
-            scale,
-            causal,
+            query: widened(&query)?,
+            key: widened(&key)?,
+            value: widened(&value)?,
+            ..asked
         };
         let wide = AttentionWork::new(wide, isa)?;
         let out = Tensor::zeros(wide.out().shape())?;
-        Ok(Self { wide, query, key, value, out, isa, workspace: Workspace::new() })
+        let asked = (K::EXTRA > 0).then_some(asked);
+        Ok(Self { asked, wide, query, key, value, out, isa, workspace: Workspace::new() })
     }
 }
 
-impl<S: Storage<Compute = f32>> Work for PrecisionWork<S> {
+impl<Q: Storage<Compute = f32>, K: KvStorage<Compute = f32>> Work for PrecisionWork<Q, K> {
     fn run(&mut self, way: Way, executor: &dyn Executor) -> Result<()> {
         if way == Way::Without {
             return self.wide.run(Way::Fused, executor);
         }
         let options = self.wide.problem().options().isa(self.isa).executor(executor);
-        let [query, key, value] = [&self.query, &self.key, &self.value].map(|x| S::input(x.view()));
-        let outputs = Outputs::new(S::output(self.out.view_mut()));
+        let [key, value] = [&self.key, &self.value].map(|x| K::input(x.view()));
+        let outputs = Outputs::new(Q::output(self.out.view_mut()));
+        let query = Q::input(self.query.view());
         attention_into(query, key, value, &options, outputs, &mut self.workspace)?;
         Ok(())
     }
 
     fn operands(&self) -> Vec<&[u8]> {
-        vec![S::as_bytes(self.key.data()), S::as_bytes(self.value.data())]
+        vec![K::as_bytes(self.key.data()), K::as_bytes(self.value.data())]
     }
 
     fn closeness(&self) -> Result<Option<Closeness>> {
-        Ok(Some(closeness(self.wide.problem(), &widened(&self.out)?, ROWS)))
+        let asked = self.asked.as_ref().unwrap_or(self.wide.problem());
+        Ok(Some(closeness(asked, &widened(&self.out)?, ROWS)))
     }
 }
 
@@ -98,6 +118,23 @@ mod tests {
             assert!(close.relative_l1 < 0.6 * unit && close.relative_l1 > 0.1 * unit, "{close:?}");
             assert!(close.cosine > 1.0 - unit, "{close:?}");
         }
+        Ok(())
+    }
+
+    /// A cache of integers is compared with what was asked, its numbers with the same in `f32`.
+    #[test]
+    fn as_close_as_integers_allow() -> Result<()> {
+        let Shape::Precision(mut shape) = select(None, Some("decode-4k-int8"))?[0] else {
+            panic!()
+        };
+        shape.attention.seq_kv = 300;
+        let mut work = PrecisionWork::<f32, Int8>::new(&shape, Isa::widest())?;
+        work.run(Way::Fused, &Serial)?;
+        work.run(Way::Without, &Serial)?;
+        assert_eq!(&work.out, work.wide.out());
+        let Some(close) = work.closeness()? else { panic!() };
+        assert!(close.cosine > 0.9999, "{close:?}");
+        assert!(close.relative_l1 < 0.015 && close.relative_l1 > 0.001, "{close:?}");
         Ok(())
     }
 }

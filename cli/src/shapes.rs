@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use headwise::{Executor, Rayon, Serial, Storage};
+use headwise::{Executor, Int8, KvStorage, Rayon, Serial, bf16, f16};
 use serde::Serialize;
 
 use crate::extents::Extents;
@@ -268,6 +268,8 @@ pub enum Dtype {
     F32,
     F16,
     Bf16,
+    /// Keys and values, beside the rest in `f32`.
+    Int8,
 }
 
 impl Dtype {
@@ -275,21 +277,27 @@ impl Dtype {
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => f32::NAME,
-            Self::F16 => headwise::f16::NAME,
-            Self::Bf16 => headwise::bf16::NAME,
+            Self::F16 => f16::NAME,
+            Self::Bf16 => bf16::NAME,
+            Self::Int8 => Int8::NAME,
         }
     }
 
-    /// Bytes of a number.
-    fn size(self) -> usize {
+    /// Bytes of a row.
+    fn row_bytes(self, numbers: usize) -> usize {
+        fn bytes<T: KvStorage>(numbers: usize) -> usize {
+            (numbers + T::EXTRA) * size_of::<T>()
+        }
         match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
+            Self::F32 => bytes::<f32>(numbers),
+            Self::F16 => bytes::<f16>(numbers),
+            Self::Bf16 => bytes::<bf16>(numbers),
+            Self::Int8 => bytes::<Int8>(numbers),
         }
     }
 }
 
-/// Attention on tensors of half the width, to be compared with the same in `f32`.
+/// Attention on narrower tensors, to be compared with the same in `f32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct PrecisionShape {
@@ -442,7 +450,8 @@ impl Shape {
             Self::Term(shape) => shape.attention.extents().kv_bytes(),
             Self::Poison(shape) => shape.attention.extents().kv_bytes(),
             Self::Precision(PrecisionShape { attention, dtype, .. }) => {
-                attention.extents().kv_bytes() * dtype.size() as f64 / size_of::<f32>() as f64
+                let row = |dtype: Dtype| dtype.row_bytes(attention.head_dim) as f64;
+                attention.extents().kv_bytes() * row(*dtype) / row(Dtype::F32)
             }
             Self::Softmax(s) => (2 * s.rows * s.length * size_of::<f32>()) as f64,
             Self::Gemm(s) => (s.k * s.n * size_of::<f32>()) as f64,
@@ -656,7 +665,7 @@ const fn stored(name: &'static str, attention: AttentionShape, dtype: Dtype) -> 
     PrecisionShape { name, attention, dtype }
 }
 
-const PRECISION: [PrecisionShape; 18] = [
+const PRECISION: [PrecisionShape; 24] = [
     stored("bert-b8-bf16", BERT_B8, Dtype::Bf16),
     stored("bert-b8-f16", BERT_B8, Dtype::F16),
     stored("gpt2-1k-bf16", GPT2, Dtype::Bf16),
@@ -675,10 +684,18 @@ const PRECISION: [PrecisionShape; 18] = [
     stored("decode-32k-own-f16", DECODE_OWN, Dtype::F16),
     stored("decode-b4-bf16", DECODE[3], Dtype::Bf16),
     stored("decode-b4-f16", DECODE[3], Dtype::F16),
+    stored("llama-2k-int8", LLAMA, Dtype::Int8),
+    stored("decode-4k-int8", DECODE[1], Dtype::Int8),
+    stored("decode-32k-int8", DECODE[2], Dtype::Int8),
+    stored("decode-32k-own-int8", DECODE_OWN, Dtype::Int8),
+    stored("decode-32k-eight-int8", DECODE_EIGHT, Dtype::Int8),
+    stored("decode-b4-int8", DECODE[3], Dtype::Int8),
 ];
 
 /// A key/value head to each query head.
 const DECODE_OWN: AttentionShape = attention("decode-32k-own", 1, (8, 8), (1, 32_768), 128);
+/// One to eight.
+const DECODE_EIGHT: AttentionShape = attention("decode-32k-eight", 1, (64, 8), (1, 32_768), 128);
 
 /// The whole table, suite by suite.
 pub fn all() -> impl Iterator<Item = Shape> {

@@ -2,8 +2,8 @@
 
 use headwise::layers::{LayerWorkspace, Linear, MultiHeadAttention, Projections};
 use headwise::{
-    Algorithm, Alibi, At, AttentionOptions, Documents, Executor, Isa, Offsets, Outputs,
-    PackedLinear, RelativeBias, Scale, ScoreTerm, Settings, Simd, Storage, Tensor, View, Workspace,
+    Algorithm, Alibi, At, AttentionOptions, Documents, Executor, Isa, KvStorage, Offsets, Outputs,
+    PackedLinear, RelativeBias, Scale, ScoreTerm, Settings, Simd, Tensor, View, Workspace,
     attention_into, attention_with_into, linear, softmax_in_place, softmax_into,
 };
 

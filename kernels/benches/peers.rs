@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use gemm::{Parallelism, gemm};
-use headwise::{Executor, Isa, PackedLinear, Rayon, Settings, Storage, Tensor, Workspace, linear};
+use headwise::{
+    Executor, Isa, KvStorage, PackedLinear, Rayon, Settings, Tensor, Workspace, linear,
+};
 use headwise_cli::Result;
 use headwise_cli::shapes::{self, GemmShape, Shape};
 use headwise_cli::work::{self, Way, Work, gemm_operands};

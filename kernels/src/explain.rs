@@ -110,7 +110,7 @@ pub fn explain<T: Element>(
          multiple of 4"
     );
     said.add("scores", format!("{along} along the lanes"), because);
-    let narrow = few::reads_narrow(isa, plan.layout.rows, head_dim);
+    let narrow = few::reads_narrow(isa, plan.layout.rows, (problem.key.format(), head_dim));
     for (of, input) in [("keys", &problem.key), ("values", &problem.value)] {
         let in_pages = problem.is_paged() && problem.dims().seq_kv > input.shape()[2];
         let (chosen, because) = reading(input, in_pages, narrow);

@@ -528,9 +528,9 @@ impl Tiled for Stripe<'_, '_> {
             // Low tiles are over before anything could arrive.
             let sum = if ROWS > 4 && !self.ahead.is_empty() {
                 let ahead = self.weights.panel(output / PANEL, &self.ahead).row(0);
-                outer::sum::<S, _, ROWS, VECS, 1, false, false>(s, operands, Straight(ahead))
+                outer::sum::<S, _, _, ROWS, VECS, 1, false, false>(s, operands, Straight(ahead))
             } else {
-                outer::sum::<S, _, ROWS, VECS, 1, false, false>(s, operands, ())
+                outer::sum::<S, _, _, ROWS, VECS, 1, false, false>(s, operands, ())
             };
             for v in 0..VECS {
                 let column = column + v * S::LANES;

@@ -32,6 +32,7 @@ mod explain;
 #[cfg(feature = "rayon")]
 mod fork;
 mod gemm;
+mod int8;
 mod lent;
 mod mask;
 mod merge;
@@ -60,6 +61,7 @@ pub use executor::Rayon;
 pub use executor::{Executor, Serial};
 pub use explain::{Choice, Explanation, explain};
 pub use gemm::{PackedLinear, Product, linear, linear_all, linear_workspace_bytes};
+pub use int8::Int8;
 pub use mask::{BlockPattern, Causal, Documents, Masking, Offsets, Tree, Window};
 pub use merge::{State, StateMut, merge_states_into};
 pub use outputs::{NO_KEY, Outputs, Pick, Stage};
@@ -70,7 +72,7 @@ pub use settings::{
 };
 pub use simd::{Isa, MAX_LANES, Simd};
 pub use softmax::{softmax_in_place, softmax_into, softmax_workspace_bytes};
-pub use storage::{Input, Output, Storage};
+pub use storage::{Input, KvStorage, Output, Storage};
 pub use term::{
     Alibi, At, MAX_POSITION, NoTerm, Position, RelativeBias, Row, Scalar, ScoreTerm, ScoreTile,
     Terms, TileTerm, alibi_slope, scalar, tiles,

@@ -128,12 +128,15 @@ impl<'a, T: Element> Problem<'a, T> {
     ) -> Result<Self> {
         let (query, key, value) = (query.into(), key.into(), value.into());
         let dims = check_dims(query.shape(), key.shape(), value.shape(), masking.pages.is_some())?;
+        for (argument, input) in [("query", Some(&query)), ("bias", masking.bias.as_ref())] {
+            check_floats(argument, input)?;
+        }
         if let Some(pages) = &masking.pages {
-            let layout = |pool: &Input<'_, T>| (pool.shape(), pool.strides());
+            let layout = |pool: &Input<'_, T>| (pool.elements(), pool.strides());
             pages.check_pools(layout(&key), layout(&value))?;
         }
         for (argument, view) in [("query", &query), ("key", &key), ("value", &value)] {
-            check_unit_inner_stride(argument, view.shape(), view.strides())?;
+            check_unit_inner_stride(argument, view.elements(), view.strides())?;
         }
         if let Scale::Value(x) = scale
             && !x.is_finite()
@@ -274,7 +277,7 @@ impl<'a, T: Element> Problem<'a, T> {
                 KvRows::Even(rows.part(sequence.key, sequence.seq_kv))
             }
             Some(pages) => match pages.of(sequence.index) {
-                [] => KvRows::Even(Rows::dense(&[], of.shape()[3] * size)),
+                [] => KvRows::Even(Rows::dense(&[], of.elements()[3] * size)),
                 table => {
                     let stride = of.strides()[0].wrapping_mul(size as isize);
                     let page = of.rows(0, kv_head);
@@ -311,6 +314,17 @@ impl<'a, T: Element> Problem<'a, T> {
     /// Whether scores have a dense term beside them, in some block: such a bias, or a mask.
     pub(crate) fn has_dense_term(&self) -> bool {
         self.mask.has_bits() || self.has_dense_bias()
+    }
+}
+
+/// Refuses what has no kernels but as keys and values.
+fn check_floats<T: Element>(argument: &'static str, input: Option<&Input<'_, T>>) -> Result<()> {
+    match input.filter(|input| input.format().extra() > 0) {
+        None => Ok(()),
+        Some(input) => {
+            let expected = "f32, f16 or bf16; only keys and values may be stored in int8";
+            value_error(argument, input.storage(), expected.into())
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! How the tensors of a call are stored: in the type that is computed in, or in half the width of `f32`.
+//! How the tensors of a call are stored: in the type that is computed in, in half the width of `f32`, or,
+//! keys and values, in integers of eight bits.
 //!
 //! Views know their type at compile time, calls at run time: behind [`Problem`](crate::Problem) and
 //! [`Outputs`](crate::Outputs) stand [`Input`] and [`Output`], so that the kernels exist once, and rows
@@ -10,6 +11,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use crate::element::Element;
+use crate::int8::Int8;
 use crate::pages::KvRows;
 use crate::simd::Stored;
 use crate::view::{Rows, Shape, Strides, View, ViewMut};
@@ -19,36 +21,46 @@ mod sealed {
 }
 use sealed::Sealed;
 
-/// A type of the numbers in a tensor: `f32` and `f64`, which are computed in themselves, and `f16` and
-/// `bf16`, which are widened to `f32` as they are read, exactly, and rounded once as they are written, to
-/// the nearest and to the even of two as near. Sealed.
-///
-/// ```
-/// use half::bf16;
-/// use headwise_kernels::Storage;
-///
-/// assert_eq!(bf16::round(1.0 / 3.0).widen(), 0.333_984_38);
-/// assert_eq!(bf16::NAME, "bf16");
-/// ```
-pub trait Storage: Sealed + Copy + Default + PartialOrd + Send + Sync + Debug + 'static {
+/// A type in which keys and values may be stored: any [`Storage`], and [`Int8`]. Sealed.
+pub trait KvStorage: Sealed + Copy + Default + PartialOrd + Send + Sync + Debug + 'static {
     /// What is computed in.
     type Compute: Element;
     /// The type's name as safetensors and NumPy users know it, in lower case.
     const NAME: &'static str;
+    /// Elements behind the numbers of a row, which the last extent of a tensor counts too: those of the
+    /// scale of [`Int8`], else none.
+    const EXTRA: usize;
+    /// Writes a row, each number rounded to what is stored, to as many elements and [`KvStorage::EXTRA`]
+    /// more; only as much as there is of either.
+    fn write_row(row: &[Self::Compute], to: &mut [Self]);
+    /// The bytes of elements.
+    fn as_bytes(elements: &[Self]) -> &[u8] {
+        // SAFETY: the bytes of as many elements, borrowed as long; none of the types has padding.
+        unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) }
+    }
+    /// The same elements, if they are of the type that is computed in.
+    #[doc(hidden)]
+    fn native_mut(row: &mut [Self]) -> Option<&mut [Self::Compute]>;
+    /// A tensor as a call takes it.
+    fn input(view: View<'_, Self>) -> Input<'_, Self::Compute>;
+}
+
+/// A type of the numbers in a tensor: `f32` and `f64`, which are computed in themselves, and `f16` and
+/// `bf16`, which are widened to `f32` as they are read, exactly, and rounded once as they are written, to
+/// the nearest and to the even of two as near.
+///
+/// ```
+/// use half::bf16;
+/// use headwise_kernels::{KvStorage, Storage};
+///
+/// assert_eq!(bf16::round(1.0 / 3.0).widen(), 0.333_984_38);
+/// assert_eq!(bf16::NAME, "bf16");
+/// ```
+pub trait Storage: KvStorage {
     /// The number, exactly.
     fn widen(self) -> Self::Compute;
     /// A number, rounded to this type.
     fn round(x: Self::Compute) -> Self;
-    /// The bytes of numbers.
-    fn as_bytes(numbers: &[Self]) -> &[u8] {
-        // SAFETY: the bytes of as many numbers, borrowed as long; none of the types has padding.
-        unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
-    }
-    /// The same numbers, if they are of the type that is computed in.
-    #[doc(hidden)]
-    fn native_mut(numbers: &mut [Self]) -> Option<&mut [Self::Compute]>;
-    /// A tensor as a call takes it.
-    fn input(view: View<'_, Self>) -> Input<'_, Self::Compute>;
     /// A tensor as a call writes it.
     fn output(view: ViewMut<'_, Self>) -> Output<'_, Self::Compute>;
 }
@@ -56,20 +68,27 @@ pub trait Storage: Sealed + Copy + Default + PartialOrd + Send + Sync + Debug + 
 macro_rules! storage {
     ($($float:ty, $compute:ty, $variant:ident, $name:literal, $widen:expr, $round:expr, $native:expr;)*) => {$(
         impl Sealed for $float {}
-        impl Storage for $float {
+        impl KvStorage for $float {
             type Compute = $compute;
             const NAME: &'static str = $name;
+            const EXTRA: usize = 0;
+            fn write_row(row: &[$compute], to: &mut [Self]) {
+                // Of the trait: floats have a method of this name that rounds to integers.
+                to.iter_mut().zip(row).for_each(|(to, &x)| *to = <Self as Storage>::round(x));
+            }
+            fn native_mut(row: &mut [Self]) -> Option<&mut [$compute]> {
+                $native(row)
+            }
+            fn input(view: View<'_, Self>) -> Input<'_, $compute> {
+                Input::$variant(view)
+            }
+        }
+        impl Storage for $float {
             fn widen(self) -> $compute {
                 $widen(self)
             }
             fn round(x: $compute) -> Self {
                 $round(x)
-            }
-            fn native_mut(numbers: &mut [Self]) -> Option<&mut [$compute]> {
-                $native(numbers)
-            }
-            fn input(view: View<'_, Self>) -> Input<'_, $compute> {
-                Input::$variant(view)
             }
             fn output(view: ViewMut<'_, Self>) -> Output<'_, $compute> {
                 Output::$variant(view)
@@ -84,6 +103,25 @@ storage! {
     bf16, f32, Bf16, "bf16", bf16::to_f32, bf16::from_f32, |_| None;
 }
 
+impl Sealed for Int8 {}
+impl KvStorage for Int8 {
+    type Compute = f32;
+    const NAME: &'static str = "int8";
+    const EXTRA: usize = Self::SCALE;
+    fn write_row(row: &[f32], to: &mut [Self]) {
+        let numbers = row.len().min(to.len().saturating_sub(Self::SCALE));
+        if to.len() >= Self::SCALE {
+            Self::write(&row[..numbers], &mut to[..numbers + Self::SCALE]);
+        }
+    }
+    fn native_mut(_: &mut [Self]) -> Option<&mut [f32]> {
+        None
+    }
+    fn input(view: View<'_, Self>) -> Input<'_, f32> {
+        Input::Int8(view)
+    }
+}
+
 /// A tensor to read, of a problem that is computed in `T`.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
@@ -94,6 +132,8 @@ pub enum Input<'a, T> {
     F16(View<'a, f16>),
     /// Widened as it is read.
     Bf16(View<'a, bf16>),
+    /// Keys or values whose rows have scales: multiplied as they are read.
+    Int8(View<'a, Int8>),
 }
 
 /// A tensor to write, of a problem that is computed in `T`.
@@ -142,26 +182,39 @@ from_views! {
     bf16, Bf16;
 }
 
-/// `$body` for the view that an [`Input`] or [`Output`] is.
+impl<'a> From<View<'a, Int8>> for Input<'a, f32> {
+    fn from(view: View<'a, Int8>) -> Self {
+        Self::Int8(view)
+    }
+}
+
+/// `$body` for the view that an [`Input`] or [`Output`] is; of the variants in brackets too.
 macro_rules! with_view {
-    ($of:ident::$tensor:expr, $view:ident => $body:expr) => {
+    ($of:ident::$tensor:expr, $view:ident => $body:expr $(, [$($more:ident),*])?) => {
         match $tensor {
             $of::Native($view) => $body,
             $of::F16($view) => $body,
             $of::Bf16($view) => $body,
+            $($($of::$more($view) => $body,)*)?
         }
     };
 }
 
 impl<'a, T: Element> Input<'a, T> {
-    /// The extents, `[batch, heads, seq, dim]`.
+    /// The extents, `[batch, heads, seq, dim]`, of numbers: without the scales of integers.
     pub fn shape(&self) -> Shape {
-        with_view!(Input::self, view => view.shape())
+        let [batch, heads, seq, elements] = self.elements();
+        [batch, heads, seq, elements.saturating_sub(self.format().extra())]
+    }
+
+    /// The extents of all elements, those of scales included.
+    pub(crate) fn elements(&self) -> Shape {
+        with_view!(Input::self, view => view.shape(), [Int8])
     }
 
     /// The strides in elements, `[batch, heads, seq, dim]`.
     pub fn strides(&self) -> Strides {
-        with_view!(Input::self, view => view.strides())
+        with_view!(Input::self, view => view.strides(), [Int8])
     }
 
     /// The same rows as one batch entry, as [`View::fold_batch`].
@@ -170,6 +223,7 @@ impl<'a, T: Element> Input<'a, T> {
             Self::Native(view) => Self::Native(view.fold_batch()?),
             Self::F16(view) => Self::F16(view.fold_batch()?),
             Self::Bf16(view) => Self::Bf16(view.fold_batch()?),
+            Self::Int8(view) => Self::Int8(view.fold_batch()?),
         })
     }
 
@@ -180,6 +234,19 @@ impl<'a, T: Element> Input<'a, T> {
             Self::Native(view) => read_row(view, index, to, |x| x),
             Self::F16(view) => read_row(view, index, to, |x| T::from_f32(x.to_f32())),
             Self::Bf16(view) => read_row(view, index, to, |x| T::from_f32(x.to_f32())),
+            Self::Int8(view) => {
+                let [batch, head, seq] = index;
+                let at = |d| view.get([batch, head, seq, d]).copied();
+                let scale: [_; Int8::SCALE] = std::array::from_fn(|i| at(to.len() + i));
+                let fits = view.shape()[3] == to.len() + Int8::SCALE;
+                if !fits || scale.contains(&None) {
+                    return false;
+                }
+                let scale = Int8::scale_of(scale.map(Option::unwrap_or_default));
+                let numbers = (0..).map_while(at).map(|x| f32::from(x.0) * scale);
+                to.iter_mut().zip(numbers).for_each(|(to, x)| *to = T::from_f32(x));
+                true
+            }
         }
     }
 
@@ -197,6 +264,7 @@ impl<'a, T: Element> Input<'a, T> {
             Self::Native(_) => T::NAME,
             Self::F16(_) => f16::NAME,
             Self::Bf16(_) => bf16::NAME,
+            Self::Int8(_) => Int8::NAME,
         }
     }
 
@@ -205,6 +273,7 @@ impl<'a, T: Element> Input<'a, T> {
             Self::Native(_) => Format::Native,
             Self::F16(_) => Format::F16,
             Self::Bf16(_) => Format::Bf16,
+            Self::Int8(_) => Format::Int8,
         }
     }
 
@@ -213,7 +282,7 @@ impl<'a, T: Element> Input<'a, T> {
     /// # Panics
     /// As [`View::rows`].
     pub(crate) fn rows(&self, batch: usize, head: usize) -> Rows<'a, u8> {
-        with_view!(Input::self, view => view.rows(batch, head).bytes())
+        with_view!(Input::self, view => view.rows(batch, head).bytes(), [Int8])
     }
 
     /// Row `i` of a head.
@@ -230,15 +299,17 @@ impl<'a, T: Element> Input<'a, T> {
             Self::Native(view) => Input::Native(view.without_data()),
             Self::F16(view) => Input::F16(view.without_data()),
             Self::Bf16(view) => Input::Bf16(view.without_data()),
+            Self::Int8(view) => Input::Int8(view.without_data()),
         }
     }
 
-    /// The same data under new extents and strides.
+    /// The same data under new extents and strides, which count elements.
     pub(crate) fn with_layout(self, (shape, strides): (Shape, Strides)) -> Self {
         match self {
             Self::Native(view) => Self::Native(view.with_layout(shape, strides)),
             Self::F16(view) => Self::F16(view.with_layout(shape, strides)),
             Self::Bf16(view) => Self::Bf16(view.with_layout(shape, strides)),
+            Self::Int8(view) => Self::Int8(view.with_layout(shape, strides)),
         }
     }
 
@@ -264,6 +335,7 @@ impl<'a, T: Element> Input<'a, T> {
             Self::Bf16(view) => {
                 widen(&view.rows(batch, head).slice(i)[numbers], to, |x| T::from_f32(x.to_f32()));
             }
+            Self::Int8(_) => unreachable!("only keys and values are stored so, and read otherwise"),
         }
     }
 }
@@ -332,6 +404,7 @@ pub(crate) enum Format {
     Native,
     F16,
     Bf16,
+    Int8,
 }
 
 impl Format {
@@ -340,7 +413,19 @@ impl Format {
         match self {
             Self::Native => size_of::<f32>(),
             Self::F16 | Self::Bf16 => size_of::<u16>(),
+            Self::Int8 => size_of::<Int8>(),
         }
+    }
+
+    /// Elements behind the numbers of a row.
+    pub(crate) fn extra(self) -> usize {
+        if self == Self::Int8 { Int8::SCALE } else { 0 }
+    }
+
+    /// How many numbers of a row are read together, at the least, where keys lie along the lanes: as much
+    /// as four floats.
+    pub(crate) fn columns(self) -> usize {
+        4 * size_of::<f32>() / self.size()
     }
 }
 
@@ -348,6 +433,21 @@ impl Format {
 macro_rules! with_stored {
     ($format:expr, $stored:ident => $body:expr) => {
         match $format {
+            $crate::storage::Format::Int8 => {
+                type $stored = $crate::int8::Int8;
+                $body
+            }
+            float => $crate::storage::with_float!(float, $stored => $body),
+        }
+    };
+}
+pub(crate) use with_stored;
+
+/// The same of a tensor that is not of keys or values: their numbers alone are integers.
+macro_rules! with_float {
+    ($format:expr, $stored:ident => $body:expr) => {
+        match $format {
+            $crate::storage::Format::Int8 => unreachable!("only keys and values are integers"),
             $crate::storage::Format::Native => {
                 type $stored = f32;
                 $body
@@ -363,7 +463,7 @@ macro_rules! with_stored {
         }
     };
 }
-pub(crate) use with_stored;
+pub(crate) use with_float;
 
 /// A row of numbers of a problem in `f32`, as it is stored.
 #[derive(Debug, Clone, Copy)]
@@ -381,14 +481,15 @@ impl<'a> StoredRow<'a> {
 
     /// How many numbers there are.
     pub(crate) fn len(&self) -> usize {
-        self.bytes.len() / self.format.size()
+        self.bytes.len() / self.format.size() - self.format.extra()
     }
 
-    /// Some of the numbers.
+    /// Some of the numbers, which are floats.
     ///
     /// # Panics
     /// Where there are no such numbers.
     pub(crate) fn part(self, numbers: Range<usize>) -> Self {
+        debug_assert_eq!(self.format.extra(), 0);
         let size = self.format.size();
         Self { bytes: &self.bytes[numbers.start * size..numbers.end * size], ..self }
     }
@@ -418,7 +519,7 @@ pub(crate) struct StoredRows<'a> {
 impl<'a> StoredRows<'a> {
     /// Numbers in a row of a problem in `f32`.
     pub(crate) fn width(&self) -> usize {
-        self.rows.width() / self.format.size()
+        self.rows.width() / self.format.size() - self.format.extra()
     }
 
     /// Row `index` of a problem in `f32`.

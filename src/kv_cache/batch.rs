@@ -7,7 +7,7 @@ use super::marks::Marks;
 use super::pool::Pool;
 use super::shape::at_least_one;
 use super::{KvShape, KvView, NewTokens, PageTables, value_error};
-use crate::{Error, Result, Storage};
+use crate::{Error, KvStorage, Result};
 
 mod sealed {
     /// What happens to tokens beyond the capacity.
@@ -22,7 +22,7 @@ pub(super) use sealed::Kind;
 /// dim]`, stored as `T` and allocated once: a [`ContiguousCache`](super::ContiguousCache) or a
 /// [`RingCache`](super::RingCache).
 #[derive(Debug, Clone)]
-pub struct BatchCache<K, T: Storage = f32> {
+pub struct BatchCache<K, T: KvStorage = f32> {
     pool: Pool<T>,
     lengths: Vec<usize>,
     starts: Vec<usize>,
@@ -43,7 +43,7 @@ impl<K: Kind> BatchCache<K> {
     }
 }
 
-impl<K: Kind, T: Storage<Compute = f32>> BatchCache<K, T> {
+impl<K: Kind, T: KvStorage<Compute = f32>> BatchCache<K, T> {
     /// An empty cache of `batch` sequences of `capacity` tokens, whose type says how they are stored:
     ///
     /// ```

@@ -6,7 +6,7 @@ use super::pool::Pool;
 use super::sequences::{SequenceId, Sequences};
 use super::shape::at_least_one;
 use super::{KvShape, KvView, NewTokens, PageTables, TableBuffer, value_error};
-use crate::{Error, Result, Storage, View};
+use crate::{Error, KvStorage, Result, View};
 
 /// The largest page.
 const MAX_PAGE_SIZE: usize = 1024;
@@ -68,7 +68,7 @@ impl PagedCapacity {
 /// Nothing but making and [growing](PagedCache::grow) it allocates. Caches that are told the same
 /// use the same pages: tables of one layer's cache serve the others'.
 #[derive(Debug, Clone)]
-pub struct PagedCache<T: Storage = f32> {
+pub struct PagedCache<T: KvStorage = f32> {
     pool: Pool<T>,
     pages: Pages,
     sequences: Sequences,
@@ -84,7 +84,7 @@ impl PagedCache {
     }
 }
 
-impl<T: Storage<Compute = f32>> PagedCache<T> {
+impl<T: KvStorage<Compute = f32>> PagedCache<T> {
     /// An empty cache, whose type says how tokens are stored: `PagedCache::<bf16>::with_storage`.
     ///
     /// # Errors

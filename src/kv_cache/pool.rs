@@ -4,22 +4,22 @@ use std::ops::Range;
 
 use super::KvShape;
 use super::lists::list;
-use crate::{Result, Storage, Tensor, View};
+use crate::{KvStorage, Result, Tensor, View};
 
-/// Pages, `[pages, kv_heads, page_size, head_dim]` and the same with `value_dim`: the rows of a head
-/// follow one another. In debug builds, rows that are no token's hold NaN.
+/// Pages, `[pages, kv_heads, page_size, head_dim]` and the same with `value_dim`, and what rows have
+/// behind their numbers: the rows of a head follow one another. In debug builds, rows that are no token's hold NaN.
 #[derive(Debug, Clone)]
-pub(super) struct Pool<T: Storage> {
+pub(super) struct Pool<T: KvStorage> {
     key: Tensor<T>,
     value: Tensor<T>,
     /// A row on its way in, where rows are stored in less than what they are computed in.
     wide: Vec<f32>,
 }
 
-impl<T: Storage<Compute = f32>> Pool<T> {
+impl<T: KvStorage<Compute = f32>> Pool<T> {
     pub(super) fn new(shape: KvShape, pages: usize, page_size: usize) -> Result<Self> {
         shape.check()?;
-        let [key, value] = shape.pools(pages, page_size);
+        let [key, value] = shape.pools::<T>(pages, page_size);
         // First the pools, which are refused where there is no such memory.
         let (key, value) = (Tensor::zeros(key)?, Tensor::zeros(value)?);
         let width = shape.head_dim.max(shape.value_dim);
@@ -47,8 +47,9 @@ impl<T: Storage<Compute = f32>> Pool<T> {
     }
 
     pub(super) fn shape(&self) -> KvShape {
-        let [_, kv_heads, _, head_dim] = self.key.shape();
-        KvShape { kv_heads, head_dim, value_dim: self.value.shape()[3] }
+        let [_, kv_heads, _, key] = self.key.shape();
+        let [head_dim, value_dim] = [key, self.value.shape()[3]].map(|row| row - T::EXTRA);
+        KvShape { kv_heads, head_dim, value_dim }
     }
 
     pub(super) fn pages(&self) -> usize {
@@ -101,15 +102,16 @@ impl<T: Storage<Compute = f32>> Pool<T> {
         }
         for head in 0..self.shape().kv_heads {
             for tensor in [&mut self.key, &mut self.value] {
-                let rows = span(tensor, page, head, rows.clone());
-                tensor.data_mut()[rows].fill(T::round(f32::NAN));
+                for row in rows.clone() {
+                    fill(tensor, [page, head, row], &mut self.wide, |row| row.fill(f32::NAN));
+                }
             }
         }
     }
 }
 
 /// Has `write` write a row of a pool: where it lies, or to `wide` first.
-fn fill<T: Storage<Compute = f32>>(
+fn fill<T: KvStorage<Compute = f32>>(
     tensor: &mut Tensor<T>,
     [page, head, row]: [usize; 3],
     wide: &mut [f32],
@@ -120,13 +122,13 @@ fn fill<T: Storage<Compute = f32>>(
     if let Some(row) = T::native_mut(stored) {
         return write(row);
     }
-    let wide = &mut wide[..stored.len()];
+    let wide = &mut wide[..stored.len() - T::EXTRA];
     write(wide);
-    stored.iter_mut().zip(wide).for_each(|(stored, x)| *stored = T::round(*x));
+    T::write_row(wide, stored);
 }
 
 /// Where rows of a head of a page lie in a pool.
-fn span<T: Storage>(
+fn span<T: KvStorage>(
     tensor: &Tensor<T>,
     page: usize,
     head: usize,

@@ -1,7 +1,7 @@
 //! What a token of a cache is.
 
 use super::value_error;
-use crate::{Result, Shape};
+use crate::{KvStorage, Result, Shape};
 
 /// The extents of a token's keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,9 +21,10 @@ impl KvShape {
         at_least_one("value_dim", self.value_dim)
     }
 
-    /// The shapes of the pools of keys and values.
-    pub(super) fn pools(&self, pages: usize, page_size: usize) -> [Shape; 2] {
-        [self.head_dim, self.value_dim].map(|dim| [pages, self.kv_heads, page_size, dim])
+    /// The shapes of the pools of keys and values that are stored as `T`.
+    pub(super) fn pools<T: KvStorage>(&self, pages: usize, page_size: usize) -> [Shape; 2] {
+        [self.head_dim, self.value_dim]
+            .map(|dim| [pages, self.kv_heads, page_size, dim.saturating_add(T::EXTRA)])
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::pool::Pool;
 use super::positions::{Positions, Run};
 use super::{KvShape, QkNorm, QkTransform, Rope, value_error};
-use crate::{Error, Input, Result, Storage};
+use crate::{Error, Input, KvStorage, Result};
 
 /// Keys and values of new tokens, with what is done to the keys on the way in.
 ///
@@ -37,7 +37,7 @@ pub struct NewTokens<'a> {
 
 impl<'a> NewTokens<'a> {
     /// Keys `[sequences, kv_heads, new_tokens, head_dim]` and values, the same with `value_dim`, of
-    /// any strides and any [`Storage`] that is computed in `f32`, whatever the cache's is.
+    /// any strides and any [`KvStorage`] that is computed in `f32`, whatever the cache's is.
     pub fn new(key: impl Into<Input<'a, f32>>, value: impl Into<Input<'a, f32>>) -> Self {
         let (key, value) = (key.into(), value.into());
         Self { key, value, offsets: None, positions: None, transform: QkTransform::new() }
@@ -119,7 +119,7 @@ impl<'a> NewTokens<'a> {
 
     /// Writes tokens of a checked run to the rows of a page from `row` on, where `length` tokens of
     /// the sequence were in the cache before the run.
-    pub(super) fn write<T: Storage<Compute = f32>>(
+    pub(super) fn write<T: KvStorage<Compute = f32>>(
         &self,
         (run, length): (Run, usize),
         tokens: Range<usize>,

@@ -84,6 +84,8 @@ enum headwise_dtype
   HEADWISE_DTYPE_U8 = 6,
   // `uint32_t`: of the indices of the largest keys.
   HEADWISE_DTYPE_U32 = 7,
+  // A signed byte: of caches, whose rows have a scale each.
+  HEADWISE_DTYPE_I8 = 8,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -598,8 +600,8 @@ typedef struct headwise_cache_options {
   size_t size;
   // A `headwise_cache_kind`.
   uint32_t kind;
-  // What keys and values are stored in, whatever tokens come in: `HEADWISE_DTYPE_F32`, `F16` or
-  // `BF16`, or 0 for F32.
+  // What keys and values are stored in, whatever tokens come in: `HEADWISE_DTYPE_F32`, `F16`, `BF16`
+  // or `I8`, each row of which has a scale of its own, or 0 for F32.
   uint32_t dtype;
   // Heads of keys and of values.
   size_t kv_heads;

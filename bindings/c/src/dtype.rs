@@ -25,14 +25,16 @@ pub enum headwise_dtype {
     U8 = 6,
     /// `uint32_t`: of the indices of the largest keys.
     U32 = 7,
+    /// A signed byte: of caches, whose rows have a scale each.
+    I8 = 8,
 }
-choice!(headwise_dtype: F32, F64, F16, Bf16, Bool, U8, U32);
+choice!(headwise_dtype: F32, F64, F16, Bf16, Bool, U8, U32, I8);
 
 impl headwise_dtype {
     /// Bytes of an element.
     pub(crate) fn bytes(self) -> usize {
         match self {
-            Self::Bool | Self::U8 => 1,
+            Self::Bool | Self::U8 | Self::I8 => 1,
             Self::F16 | Self::Bf16 => 2,
             Self::F32 | Self::U32 => 4,
             Self::F64 => 8,

@@ -4,8 +4,8 @@ use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 
 use headwise::{
-    Alibi, AttentionOptions, BlockPattern, Documents, Offsets, Outputs, RelativeBias, Scale, Stage,
-    Tree, View, ViewMut, Workspace, attention_into, bf16, f16,
+    Alibi, AttentionOptions, BlockPattern, Documents, Int8, Offsets, Outputs, RelativeBias, Scale,
+    Stage, Tree, View, ViewMut, Workspace, attention_into, bf16, f16,
 };
 
 use crate::attention::{headwise_attention, headwise_attention_call};
@@ -476,14 +476,26 @@ fn states() {
 /// the cache stores.
 #[test]
 fn caches() {
-    in_caches(0, |x| x);
-    in_caches(headwise_dtype::F16 as u32, |x| f16::from_f32(x).to_f32());
-    in_caches(headwise_dtype::Bf16 as u32, |x| bf16::from_f32(x).to_f32());
+    in_caches(0, |_| ());
+    in_caches(headwise_dtype::F16 as u32, |row| {
+        row.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32());
+    });
+    in_caches(headwise_dtype::Bf16 as u32, |row| {
+        row.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+    });
+    in_caches(headwise_dtype::I8 as u32, |row| {
+        let mut stored = [Int8::default(); DIM + Int8::SCALE];
+        let there = Int8::quantize(row, &mut stored);
+        assert_eq!(there.and_then(|()| Int8::dequantize(&stored, row)), Ok(()));
+    });
 }
 
-fn in_caches(dtype: u32, round: impl Fn(f32) -> f32) {
+fn in_caches(dtype: u32, round: impl Fn(&mut [f32])) {
     let [q, k, v] = inputs();
-    let [rounded_k, rounded_v] = [&k, &v].map(|x| x.iter().map(|&x| round(x)).collect::<Vec<_>>());
+    let [mut rounded_k, mut rounded_v] = [k.clone(), v.clone()];
+    for rows in [&mut rounded_k, &mut rounded_v] {
+        rows.chunks_mut(DIM).for_each(&round);
+    }
     let last = |data: &[f32], heads: usize| -> headwise_tensor {
         let all = floats(data, [2, heads, SEQ, DIM]);
         let data = all.data.cast::<f32>().wrapping_add((SEQ - 1) * DIM).cast();

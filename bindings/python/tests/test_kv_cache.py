@@ -127,14 +127,29 @@ def test_caches_of_half_precision(kind):
     assert cache.length(names[0]) == 3
 
 
+@pytest.mark.parametrize("kind", ["contiguous", "ring", "paged"])
+def test_caches_of_integers(kind):
+    cache, names = made(kind, 2, dtype="int8")
+    key, value, query = random(2, 2, 5, 8), random(2, 2, 5, 8, seed=1), random(2, 4, 3, 8, seed=2)
+    cache.append(key, value, named(cache, names))
+
+    def rounded(x):
+        scale = np.abs(x.astype(np.float64)).max(axis=-1, keepdims=True) / 127
+        return np.rint(x / scale).astype(np.float32) * scale.astype(np.float32)
+
+    right = headwise.attention(query, rounded(key), rounded(value), causal=True).out
+    assert np.allclose(cache.attend(query, named(cache, names)).out, right, rtol=1e-5, atol=1e-6)
+
+
 def test_types_of_caches():
     for dtype in ("float32", None, np.float32, np.dtype("float32")):
         assert made("ring", 1, dtype=dtype)[0].dtype == "float32"
     for dtype in (np.float16, np.dtype("float16")):
         assert made("paged", 1, dtype=dtype)[0].dtype == "float16"
     assert made("contiguous", 1, dtype="bfloat16")[0].dtype == "bfloat16"
-    for dtype in ("float64", "half", "", np.int8, 3):
-        with pytest.raises(ValueError, match=r"dtype: .*float32, float16 or bfloat16"):
+    assert made("ring", 1, dtype=np.int8)[0].dtype == "int8"
+    for dtype in ("float64", "half", "", np.uint8, 3):
+        with pytest.raises(ValueError, match=r"dtype: .*float32, float16, bfloat16 or int8"):
             made("contiguous", 1, dtype=dtype)
 
 

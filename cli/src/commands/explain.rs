@@ -1,7 +1,8 @@
 //! `headwise explain`: how a shape of the table would be computed, and why.
 
 use headwise::{
-    AttentionOptions, Choice, Executor, Explanation, Isa, Result as Done, Storage, View, bf16, f16,
+    AttentionOptions, Choice, Executor, Explanation, Int8, Isa, KvStorage, Result as Done, Storage,
+    View, bf16, f16,
 };
 use serde::Serialize;
 
@@ -34,9 +35,10 @@ pub(super) fn explain(session: &mut Session, args: &ExplainArgs) -> Result<Verdi
     }
     let (dtype, by) = (args.dtype.name(), (session.isa, named.executor()));
     let explanation = match args.dtype {
-        Dtype::F32 => of::<f32>(shape, by)?,
-        Dtype::F16 => of::<f16>(shape, by)?,
-        Dtype::Bf16 => of::<bf16>(shape, by)?,
+        Dtype::F32 => of::<f32, f32>(shape, by)?,
+        Dtype::F16 => of::<f16, f16>(shape, by)?,
+        Dtype::Bf16 => of::<bf16, bf16>(shape, by)?,
+        Dtype::Int8 => of::<f32, Int8>(shape, by)?,
     };
     for Choice { of, chosen, because, .. } in &explanation.choices {
         let line = Line { shape: shape.name, dtype, choice: of, chosen, because };
@@ -49,20 +51,19 @@ pub(super) fn explain(session: &mut Session, args: &ExplainArgs) -> Result<Verdi
     Ok(Verdict::Pass)
 }
 
-/// The explanation of a shape whose tensors are stored as `S`: of a row each, since nobody reads them.
-fn of<S: Storage<Compute = f32>>(
+/// The explanation of a shape whose queries are stored as `Q` and its keys and values as `K`: of a row
+/// each, since nobody reads them.
+fn of<Q: Storage<Compute = f32>, K: KvStorage<Compute = f32>>(
     s: &AttentionShape,
     (isa, executor): (Isa, &dyn Executor),
 ) -> Done<Explanation> {
-    let row = vec![S::default(); s.head_dim];
-    let view = |heads, seq| -> Done<_> {
-        let shape = [s.batch, heads, seq, s.head_dim];
-        Ok(S::input(View::strided(&row, 0, shape, [0, 0, 0, 1])?))
-    };
+    let (query, rows) = (vec![Q::default(); s.head_dim], vec![K::default(); s.head_dim + K::EXTRA]);
+    let shape = |heads, seq, dim| [s.batch, heads, seq, dim];
+    let query = View::strided(&query, 0, shape(s.q_heads, s.seq_q, query.len()), [0, 0, 0, 1])?;
+    let rows = View::strided(&rows, 0, shape(s.kv_heads, s.seq_kv, rows.len()), [0, 0, 0, 1])?;
     let documents = s.documents();
     let options = AttentionOptions::new().isa(isa).executor(executor);
     let options = if s.causal { options.causal() } else { options };
     let options = masked(options, s.window_left, documents.as_deref());
-    let (query, key) = (view(s.q_heads, s.seq_q)?, view(s.kv_heads, s.seq_kv)?);
-    options.explain(query, key, key)
+    options.explain(Q::input(query), K::input(rows), K::input(rows))
 }

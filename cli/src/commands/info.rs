@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use headwise::oracle::probe;
-use headwise::{Executor, Isa, Rayon, Serial, Storage};
+use headwise::{Executor, Isa, KvStorage, Rayon, Serial};
 use serde::Serialize;
 
 use super::{Session, Verdict};

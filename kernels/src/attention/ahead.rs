@@ -31,7 +31,7 @@ pub(crate) struct Ahead<'p> {
     pub(crate) fetch: Fetch,
 }
 
-/// The most rows for which memory sets the pace.
+/// The most rows for which memory sets the pace: no less than those of which kernels read narrow numbers.
 const FEW: usize = 16;
 
 impl<'p> Ahead<'p> {
@@ -105,7 +105,7 @@ impl<'p> Ahead<'p> {
                 blocks.push(far.map_or(twins, |far| twins.with_far(far)));
             }
         }
-        blocks.pace(2 * keys.len(), work);
+        blocks.pace(work);
     }
 
     /// The block at `start` of keys that end at `end`; behind the end, of the next item's keys where

@@ -42,7 +42,7 @@ use crate::microkernel::{BLOCK_KV, BLOCK_Q, Lanes, few};
 use crate::outputs::{Outputs, Stage};
 use crate::plan::{self, Layout, Plan, SPLIT_KV};
 use crate::problem::Problem;
-use crate::simd::{Simd, Stored};
+use crate::simd::{Simd, Stored, StoredMut};
 use crate::storage::{Output, StoredRow, StoredRows, with_stored};
 use crate::term::{ROW_FACTS, Row};
 use crate::view::ViewMut;
@@ -191,8 +191,8 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let (values_here, scratch) = scratch.split_at_mut(layout.gathered[1]);
         let (sequence, kv_head) = (job.problem.mask.sequence(item.sequence), item.kv_head);
         let head = [job.problem.keys(&sequence, kv_head), job.problem.values(&sequence, kv_head)];
-        let head_dim = job.problem.dims().head_dim;
-        let narrow = T::NARROW && few::reads_narrow(S::ISA, item.rows.len(), head_dim);
+        let keys = (head[0].format, job.problem.dims().head_dim);
+        let narrow = T::NARROW && few::reads_narrow(S::ISA, item.rows.len(), keys);
         let mut this = Self {
             simd,
             job,
@@ -601,25 +601,29 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         visit: &Visit,
         finish: Option<Finish<'_>>,
     ) -> bool {
+        if !self.ahead.is_few() {
+            // Of many rows all blocks are floats.
+            return self.values_of::<f32, CAREFUL, false>(tile, visit, finish);
+        }
         if const { CAREFUL || !T::NARROW } {
             self.block.widen(self.simd, 1, self.head);
-            self.values_of::<f32, CAREFUL>(tile, visit, finish)
+            self.values_of::<f32, CAREFUL, true>(tile, visit, finish)
         } else {
             with_stored!(self.block.rows(1).format(), E => {
-                self.values_of::<E, CAREFUL>(tile, visit, finish)
+                self.values_of::<E, CAREFUL, true>(tile, visit, finish)
             })
         }
     }
 
-    /// The same of values that are stored as `E`.
+    /// The same of values that are stored as `E`, and of `FEW` rows or of many.
     #[inline(always)]
-    fn values_of<E: Stored, const CAREFUL: bool>(
+    fn values_of<E: Stored, const CAREFUL: bool, const FEW: bool>(
         &mut self,
         tile: &mut Tile<'_>,
         visit: &Visit,
         finish: Option<Finish<'_>>,
     ) -> bool {
-        self.simd.vectorize(Values::<E, CAREFUL> {
+        self.simd.vectorize(Values::<E, CAREFUL, FEW> {
             prob: self.prob,
             values: visit.block(self.block.rows(1)),
             rows: tile.len(),
@@ -628,7 +632,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             fresh: std::mem::replace(&mut tile.fresh, false),
             acc_width: self.job.plan.layout.acc_width,
             finish,
-            fetch: if self.ahead.is_few() { Some(&mut self.ahead.fetch) } else { None },
+            fetch: &mut self.ahead.fetch,
         })
     }
 
@@ -709,7 +713,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         }
     }
 
-    fn write_rows<E: Stored>(&self, tile: &Tile<'_>, care: Care, out: &ViewMut<'_, E>) -> bool {
+    fn write_rows<E: StoredMut>(&self, tile: &Tile<'_>, care: Care, out: &ViewMut<'_, E>) -> bool {
         let (acc, state) = tile.totals();
         let factors = self.factors(tile, state);
         let value_dim = self.job.problem.dims().value_dim;

@@ -92,7 +92,7 @@ impl<E: Stored> TypedRows<'_, E> {
     /// Numbers in a row.
     #[inline(always)]
     pub(crate) fn width(&self) -> usize {
-        self.rows.rows.width() / size_of::<E>()
+        self.rows.rows.width() / size_of::<E>() - E::EXTRA
     }
 
     /// Bytes from a row to the next of the same stretch.

@@ -146,15 +146,21 @@ impl Twins {
     const EMPTY: Self =
         Self { near: std::ptr::null(), far: std::ptr::null(), stride: 0, width: 0, left: 0 };
 
-    /// These rows; without others, the others are the same.
+    /// These rows, or the lines of them all if there is nothing between them; without others, the others are
+    /// the same.
     pub(crate) fn new(rows: Rows<'_, u8>) -> Self {
-        let (near, stride, width) = (rows.row(0), rows.stride(), rows.width());
-        Self { near, far: near, stride, width, left: rows.len() }
+        let (near, stride, width, left) = (rows.row(0), rows.stride(), rows.width(), rows.len());
+        if stride == width as isize {
+            let lines = width.saturating_mul(left).div_ceil(LINE);
+            return Self { near, far: near, stride: LINE as isize, width: LINE, left: lines };
+        }
+        Self { near, far: near, stride, width, left }
     }
 
     /// With as many others of the same stride, if they are as many.
     pub(crate) fn with_far(self, rows: Rows<'_, u8>) -> Self {
-        if rows.len() == self.left { Self { far: rows.row(0), ..self } } else { self }
+        let far = Self::new(rows);
+        if far.left == self.left { Self { far: far.near, ..self } } else { self }
     }
 }
 
@@ -169,6 +175,8 @@ pub(crate) struct Blocks {
     rest: [MaybeUninit<Twins>; 2 * MAX_STRETCHES],
     next: usize,
     end: usize,
+    /// Rows that were added.
+    rows: usize,
     pace: Pace,
 }
 
@@ -178,12 +186,13 @@ impl Blocks {
         rest: [MaybeUninit::uninit(); 2 * MAX_STRETCHES],
         next: 0,
         end: 0,
+        rows: 0,
         pace: Pace::NONE,
     };
 
     /// Forgets all.
     pub(crate) fn clear(&mut self) {
-        (self.now, self.next, self.end) = (Twins::EMPTY, 0, 0);
+        (self.now, self.next, self.end, self.rows) = (Twins::EMPTY, 0, 0, 0);
     }
 
     /// Adds rows behind the others, if there is room.
@@ -192,12 +201,13 @@ impl Blocks {
         if let Some(place) = self.rest.get_mut(self.end) {
             place.write(rows);
             self.end += 1;
+            self.rows += rows.left;
         }
     }
 
     /// Spreads them over so much work.
-    pub(crate) fn pace(&mut self, rows: usize, work: usize) {
-        self.pace = Pace::new(rows, work);
+    pub(crate) fn pace(&mut self, work: usize) {
+        self.pace = Pace::new(self.rows, work);
     }
 
     /// Asks for the rows that are due with so much work; without a call, for the innermost loops.
@@ -215,13 +225,20 @@ impl Blocks {
             }
             let Twins { near, far, stride, width, left } = &mut self.now;
             let count = due.min(*left);
+            let (mut this, mut that) = (*near, *far);
             for _ in 0..count {
-                fetch_row(*near, *width);
-                if *far != *near {
-                    fetch_row(*far, *width);
+                // Twice the same costs no more than to ask whether it is.
+                prefetch(this);
+                prefetch(that);
+                if *width > LINE {
+                    for column in (LINE..*width).step_by(LINE) {
+                        prefetch(this.wrapping_add(column));
+                        prefetch(that.wrapping_add(column));
+                    }
                 }
-                (*near, *far) = (near.wrapping_offset(*stride), far.wrapping_offset(*stride));
+                (this, that) = (this.wrapping_offset(*stride), that.wrapping_offset(*stride));
             }
+            (*near, *far) = (this, that);
             *left -= count;
             due -= count;
         }

@@ -4,9 +4,10 @@
 //! ```text
 //! for each run of LANES keys
 //!   acc = 0                                        accumulators: 2 x ROWS vectors
-//!   for each four of head_dim, or each eight of half the width
-//!     key_t = these columns of the keys            transposed as they are loaded, then widened
-//!     for d in 0..4, or 0..8
+//!   for each four of head_dim, eight halves or sixteen integers
+//!     packed = these columns of the keys           transposed as they are loaded, as if they were floats
+//!     for each of its 4 vectors                    1, 2 or 4 columns by turns in a lane
+//!       key_t = unpack(packed)
 //!       acc[d % 2][r] += key_t[d] * splat(q_t[d][r])
 //!   prob[key][r] = acc[0][r] + acc[1][r]           transposed back
 //! ```
@@ -19,6 +20,7 @@ use super::block::TypedRows;
 use super::fetch::Fetch;
 use super::{BLOCK_Q, GROUP};
 use crate::simd::{Isa, MAX_LANES, Simd, Stored, opaque};
+use crate::storage::Format;
 
 /// The most rows for which keys along the lanes are the faster way, on this instruction set.
 pub(crate) const fn most_rows(isa: Isa) -> usize {
@@ -32,13 +34,13 @@ pub(crate) const fn most_rows(isa: Isa) -> usize {
 /// Whether a vector with so many rows of this width is computed so, with keys that are stored as `E`.
 #[inline(always)]
 pub(crate) fn fits<E: Stored>(isa: Isa, rows: usize, width: usize) -> bool {
-    rows <= most_rows(isa) && width.is_multiple_of(E::COLUMNS)
+    rows <= most_rows(isa) && width.is_multiple_of(4 * E::PACKED)
 }
 
-/// Whether keys and values of half the width are widened by the kernels that read them, and not into
-/// scratch first, where an item has so many rows: as many as have keys along the lanes.
-pub(crate) fn reads_narrow(isa: Isa, rows: usize, head_dim: usize) -> bool {
-    rows <= most_rows(isa) && head_dim.is_multiple_of(8)
+/// Whether narrow keys and values are widened by the kernels that read them, and not into scratch first,
+/// where an item has so many rows: as many as have keys along the lanes.
+pub(crate) fn reads_narrow(isa: Isa, rows: usize, (keys, head_dim): (Format, usize)) -> bool {
+    rows <= most_rows(isa) && head_dim.is_multiple_of(keys.columns())
 }
 
 /// Keys that are taken together: whole vectors and whole groups.
@@ -93,29 +95,44 @@ impl<E: Stored> Few<'_, E> {
         // One pointer for every four keys: with one for each the loop would have to reload them.
         let mut keys: [*const E; MAX_LANES / 4] =
             core::array::from_fn(|n| self.keys.row(self.key + 4 * n));
+        let width = self.keys.width();
+        let mut ends = keys;
+        for end in &mut ends {
+            *end = end.wrapping_add(width);
+        }
+        // SAFETY: behind the rows' numbers.
+        let scale = unsafe { E::scales(s, ends, stride) };
         let mut q = self.q_t;
         let mut acc = [[s.splat(0.0); ROWS]; 2];
-        /// Columns between two requests for what comes later.
-        const STEP: usize = 16;
-        let width = self.keys.width();
-        for start in (0..width).step_by(STEP) {
-            let columns = (width - start).min(STEP);
+        // Columns between two requests for what comes later: four rounds of the loop.
+        let step = 16 * E::PACKED;
+        for start in (0..width).step_by(step) {
+            let columns = (width - start).min(step);
             fetch.blocks.step(S::LANES * (ROWS + TRANSPOSING) * columns);
-            for _ in 0..columns / E::COLUMNS {
-                // SAFETY: the caller's promise: as many columns of each key, and as many rows of q_t.
+            for _ in 0..columns / (4 * E::PACKED) {
+                // SAFETY: the caller's promise: as many columns of each key, of any alignment, and as many
+                // rows of q_t.
                 unsafe {
-                    let columns = E::columns(s, keys, stride);
-                    for c in 0..E::COLUMNS {
-                        for r in 0..ROWS {
-                            let query = s.splat(*q.add(c * BLOCK_Q + r));
-                            acc[c % 2][r] = s.mul_add(columns[c], query, acc[c % 2][r]);
+                    let mut floats = [core::ptr::null(); MAX_LANES / 4];
+                    for (floats, key) in floats.iter_mut().zip(keys) {
+                        *floats = key.cast();
+                    }
+                    let packed = s.columns(floats, stride);
+                    for p in 0..4 {
+                        let columns = E::unpack(s, packed[p], scale);
+                        for n in 0..E::PACKED {
+                            let c = p * E::PACKED + n;
+                            for r in 0..ROWS {
+                                let query = s.splat(*q.add(c * BLOCK_Q + r));
+                                acc[c % 2][r] = s.mul_add(columns[n], query, acc[c % 2][r]);
+                            }
                         }
                     }
                 }
                 for key in &mut keys {
-                    *key = opaque(key.wrapping_add(E::COLUMNS));
+                    *key = opaque(key.wrapping_add(4 * E::PACKED));
                 }
-                q = q.wrapping_add(E::COLUMNS * BLOCK_Q);
+                q = q.wrapping_add(4 * E::PACKED * BLOCK_Q);
             }
         }
         let mut square = [s.splat(0.0); MAX_LANES];

@@ -1,6 +1,6 @@
 //! What happens to a row's sums: merged into those of earlier splits, scaled, written out.
 
-use crate::simd::{Kernel, Simd, Stored};
+use crate::simd::{Kernel, Simd, Stored, StoredMut};
 use crate::storage::{StoredRow, with_stored};
 
 /// `dst = a * dst + b * src`, in place.
@@ -39,7 +39,7 @@ pub(crate) struct OutRow<E> {
     len: usize,
 }
 
-impl<E: Stored> OutRow<E> {
+impl<E: StoredMut> OutRow<E> {
     /// # Safety
     /// `len` numbers must be writable at `ptr` as long as this is used, and be nobody else's.
     pub(crate) unsafe fn new(ptr: *mut E, len: usize) -> Self {
@@ -76,7 +76,7 @@ impl Kernel for Dot<'_> {
         let (mut dot, mut magnitude) = (zero, zero);
         let load = |row: StoredRow<'_>, i, count| {
             // SAFETY: i + count lies within either row.
-            with_stored!(row.format(), E => unsafe { E::load_first(s, row.as_ptr::<E>().add(i), count) })
+            with_stored!(row.format(), E => unsafe { part::<S, E>(s, row, i, count) })
         };
         let mut i = 0;
         while i < a.len() {
@@ -90,6 +90,17 @@ impl Kernel for Dot<'_> {
     }
 }
 
+/// The first `count` lanes of a row from `i` on.
+///
+/// # Safety
+/// The row must be stored as `E` and have as many numbers.
+#[inline(always)]
+unsafe fn part<S: Simd, E: Stored>(s: S, row: StoredRow<'_>, i: usize, count: usize) -> S::Vector {
+    let numbers = row.as_ptr::<E>();
+    // SAFETY: the caller's promise; behind its numbers a row has its scale.
+    unsafe { E::load_first(s, numbers.add(i), count, E::scale(s, numbers.add(row.len()))) }
+}
+
 /// `dst = factor * src`; says whether all of that is finite before it is rounded to what is stored. A
 /// zero is written as +0.
 pub(crate) struct Normalize<'a, E> {
@@ -98,7 +109,7 @@ pub(crate) struct Normalize<'a, E> {
     pub(crate) dst: OutRow<E>,
 }
 
-impl<E: Stored> Kernel for Normalize<'_, E> {
+impl<E: StoredMut> Kernel for Normalize<'_, E> {
     type Output = bool;
 
     #[inline(always)]

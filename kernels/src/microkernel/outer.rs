@@ -99,6 +99,23 @@ pub(crate) fn cover<S: Simd, T: Tiled, const ROWS: usize, const TWICE: usize, co
     }
 }
 
+/// Covers one row: with tiles of four vectors, where there are so many, since a tile of a row has
+/// accumulators to spare.
+#[inline(always)]
+pub(crate) fn cover_row<S: Simd, T: Tiled>(s: S, tiled: &mut T, width: usize) {
+    let mut column = 0;
+    while column < width {
+        let wide = width - column;
+        if wide >= 4 * S::LANES {
+            tiled.tile::<S, 1, 4, false>(s, 0, column);
+            column += 4 * S::LANES;
+        } else {
+            across::<S, T, 1>(s, tiled, 0, (column, wide));
+            column += 2 * S::LANES;
+        }
+    }
+}
+
 /// The tile at `row` and `column`, as wide as fits.
 #[inline(always)]
 fn across<S: Simd, T: Tiled, const ROWS: usize>(
@@ -233,14 +250,19 @@ pub(crate) struct Operands<L, R> {
 /// What is fetched while a tile is computed.
 pub(crate) trait Meanwhile {
     /// At `k`.
-    fn step(&mut self, k: usize);
+    #[inline(always)]
+    fn step(&mut self, _k: usize) {}
+
+    /// Behind how many k there is more to do at a time: an even number, at most those of a block.
+    const RUN: usize = usize::MAX;
+
+    /// Before each such run.
+    #[inline(always)]
+    fn run(&mut self) {}
 }
 
 /// Nothing.
-impl Meanwhile for () {
-    #[inline(always)]
-    fn step(&mut self, _k: usize) {}
-}
+impl Meanwhile for () {}
 
 /// The floats from an address on, [`AHEAD_STEP`] for each k; any address will do.
 #[derive(Clone, Copy)]
@@ -257,15 +279,16 @@ impl Meanwhile for Straight {
     }
 }
 
-/// The rows of the next blocks that are due, every eight k: the multiply-adds of these.
+/// The rows of the next blocks that are due with the multiply-adds of one k. What is due takes all the
+/// registers there are for addresses, so that it stands outside of the innermost loop.
 pub(crate) struct Due<'a>(pub(crate) &'a mut Fetch, pub(crate) usize);
 
 impl Meanwhile for Due<'_> {
+    const RUN: usize = 8;
+
     #[inline(always)]
-    fn step(&mut self, k: usize) {
-        if k.is_multiple_of(8) {
-            self.0.blocks.step(self.1);
-        }
+    fn run(&mut self) {
+        self.0.blocks.step(Self::RUN * self.1);
     }
 }
 
@@ -280,6 +303,7 @@ impl Meanwhile for Due<'_> {
 pub(crate) unsafe fn sum<
     S: Simd,
     R: Right,
+    M: Meanwhile,
     const ROWS: usize,
     const VECS: usize,
     const CHAINS: usize,
@@ -288,13 +312,14 @@ pub(crate) unsafe fn sum<
 >(
     s: S,
     operands: Operands<impl Left, R>,
-    mut meanwhile: impl Meanwhile,
+    mut meanwhile: M,
 ) -> [[S::Vector; VECS]; ROWS] {
     const { assert!(CHAINS == 1 || CHAINS == 2) };
     let Operands { mut a, b, first, column, depth } = operands;
     // Not to be read again behind what `meanwhile` writes.
     let stride = b.stride();
-    let tail = b.width() - column - (VECS - 1) * S::LANES;
+    let to_end = b.width() - column;
+    let tail = to_end - (VECS - 1) * S::LANES;
     let mut sum = [[[s.splat(0.0); VECS]; ROWS]; CHAINS];
     let mut row;
     macro_rules! step {
@@ -302,13 +327,15 @@ pub(crate) unsafe fn sum<
             meanwhile.step($k);
             // SAFETY: the caller's promise.
             unsafe {
-                let b: [S::Vector; VECS] = core::array::from_fn(|v| {
-                    if TAIL && v == VECS - 1 {
-                        R::Number::load_first(s, row.add(v * S::LANES), tail)
+                let scale = R::Number::scale(s, row.add(to_end));
+                let mut b = [s.splat(0.0); VECS];
+                for v in 0..VECS {
+                    b[v] = if TAIL && v == VECS - 1 {
+                        R::Number::load_first(s, row.add(v * S::LANES), tail, scale)
                     } else {
-                        R::Number::load(s, row.add(v * S::LANES))
-                    }
-                });
+                        R::Number::load(s, row.add(v * S::LANES), scale)
+                    };
+                }
                 for r in 0..ROWS {
                     let a = s.splat(a.at(r));
                     for v in 0..VECS {
@@ -322,8 +349,10 @@ pub(crate) unsafe fn sum<
     }
     let mut k = 0;
     loop {
+        meanwhile.run();
         row = b.row(first + k).wrapping_add(column);
-        let end = if R::WHOLE { depth } else { depth.min(k + b.stretch(first + k)) };
+        let whole = if R::WHOLE { depth } else { b.stretch(first + k).saturating_add(k) };
+        let end = depth.min(whole).min(k.saturating_add(M::RUN));
         while k + CHAINS <= end {
             step!(k, 0);
             // Beyond the last row this may leave b, unread.
@@ -334,7 +363,7 @@ pub(crate) unsafe fn sum<
             }
             k += CHAINS;
         }
-        if R::WHOLE || end == depth {
+        if (R::WHOLE && M::RUN == usize::MAX) || end == depth {
             break;
         }
     }
@@ -372,7 +401,8 @@ pub(crate) unsafe fn sum_pairs<S: Simd, R: Right, const PAIRS: usize, const CHAI
         ($chain:expr) => {
             // SAFETY: the caller's promise.
             unsafe {
-                let b = R::Number::load_twice(s, row, count);
+                let scale = R::Number::scale(s, row.add(count));
+                let b = R::Number::load_twice(s, row, count, scale);
                 for p in 0..PAIRS {
                     let sum = &mut sum[$chain][p];
                     *sum = s.mul_add(s.splat_pair(a.0.add(2 * p)), b, *sum);

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{BLOCK_KV, BLOCK_Q, Lanes};
 use crate::simd::{Kernel, MAX_LANES, Simd, Stored};
-use crate::storage::{StoredRow, with_stored};
+use crate::storage::{StoredRow, with_float};
 
 /// Writes `rows`, all of one format, to `dst`, transposed: `dst[c][r] = rows[r][c]`. Lanes without
 /// a row, up to `lanes`, become zero.
@@ -25,13 +25,13 @@ impl Kernel for Pack<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let format = self.rows.first().map_or(StoredRow::EMPTY.format(), StoredRow::format);
-        with_stored!(format, E => self.of::<S, E>(s));
+        with_float!(format, E => self.of::<S, E>(s));
     }
 }
 
 impl Pack<'_> {
     #[inline(always)]
-    fn of<S: Simd, E: Stored>(self, s: S) {
+    fn of<S: Simd, E: Stored<Scale<S> = ()>>(self, s: S) {
         let size = size_of::<E>();
         assert!(self.rows.iter().all(|row| row.len() >= self.width && row.format().size() == size));
         assert!(self.lanes.is_multiple_of(S::LANES) && self.lanes <= BLOCK_Q);
@@ -45,7 +45,7 @@ impl Pack<'_> {
                 unsafe {
                     let mut square = [s.splat(0.0); MAX_LANES];
                     for r in 0..S::LANES {
-                        square[r] = E::load(s, rows[r].as_ptr::<E>().add(column));
+                        square[r] = E::load(s, rows[r].as_ptr::<E>().add(column), ());
                     }
                     s.transpose(&mut square);
                     for c in 0..S::LANES {
@@ -62,7 +62,7 @@ impl Pack<'_> {
                     if let Some(row) = rows.get(r) {
                         // SAFETY: the row has at least column + count <= width elements.
                         square[r] =
-                            unsafe { E::load_first(s, row.as_ptr::<E>().add(column), count) };
+                            unsafe { E::load_first(s, row.as_ptr::<E>().add(column), count, ()) };
                     }
                 }
                 s.transpose(&mut square);

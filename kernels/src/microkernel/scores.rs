@@ -236,13 +236,18 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
         unsafe {
             let mut acc = [[[s.splat(0.0); VECS]; KEYS]; 2];
             let mut q = self.q_t.as_ptr().add(lane);
+            let width = keys.width();
+            let mut scales = [E::scale(s, rows[0].add(width)); KEYS];
+            for k in 1..KEYS {
+                scales[k] = E::scale(s, rows[k].add(width));
+            }
             // One of head_dim, for one of the chains.
             macro_rules! step {
                 ($d:expr, $chain:literal) => {
                     // The shorter side waits in registers, so that one more suffices for the other.
                     if KEYS < VECS {
                         let keys: [S::Vector; KEYS] =
-                            core::array::from_fn(|k| E::splat(s, rows[k].add($d)));
+                            core::array::from_fn(|k| E::splat(s, rows[k].add($d), scales[k]));
                         for v in 0..VECS {
                             let query = s.load(q.add(v * S::LANES));
                             for k in 0..KEYS {
@@ -254,7 +259,7 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
                         let queries: [S::Vector; VECS] =
                             core::array::from_fn(|v| s.load(q.add(v * S::LANES)));
                         for k in 0..KEYS {
-                            let key = E::splat(s, rows[k].add($d));
+                            let key = E::splat(s, rows[k].add($d), scales[k]);
                             for v in 0..VECS {
                                 let sum = &mut acc[$chain][k][v];
                                 *sum = s.mul_add(key, queries[v], *sum);
@@ -263,7 +268,6 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
                     }
                 };
             }
-            let width = keys.width();
             let prob = self.sweep.prob.as_mut_ptr().add(key * BLOCK_Q + lane);
             if together(S::ISA) {
                 let mut d = 0;

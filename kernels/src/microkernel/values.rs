@@ -19,8 +19,9 @@ use super::outer::{self, Due, Meanwhile, Operands, Order, Packed, Tiled};
 use super::{BLOCK_KV, BLOCK_Q, Lanes, Seen, together, unroll};
 use crate::simd::{Isa, Kernel, Simd, Stored};
 
-/// A tile's probabilities against a block of values.
-pub(crate) struct Values<'a, E, const CAREFUL: bool> {
+/// A tile's probabilities against a block of values. Of `FEW` rows memory sets the pace: tiles are low, and
+/// ask for what comes later.
+pub(crate) struct Values<'a, E, const CAREFUL: bool, const FEW: bool> {
     /// `[BLOCK_KV][BLOCK_Q]`.
     pub(crate) prob: &'a [f32],
     pub(crate) values: Block<'a, E>,
@@ -36,8 +37,8 @@ pub(crate) struct Values<'a, E, const CAREFUL: bool> {
     pub(crate) acc_width: usize,
     /// Where the sums go if they are complete, instead of `acc`.
     pub(crate) finish: Option<Finish<'a>>,
-    /// What to ask for meanwhile, where memory sets the pace.
-    pub(crate) fetch: Option<&'a mut Fetch>,
+    /// What to ask for meanwhile, of `FEW` rows.
+    pub(crate) fetch: &'a mut Fetch,
 }
 
 /// The rows of the output that a tile's complete sums become.
@@ -76,7 +77,7 @@ pub(crate) fn most_rows(isa: Isa) -> usize {
     if isa == Isa::Portable { 2 } else { 6 }
 }
 
-impl<E: Stored, const CAREFUL: bool> Kernel for Values<'_, E, CAREFUL> {
+impl<E: Stored, const CAREFUL: bool, const FEW: bool> Kernel for Values<'_, E, CAREFUL, FEW> {
     /// Whether everything that was finished is finite.
     type Output = bool;
 
@@ -111,13 +112,15 @@ impl<E: Stored, const CAREFUL: bool> Kernel for Values<'_, E, CAREFUL> {
     }
 }
 
-impl<E: Stored, const CAREFUL: bool> Values<'_, E, CAREFUL> {
+impl<E: Stored, const CAREFUL: bool, const FEW: bool> Values<'_, E, CAREFUL, FEW> {
     #[inline(always)]
     fn cover<S: Simd>(&mut self, s: S) {
         let extents = (self.rows, self.values.rows.width());
-        // Selecting takes registers: only small tiles. Numbers of half the width come with few rows.
-        let is_half = size_of::<E>() < size_of::<f32>();
-        match (most_rows(S::ISA), CAREFUL || is_half || self.fetch.is_some()) {
+        if FEW && self.rows == 1 {
+            return outer::cover_row(s, self, extents.1);
+        }
+        // Selecting takes registers: only low tiles.
+        match (most_rows(S::ISA), CAREFUL || FEW) {
             (2, false) => outer::cover::<S, Self, 2, 4, true>(s, self, extents, Order::Down),
             (_, false) => outer::cover::<S, Self, 6, 12, true>(s, self, extents, Order::Down),
             (_, true) => outer::cover::<S, Self, 6, 12, false>(s, self, extents, Order::Down),
@@ -128,7 +131,7 @@ impl<E: Stored, const CAREFUL: bool> Values<'_, E, CAREFUL> {
 /// Probabilities and values.
 type ValueOperands<'a, E> = Operands<Packed, TypedRows<'a, E>>;
 
-impl<'a, E: Stored, const CAREFUL: bool> Values<'a, E, CAREFUL> {
+impl<'a, E: Stored, const CAREFUL: bool, const FEW: bool> Values<'a, E, CAREFUL, FEW> {
     /// The operands of the `rows` rows from `row` on: the keys that some of them see.
     #[inline(always)]
     fn operands(&self, (row, rows): (usize, usize), column: usize) -> ValueOperands<'a, E> {
@@ -160,9 +163,9 @@ impl<'a, E: Stored, const CAREFUL: bool> Values<'a, E, CAREFUL> {
         // SAFETY: the caller's promise.
         unsafe {
             if together(S::ISA) {
-                outer::sum::<S, _, ROWS, VECS, 2, TAIL, CAREFUL>(s, operands, meanwhile)
+                outer::sum::<S, _, _, ROWS, VECS, 2, TAIL, CAREFUL>(s, operands, meanwhile)
             } else {
-                outer::sum::<S, _, ROWS, VECS, 1, TAIL, CAREFUL>(s, operands, meanwhile)
+                outer::sum::<S, _, _, ROWS, VECS, 1, TAIL, CAREFUL>(s, operands, meanwhile)
             }
         }
     }
@@ -243,7 +246,7 @@ impl Finish<'_> {
     }
 }
 
-impl<E: Stored, const CAREFUL: bool> Tiled for Values<'_, E, CAREFUL> {
+impl<E: Stored, const CAREFUL: bool, const FEW: bool> Tiled for Values<'_, E, CAREFUL, FEW> {
     const NARROW: bool = true;
 
     #[inline(always)]
@@ -259,13 +262,11 @@ impl<E: Stored, const CAREFUL: bool> Tiled for Values<'_, E, CAREFUL> {
         // `OutRows::new`.
         unsafe {
             let operands = self.operands((row, ROWS), column);
-            let sum = match &mut self.fetch {
-                // With it there are none but low tiles.
-                Some(fetch) if ROWS <= 4 => {
-                    let due = Due(fetch, 8 * ROWS * VECS * S::LANES);
-                    Self::sum::<S, ROWS, VECS, TAIL>(s, operands, due)
-                }
-                _ => Self::sum::<S, ROWS, VECS, TAIL>(s, operands, ()),
+            let sum = if FEW {
+                let due = Due(self.fetch, ROWS * VECS * S::LANES);
+                Self::sum::<S, ROWS, VECS, TAIL>(s, operands, due)
+            } else {
+                Self::sum::<S, ROWS, VECS, TAIL>(s, operands, ())
             };
             let kept = self.kept(row, column);
             let Some(finish) = &mut self.finish else {

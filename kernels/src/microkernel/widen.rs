@@ -14,7 +14,7 @@ impl<E: Stored> Kernel for Widen<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (len, width) = (self.rows.len(), self.rows.width());
+        let (len, width) = (self.rows.len(), self.rows.width() - E::EXTRA);
         assert!(width == 0 || self.to.len() / width >= len);
         let whole = width / S::LANES * S::LANES;
         for row in 0..len {
@@ -22,12 +22,13 @@ impl<E: Stored> Kernel for Widen<'_, E> {
             // SAFETY: `to` has `len` rows of `width` floats, and `rows` as many numbers.
             unsafe {
                 let to = self.to.as_mut_ptr().add(row * width);
+                let scale = E::scale(s, from.add(width));
                 for column in (0..whole).step_by(S::LANES) {
-                    s.store(to.add(column), E::load(s, from.add(column)));
+                    s.store(to.add(column), E::load(s, from.add(column), scale));
                 }
                 if whole < width {
                     let (from, count) = (from.add(whole), width - whole);
-                    s.store_first(to.add(whole), count, E::load_first(s, from, count));
+                    s.store_first(to.add(whole), count, E::load_first(s, from, count, scale));
                 }
             }
         }

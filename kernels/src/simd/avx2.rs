@@ -151,6 +151,12 @@ unsafe impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, ptr: *const i8) -> __m256 {
+        // SAFETY: the token, and the caller's promise.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(ptr.cast()))) }
+    }
+
+    #[inline(always)]
     unsafe fn store_bf16(self, ptr: *mut bf16, v: __m256) {
         // SAFETY: the token, and the caller's promise.
         unsafe {
@@ -257,6 +263,21 @@ unsafe impl Simd for Avx2 {
             let both = _mm256_permute4x64_epi64::<0b11_01_10_00>(both);
             [_mm256_castsi256_si128(both), _mm256_extracti128_si256::<1>(both)]
                 .map(|v| _mm256_cvtph_ps(v))
+        }
+    }
+
+    #[inline(always)]
+    fn unpack_i8(self, fours: __m256) -> [__m256; 4] {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let bits = _mm256_castps_si256(fours);
+            // One by one: the closure of an array is not always inlined.
+            [
+                _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(bits))),
+                _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(_mm256_slli_epi32::<16>(bits))),
+                _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(_mm256_slli_epi32::<8>(bits))),
+                _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(bits)),
+            ]
         }
     }
 

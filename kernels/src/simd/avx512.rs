@@ -130,6 +130,12 @@ unsafe impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, ptr: *const i8) -> __m512 {
+        // SAFETY: the token, and the caller's promise.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(ptr.cast()))) }
+    }
+
+    #[inline(always)]
     unsafe fn store_bf16(self, ptr: *mut bf16, v: __m512) {
         // SAFETY: the token, and the caller's promise.
         unsafe {
@@ -226,6 +232,21 @@ unsafe impl Simd for Avx512 {
             let bits = _mm512_castps_si512(pairs);
             let halves = [bits, _mm512_srli_epi32::<16>(bits)];
             halves.map(|v| _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)))
+        }
+    }
+
+    #[inline(always)]
+    fn unpack_i8(self, fours: __m512) -> [__m512; 4] {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let bits = _mm512_castps_si512(fours);
+            // One by one: the closure of an array is not always inlined.
+            [
+                _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(bits))),
+                _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<16>(bits))),
+                _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<8>(bits))),
+                _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(bits)),
+            ]
         }
     }
 

@@ -39,7 +39,7 @@ mod tanh;
 pub(crate) use cache::l1_ways;
 pub use detect::Isa;
 pub(crate) use detect::dispatch;
-pub(crate) use stored::Stored;
+pub(crate) use stored::{Stored, StoredMut};
 pub(crate) use tanh::{EXPONENT as TANH_EXPONENT, of_exponent as tanh_of_exponent};
 
 /// Asks for the cache line of `ptr`, wherever that points; where the target has no such hint,
@@ -188,6 +188,13 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
         }
     }
 
+    /// Loads a vector of integers.
+    ///
+    /// # Safety
+    /// `LANES` bytes must be readable at `ptr`.
+    #[doc(hidden)]
+    unsafe fn load_i8(self, ptr: *const i8) -> Self::Vector;
+
     /// Stores a vector as `bf16`, rounded to the nearest, to the even of two as near.
     ///
     /// # Safety
@@ -306,6 +313,9 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     /// The same of `f16`.
     #[doc(hidden)]
     fn unpair_f16(self, pairs: Self::Vector) -> [Self::Vector; 2];
+    /// Of four bytes in each lane, by their bits, the first of all, the second and so on, as integers.
+    #[doc(hidden)]
+    fn unpack_i8(self, fours: Self::Vector) -> [Self::Vector; 4];
 }
 
 /// Polynomials for 2^f and Horner's rule for them. Fitted by iteratively re-weighted least squares

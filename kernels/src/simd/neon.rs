@@ -129,6 +129,15 @@ unsafe impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, ptr: *const i8) -> float32x4_t {
+        // SAFETY: the token, and the caller's promise.
+        unsafe {
+            let bytes = vcreate_s8(u64::from(ptr.cast::<u32>().read_unaligned()));
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store_bf16(self, ptr: *mut bf16, v: float32x4_t) {
         // SAFETY: the token, and the caller's promise.
         unsafe {
@@ -233,6 +242,21 @@ unsafe impl Simd for Neon {
             [vmovn_u32(bits), vshrn_n_u32::<16>(bits)]
         };
         [widened(halves[0]), widened(halves[1])]
+    }
+
+    #[inline(always)]
+    fn unpack_i8(self, fours: float32x4_t) -> [float32x4_t; 4] {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let bits = vreinterpretq_s32_f32(fours);
+            // One by one: the closure of an array is not always inlined.
+            [
+                vcvtq_f32_s32(vshrq_n_s32::<24>(vshlq_n_s32::<24>(bits))),
+                vcvtq_f32_s32(vshrq_n_s32::<24>(vshlq_n_s32::<16>(bits))),
+                vcvtq_f32_s32(vshrq_n_s32::<24>(vshlq_n_s32::<8>(bits))),
+                vcvtq_f32_s32(vshrq_n_s32::<24>(bits)),
+            ]
+        }
     }
 
     #[inline(always)]

@@ -91,6 +91,13 @@ unsafe impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, ptr: *const i8) -> f32x4 {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { ptr.cast::<[i8; 4]>().read_unaligned() };
+        f32x4::new(bytes.map(f32::from))
+    }
+
+    #[inline(always)]
     unsafe fn store_bf16(self, ptr: *mut bf16, v: f32x4) {
         // SAFETY: the caller's promise.
         unsafe { ptr.cast::<[bf16; 4]>().write_unaligned(v.to_array().map(bf16::from_f32)) }
@@ -216,6 +223,12 @@ unsafe impl Simd for Portable {
         let [low, high] =
             [0, 16].map(|shift| bits.map(|pair| f16::from_bits((pair >> shift) as u16)));
         [low, high].map(|halves| f32x4::new(halves.map(f16::to_f32)))
+    }
+
+    #[inline(always)]
+    fn unpack_i8(self, fours: f32x4) -> [f32x4; 4] {
+        let bits = fours.to_array().map(f32::to_bits);
+        [0, 8, 16, 24].map(|shift| f32x4::new(bits.map(|four| f32::from((four >> shift) as i8))))
     }
 
     #[inline(always)]

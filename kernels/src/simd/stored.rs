@@ -1,28 +1,99 @@
 //! Numbers as they lie in memory. Kernels compute in `f32`: narrower numbers are widened by the load,
-//! exactly, and rounded by the store, once.
+//! exactly, and rounded by the store, once; integers are multiplied by their row's scale as well.
 
 use half::{bf16, f16};
 
 use super::{MAX_LANES, Simd};
+use crate::int8::Int8;
 
-/// A type of number that vectors are loaded from and stored to.
+/// A type of number that vectors are loaded from.
 pub(crate) trait Stored: Copy + Default + 'static {
+    /// What a row's numbers are multiples of: nothing to know of floats.
+    type Scale<S: Simd>: Copy;
+
+    /// Room for how many numbers is behind those of a row, for its scale.
+    const EXTRA: usize;
+
+    /// The scale of the row whose numbers end at `end`, for all lanes.
+    ///
+    /// # Safety
+    /// `EXTRA` numbers must be readable at `end`.
+    unsafe fn scale<S: Simd>(s: S, end: *const Self) -> Self::Scale<S>;
+
+    /// The scales of `LANES` rows, each `stride` bytes behind the one before it; `fours` are the ends of
+    /// the first row, the fifth and so on.
+    ///
+    /// # Safety
+    /// `EXTRA` numbers must be readable at each.
+    unsafe fn scales<S: Simd>(
+        s: S,
+        fours: [*const Self; MAX_LANES / 4],
+        stride: isize,
+    ) -> Self::Scale<S>;
+
     /// Loads a vector.
     ///
     /// # Safety
     /// `LANES` numbers must be readable at `ptr`, of any alignment.
-    unsafe fn load<S: Simd>(s: S, ptr: *const Self) -> S::Vector;
+    unsafe fn load<S: Simd>(s: S, ptr: *const Self, scale: Self::Scale<S>) -> S::Vector;
+
+    /// Loads the first `count <= LANES` lanes; the others are zero, or not finite if the scale is not.
+    ///
+    /// # Safety
+    /// `count` numbers must be readable at `ptr`, aligned.
+    unsafe fn load_first<S: Simd>(
+        s: S,
+        ptr: *const Self,
+        count: usize,
+        scale: Self::Scale<S>,
+    ) -> S::Vector;
+
+    /// The first `count <= LANES / 2` numbers, each in two lanes side by side; the others as those of
+    /// [`Stored::load_first`].
+    ///
+    /// # Safety
+    /// `count` numbers must be readable at `ptr`, aligned.
+    #[inline(always)]
+    unsafe fn load_twice<S: Simd>(
+        s: S,
+        ptr: *const Self,
+        count: usize,
+        scale: Self::Scale<S>,
+    ) -> S::Vector {
+        // SAFETY: the caller's promise; the array has MAX_LANES floats.
+        unsafe {
+            let numbers = s.to_array(Self::load_first(s, ptr, count, scale));
+            s.load_twice(numbers.as_ptr(), count)
+        }
+    }
+
+    /// A number in every lane.
+    ///
+    /// # Safety
+    /// It must be readable at `ptr`, aligned.
+    #[inline(always)]
+    unsafe fn splat<S: Simd>(s: S, ptr: *const Self, scale: Self::Scale<S>) -> S::Vector {
+        // SAFETY: the caller's promise.
+        let numbers = [unsafe { *ptr }; MAX_LANES];
+        // SAFETY: MAX_LANES numbers are at least LANES.
+        unsafe { Self::load(s, numbers.as_ptr(), scale) }
+    }
+
+    /// How many numbers have room in a float.
+    const PACKED: usize;
+
+    /// Of `PACKED` numbers in each lane, by their bits, the first of all, the second and so on; behind
+    /// them anything.
+    fn unpack<S: Simd>(s: S, packed: S::Vector, scale: Self::Scale<S>) -> [S::Vector; 4];
+}
+
+/// A type of number that vectors are stored to as well.
+pub(crate) trait StoredMut: Stored {
     /// Stores a vector.
     ///
     /// # Safety
     /// `LANES` numbers must be writable at `ptr`, of any alignment.
     unsafe fn store<S: Simd>(s: S, ptr: *mut Self, v: S::Vector);
-
-    /// Loads the first `count <= LANES` lanes; the others are zero.
-    ///
-    /// # Safety
-    /// `count` numbers must be readable at `ptr`, aligned.
-    unsafe fn load_first<S: Simd>(s: S, ptr: *const Self, count: usize) -> S::Vector;
 
     /// Stores the first `count <= LANES` lanes.
     ///
@@ -39,47 +110,6 @@ pub(crate) trait Stored: Copy + Default + 'static {
         }
     }
 
-    /// The first `count <= LANES / 2` numbers, each in two lanes side by side; the others are zero.
-    ///
-    /// # Safety
-    /// `count` numbers must be readable at `ptr`, aligned.
-    #[inline(always)]
-    unsafe fn load_twice<S: Simd>(s: S, ptr: *const Self, count: usize) -> S::Vector {
-        let mut numbers = [0.0; MAX_LANES];
-        for (i, x) in numbers.iter_mut().enumerate().take(count) {
-            // SAFETY: the caller's promise.
-            *x = unsafe { *ptr.add(i) }.widen();
-        }
-        // SAFETY: MAX_LANES floats.
-        unsafe { s.load_twice(numbers.as_ptr(), count) }
-    }
-
-    /// A number in every lane.
-    ///
-    /// # Safety
-    /// It must be readable at `ptr`, aligned.
-    #[inline(always)]
-    unsafe fn splat<S: Simd>(s: S, ptr: *const Self) -> S::Vector {
-        // SAFETY: the caller's promise.
-        let numbers = [unsafe { *ptr }; MAX_LANES];
-        // SAFETY: MAX_LANES numbers are at least LANES.
-        unsafe { Self::load(s, numbers.as_ptr()) }
-    }
-
-    /// Columns that are read together: 4, or 8 of half the width.
-    const COLUMNS: usize;
-
-    /// The first `COLUMNS` columns of `LANES` rows, each `stride` bytes behind the one before it; `fours`
-    /// are the first row, the fifth and so on. Behind them zeros.
-    ///
-    /// # Safety
-    /// As many numbers must be readable at each row, of any alignment.
-    unsafe fn columns<S: Simd>(
-        s: S,
-        fours: [*const Self; MAX_LANES / 4],
-        stride: isize,
-    ) -> [S::Vector; 8];
-
     /// A float, rounded.
     fn round(x: f32) -> Self;
 
@@ -87,13 +117,57 @@ pub(crate) trait Stored: Copy + Default + 'static {
     fn widen(self) -> f32;
 }
 
+/// What is the same of all types without scales.
+macro_rules! unscaled {
+    () => {
+        type Scale<S: Simd> = ();
+
+        const EXTRA: usize = 0;
+
+        #[inline(always)]
+        unsafe fn scale<S: Simd>(_: S, _: *const Self) {}
+
+        #[inline(always)]
+        unsafe fn scales<S: Simd>(_: S, _: [*const Self; MAX_LANES / 4], _: isize) {}
+    };
+}
+
 impl Stored for f32 {
+    unscaled!();
+
     #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, ptr: *const f32) -> S::Vector {
+    unsafe fn load<S: Simd>(s: S, ptr: *const f32, (): ()) -> S::Vector {
         // SAFETY: the caller's promise.
         unsafe { s.load(ptr) }
     }
 
+    #[inline(always)]
+    unsafe fn load_first<S: Simd>(s: S, ptr: *const f32, count: usize, (): ()) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_first(ptr, count) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_twice<S: Simd>(s: S, ptr: *const f32, count: usize, (): ()) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_twice(ptr, count) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat<S: Simd>(s: S, ptr: *const f32, (): ()) -> S::Vector {
+        // SAFETY: the caller's promise.
+        s.splat(unsafe { *ptr })
+    }
+
+    const PACKED: usize = 1;
+
+    #[inline(always)]
+    fn unpack<S: Simd>(_: S, packed: S::Vector, (): ()) -> [S::Vector; 4] {
+        [packed; 4]
+    }
+}
+
+impl StoredMut for f32 {
     #[inline(always)]
     unsafe fn store<S: Simd>(s: S, ptr: *mut f32, v: S::Vector) {
         // SAFETY: the caller's promise.
@@ -101,41 +175,9 @@ impl Stored for f32 {
     }
 
     #[inline(always)]
-    unsafe fn load_first<S: Simd>(s: S, ptr: *const f32, count: usize) -> S::Vector {
-        // SAFETY: the caller's promise.
-        unsafe { s.load_first(ptr, count) }
-    }
-
-    #[inline(always)]
     unsafe fn store_first<S: Simd>(s: S, ptr: *mut f32, count: usize, v: S::Vector) {
         // SAFETY: the caller's promise.
         unsafe { s.store_first(ptr, count, v) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_twice<S: Simd>(s: S, ptr: *const f32, count: usize) -> S::Vector {
-        // SAFETY: the caller's promise.
-        unsafe { s.load_twice(ptr, count) }
-    }
-
-    #[inline(always)]
-    unsafe fn splat<S: Simd>(s: S, ptr: *const f32) -> S::Vector {
-        // SAFETY: the caller's promise.
-        s.splat(unsafe { *ptr })
-    }
-
-    const COLUMNS: usize = 4;
-
-    #[inline(always)]
-    unsafe fn columns<S: Simd>(
-        s: S,
-        fours: [*const f32; MAX_LANES / 4],
-        stride: isize,
-    ) -> [S::Vector; 8] {
-        // SAFETY: the caller's promise.
-        let [a, b, c, d] = unsafe { s.columns(fours, stride) };
-        let none = s.splat(0.0);
-        [a, b, c, d, none, none, none, none]
     }
 
     #[inline(always)]
@@ -152,40 +194,39 @@ impl Stored for f32 {
 macro_rules! half_width {
     ($half:ty, $load:ident, $store:ident, $unpair:ident, $is_f16:literal) => {
         impl Stored for $half {
+            unscaled!();
+
             #[inline(always)]
-            unsafe fn load<S: Simd>(s: S, ptr: *const $half) -> S::Vector {
+            unsafe fn load<S: Simd>(s: S, ptr: *const $half, (): ()) -> S::Vector {
                 // SAFETY: the caller's promise.
                 unsafe { s.$load(ptr) }
             }
 
             #[inline(always)]
-            unsafe fn store<S: Simd>(s: S, ptr: *mut $half, v: S::Vector) {
-                // SAFETY: the caller's promise.
-                unsafe { s.$store(ptr, v) }
-            }
-
-            #[inline(always)]
-            unsafe fn load_first<S: Simd>(s: S, ptr: *const $half, count: usize) -> S::Vector {
+            unsafe fn load_first<S: Simd>(
+                s: S,
+                ptr: *const $half,
+                count: usize,
+                (): (),
+            ) -> S::Vector {
                 // SAFETY: the caller's promise.
                 unsafe { s.load_halves::<$is_f16>(ptr.cast(), count) }
             }
 
-            const COLUMNS: usize = 8;
+            const PACKED: usize = 2;
 
             #[inline(always)]
-            unsafe fn columns<S: Simd>(
-                s: S,
-                fours: [*const $half; MAX_LANES / 4],
-                stride: isize,
-            ) -> [S::Vector; 8] {
-                // Two of half the width are as wide as a float.
-                // SAFETY: the caller's promise; of any alignment.
-                let pairs = unsafe { s.columns(fours.map(|row| row.cast()), stride) };
-                let mut columns = [s.splat(0.0); 8];
-                for (n, pair) in pairs.into_iter().enumerate() {
-                    [columns[2 * n], columns[2 * n + 1]] = s.$unpair(pair);
-                }
-                columns
+            fn unpack<S: Simd>(s: S, packed: S::Vector, (): ()) -> [S::Vector; 4] {
+                let [first, second] = s.$unpair(packed);
+                [first, second, first, second]
+            }
+        }
+
+        impl StoredMut for $half {
+            #[inline(always)]
+            unsafe fn store<S: Simd>(s: S, ptr: *mut $half, v: S::Vector) {
+                // SAFETY: the caller's promise.
+                unsafe { s.$store(ptr, v) }
             }
 
             #[inline(always)]
@@ -203,6 +244,66 @@ macro_rules! half_width {
 half_width!(bf16, load_bf16, store_bf16, unpair_bf16, false);
 half_width!(f16, load_f16, store_f16, unpair_f16, true);
 
+impl Stored for Int8 {
+    type Scale<S: Simd> = S::Vector;
+
+    const EXTRA: usize = Int8::SCALE;
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(s: S, end: *const Int8) -> S::Vector {
+        // SAFETY: the caller's promise: as many bytes as a float has.
+        s.splat(unsafe { end.cast::<f32>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(
+        s: S,
+        fours: [*const Int8; MAX_LANES / 4],
+        stride: isize,
+    ) -> S::Vector {
+        let mut scales = [0.0; MAX_LANES];
+        for (r, scale) in scales.iter_mut().enumerate().take(S::LANES) {
+            let end = fours[r / 4].wrapping_offset(stride.wrapping_mul((r % 4) as isize));
+            // SAFETY: the caller's promise: as many bytes as a float has.
+            *scale = unsafe { end.cast::<f32>().read_unaligned() };
+        }
+        s.vector(scales)
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, ptr: *const Int8, scale: S::Vector) -> S::Vector {
+        // SAFETY: the caller's promise.
+        s.mul(unsafe { s.load_i8(ptr.cast()) }, scale)
+    }
+
+    #[inline(always)]
+    unsafe fn load_first<S: Simd>(
+        s: S,
+        ptr: *const Int8,
+        count: usize,
+        scale: S::Vector,
+    ) -> S::Vector {
+        let mut numbers = [Int8(0); MAX_LANES];
+        for (i, x) in numbers.iter_mut().enumerate().take(count) {
+            // SAFETY: the caller's promise.
+            *x = unsafe { *ptr.add(i) };
+        }
+        // SAFETY: MAX_LANES numbers are at least LANES.
+        unsafe { Self::load(s, numbers.as_ptr(), scale) }
+    }
+
+    const PACKED: usize = 4;
+
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, packed: S::Vector, scale: S::Vector) -> [S::Vector; 4] {
+        let mut numbers = s.unpack_i8(packed);
+        for x in &mut numbers {
+            *x = s.mul(*x, scale);
+        }
+        numbers
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,16 +317,20 @@ mod tests {
         if x.is_nan() { u32::MAX } else { x.to_bits() }
     }
 
-    impl<T: Stored + From16> Kernel for Every<T> {
+    impl<T: StoredMut + From16> Kernel for Every<T> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
+            const { assert!(T::EXTRA == 0) };
             for first in (0..1_u32 << 16).step_by(S::LANES) {
                 let numbers: [T; MAX_LANES] =
                     std::array::from_fn(|i| T::from_16((first + i as u32) as u16));
                 for count in [S::LANES, first as usize % S::LANES] {
-                    // SAFETY: MAX_LANES numbers.
-                    let v = unsafe { T::load_first(s, numbers.as_ptr(), count) };
+                    // SAFETY: MAX_LANES numbers, and their type has no scales.
+                    let v = unsafe {
+                        let scale = T::scale(s, numbers.as_ptr());
+                        T::load_first(s, numbers.as_ptr(), count, scale)
+                    };
                     for (i, x) in s.to_array(v).into_iter().enumerate().take(S::LANES) {
                         let expected = if i < count { numbers[i].widen() } else { 0.0 };
                         assert_eq!(bits(x), bits(expected), "{first} + {i} of {count}, {}", S::ISA);
@@ -276,6 +381,66 @@ mod tests {
             let of_bf16 = dispatch(isa, Entered(Every::<bf16>(std::marker::PhantomData)));
             let of_f16 = dispatch(isa, Entered(Every::<f16>(std::marker::PhantomData)));
             assert_eq!((of_bf16, of_f16), (Ok(()), Ok(())), "{isa}");
+        }
+    }
+
+    /// Rows of integers with their scales, by all ways of loading them.
+    struct Integers;
+
+    impl Kernel for Integers {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            const WIDTH: usize = 32;
+            const STRIDE: usize = WIDTH + Int8::SCALE + 1;
+            let mut bytes = [Int8(0); MAX_LANES * STRIDE];
+            let mut rows = [[0.0; WIDTH]; MAX_LANES];
+            for (r, row) in rows.iter_mut().enumerate() {
+                let at = |c| ((r * WIDTH + c) as f32 - 200.0) * 0.37;
+                row.iter_mut().enumerate().for_each(|(c, x)| *x = at(c));
+                let bytes = &mut bytes[r * STRIDE..][..WIDTH + Int8::SCALE];
+                Int8::write(&row.clone(), bytes);
+                Int8::read(bytes, row);
+            }
+            for (r, row) in rows.iter().enumerate() {
+                for count in [S::LANES, 1, S::LANES - 1] {
+                    // SAFETY: a row has WIDTH numbers and its scale, more than two vectors' of them.
+                    let (some, first) = unsafe {
+                        let start = bytes.as_ptr().add(r * STRIDE);
+                        let scale = Int8::scale(s, start.add(WIDTH));
+                        let v = Int8::load_first(s, start.add(3), count, scale);
+                        (s.to_array(v), s.to_array(Int8::splat(s, start, scale)))
+                    };
+                    assert_eq!(some[..count], row[3..3 + count], "{}", S::ISA);
+                    assert!(some[count..].iter().all(|&x| x == 0.0));
+                    assert!(first[..S::LANES].iter().all(|&x| x == row[0]));
+                }
+            }
+            // SAFETY: LANES rows, of which the last has bytes for a column of floats behind the sixteenth
+            // number.
+            unsafe {
+                let fours = |column| {
+                    std::array::from_fn(|n| {
+                        bytes.as_ptr().wrapping_add(4 * n % S::LANES * STRIDE + column)
+                    })
+                };
+                let scale = Int8::scales(s, fours(WIDTH), STRIDE as isize);
+                let packed = s.columns(fours(16).map(|row| row.cast()), STRIDE as isize);
+                for (p, packed) in packed.into_iter().enumerate() {
+                    for (n, column) in Int8::unpack(s, packed, scale).into_iter().enumerate() {
+                        for (r, x) in s.to_array(column).into_iter().enumerate().take(S::LANES) {
+                            assert_eq!(x, rows[r][16 + 4 * p + n], "{}", S::ISA);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn integers_are_multiplied_by_the_scales_of_their_rows() {
+        for isa in Isa::available() {
+            assert_eq!(dispatch(isa, Entered(Integers)), Ok(()), "{isa}");
         }
     }
 }

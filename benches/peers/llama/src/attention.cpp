@@ -67,16 +67,24 @@ struct Input {
     ggml_tensor * tensor;
 
     Input(ggml_context * context, const std::vector<float> & values, Four sizes,
-          std::array<int, 4> axes)
+          std::array<int, 4> axes, ggml_type type = GGML_TYPE_F32)
         : values(values), sizes(sizes), axes(axes) {
         // ggml names the innermost size first.
         const auto size = [&](int axis) { return sizes[axes[axis]]; };
-        tensor = ggml_new_tensor_4d(context, GGML_TYPE_F32, size(3), size(2), size(1), size(0));
+        tensor = ggml_new_tensor_4d(context, type, size(3), size(2), size(1), size(0));
     }
 
     void fill() const {
         const std::vector<float> laid = permuted(values, sizes, axes);
-        ggml_backend_tensor_set(tensor, laid.data(), 0, laid.size() * sizeof(float));
+        if (tensor->type == GGML_TYPE_F32) {
+            ggml_backend_tensor_set(tensor, laid.data(), 0, laid.size() * sizeof(float));
+            return;
+        }
+        std::vector<uint8_t> stored(ggml_nbytes(tensor));
+        const int64_t width = tensor->ne[0];
+        ggml_quantize_chunk(tensor->type, laid.data(), stored.data(), 0,
+                            int64_t(laid.size()) / width, width, nullptr);
+        ggml_backend_tensor_set(tensor, stored.data(), 0, stored.size());
     }
 };
 
@@ -104,10 +112,10 @@ Attention::Attention(const Engine & engine, const Shape & shape, const std::stri
     const Input query(context, inputs.query,
                       {shape.batch, shape.q_heads, shape.seq_q, shape.head_dim}, AS_GIVEN);
     const Input key(context, inputs.key,
-                    {shape.batch, shape.kv_heads, shape.seq_kv, shape.head_dim}, lies);
+                    {shape.batch, shape.kv_heads, shape.seq_kv, shape.head_dim}, lies, shape.type);
     const Input value(context, inputs.value,
                       {shape.batch, shape.kv_heads, shape.seq_kv, shape.value_dim},
-                      way == PRODUCTS ? TRANSPOSED : lies);
+                      way == PRODUCTS ? TRANSPOSED : lies, shape.type);
 
     const float scale = 1.0f / std::sqrt(float(shape.head_dim));
     if (way == PRODUCTS) {

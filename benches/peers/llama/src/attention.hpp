@@ -1,4 +1,4 @@
-// The ways in which ggml, llama.cpp's tensor library, computes attention on the CPU in f32.
+// The ways in which ggml, llama.cpp's tensor library, computes attention on the CPU.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,8 @@
 // Of a row of `headwise bench --list --json`.
 struct Shape {
     int64_t batch, q_heads, kv_heads, seq_q, seq_kv, head_dim, value_dim;
+    // Of keys and values; queries and results are floats.
+    ggml_type type = GGML_TYPE_F32;
 };
 
 // Arrays of [batch, heads, sequence, dim].

@@ -14,12 +14,19 @@
 
 using nlohmann::json;
 
+static ggml_type read_type(const std::string & name) {
+    static const std::map<std::string, ggml_type> types = {
+        {"f32", GGML_TYPE_F32}, {"f16", GGML_TYPE_F16}, {"bf16", GGML_TYPE_BF16}, {"int8", GGML_TYPE_Q8_0}};
+    return types.at(name);
+}
+
 static Shape read_shape(const json & row) {
     if (row.at("causal") || !row.at("window_left").is_null() || !row.at("document").is_null()) {
         throw std::runtime_error("measured without a mask");
     }
     return {row.at("batch"), row.at("q_heads"), row.at("kv_heads"), row.at("seq_q"),
-            row.at("seq_kv"), row.at("head_dim"), row.at("value_dim")};
+            row.at("seq_kv"), row.at("head_dim"), row.at("value_dim"),
+            read_type(row.value("dtype", "f32"))};
 }
 
 static Inputs read_inputs(const Shape & s, const std::string & directory) {

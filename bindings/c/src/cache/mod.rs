@@ -47,8 +47,8 @@ pub struct headwise_cache_options {
     pub size: usize,
     /// A `headwise_cache_kind`.
     pub kind: u32,
-    /// What keys and values are stored in, whatever tokens come in: `HEADWISE_DTYPE_F32`, `F16` or
-    /// `BF16`, or 0 for F32.
+    /// What keys and values are stored in, whatever tokens come in: `HEADWISE_DTYPE_F32`, `F16`, `BF16`
+    /// or `I8`, each row of which has a scale of its own, or 0 for F32.
     pub dtype: u32,
     /// Heads of keys and of values.
     pub kv_heads: usize,

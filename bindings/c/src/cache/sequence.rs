@@ -1,6 +1,6 @@
 //! The sequences of a cache.
 
-use headwise::Storage;
+use headwise::KvStorage;
 use headwise::kv_cache::{PagedCache, SequenceId};
 
 use super::{Inner, change, headwise_cache, look, stored};
@@ -27,7 +27,10 @@ impl headwise_sequence {
     }
 
     /// The library's name of a sequence that a cache has.
-    pub(super) fn id<T: Storage<Compute = f32>>(self, cache: &PagedCache<T>) -> Result<SequenceId> {
+    pub(super) fn id<T: KvStorage<Compute = f32>>(
+        self,
+        cache: &PagedCache<T>,
+    ) -> Result<SequenceId> {
         let id =
             u32::try_from(self.place).map(|place| SequenceId::from_raw((place, self.generation)));
         id.ok().filter(|&id| cache.length(id).is_ok()).ok_or_else(|| self.unknown())
@@ -50,7 +53,7 @@ impl headwise_sequence {
 }
 
 /// Fills `names` with the library's names of sequences, all of which the cache has.
-pub(super) fn names<T: Storage<Compute = f32>>(
+pub(super) fn names<T: KvStorage<Compute = f32>>(
     cache: &PagedCache<T>,
     sequences: &[headwise_sequence],
     names: &mut Vec<SequenceId>,

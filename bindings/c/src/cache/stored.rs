@@ -3,7 +3,7 @@
 use headwise::kv_cache::{
     ContiguousCache, KvShape, KvView, PagedCache, PagedCapacity, RingCache, SequenceId,
 };
-use headwise::{NewTokens, Storage, bf16, f16};
+use headwise::{Int8, KvStorage, NewTokens, bf16, f16};
 
 use super::{headwise_cache_kind, headwise_cache_options, headwise_sequence, sequence, unnamed};
 use crate::choice::choose;
@@ -16,6 +16,7 @@ pub(crate) enum Stored {
     F32(Kind<f32>),
     F16(Kind<f16>),
     Bf16(Kind<bf16>),
+    I8(Kind<Int8>),
 }
 
 /// `stored!(&cache.stored, kind => ..)`: the same for every type.
@@ -25,6 +26,7 @@ macro_rules! stored {
             $crate::cache::Stored::F32($kind) => $body,
             $crate::cache::Stored::F16($kind) => $body,
             $crate::cache::Stored::Bf16($kind) => $body,
+            $crate::cache::Stored::I8($kind) => $body,
         }
     };
 }
@@ -40,8 +42,9 @@ impl Stored {
             headwise_dtype::F32 => Self::F32(Kind::new(options)?),
             headwise_dtype::F16 => Self::F16(Kind::new(options)?),
             headwise_dtype::Bf16 => Self::Bf16(Kind::new(options)?),
+            headwise_dtype::I8 => Self::I8(Kind::new(options)?),
             other => {
-                let expected = "F32, F16, BF16 or 0";
+                let expected = "F32, F16, BF16, I8 or 0";
                 let got = format!("{other:?}");
                 return Err(Failure::unsupported("options.dtype", got, expected));
             }
@@ -50,13 +53,13 @@ impl Stored {
 }
 
 /// A cache by what holds the tokens of a sequence.
-pub(crate) enum Kind<T: Storage> {
+pub(crate) enum Kind<T: KvStorage> {
     Contiguous(ContiguousCache<T>),
     Ring(RingCache<T>),
     Paged(PagedCache<T>),
 }
 
-impl<T: Storage<Compute = f32>> Kind<T> {
+impl<T: KvStorage<Compute = f32>> Kind<T> {
     fn new(options: &headwise_cache_options) -> Result<Self> {
         let headwise_cache_options { kv_heads, head_dim, value_dim, .. } = *options;
         let shape = KvShape { kv_heads, head_dim, value_dim };

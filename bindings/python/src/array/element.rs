@@ -1,7 +1,7 @@
 //! The types that floating-point arrays are stored in, and the types they are computed in.
 
 use headwise::{
-    AttentionOptions, Element, Input, Isa, Outputs, Result, Storage, Workspace,
+    AttentionOptions, Element, Input, Int8, Isa, Outputs, Result, Storage, Workspace,
     attention_cached_into, bf16, f16,
 };
 
@@ -46,6 +46,10 @@ impl Typed for bf16 {
     const DTYPE: DType = DType::BF16;
 }
 
+impl Typed for Int8 {
+    const DTYPE: DType = DType::I8;
+}
+
 /// The dtype that `S` is computed in.
 pub(crate) fn computed<S: Stored>() -> DType {
     <S::Compute as Typed>::DTYPE
@@ -68,6 +72,7 @@ impl Compute for f32 {
             AnyView::F32(view) => attention_cached_into(query, view, options, outputs, workspace),
             AnyView::F16(view) => attention_cached_into(query, view, options, outputs, workspace),
             AnyView::Bf16(view) => attention_cached_into(query, view, options, outputs, workspace),
+            AnyView::Int8(view) => attention_cached_into(query, view, options, outputs, workspace),
         }
     }
 }

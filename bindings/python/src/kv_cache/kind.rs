@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 
 use headwise::kv_cache::{SequenceId, TableBuffer};
-use headwise::{ContiguousCache, KvView, NewTokens, PagedCache, Result, RingCache, Storage};
-use headwise::{bf16, f16};
+use headwise::{ContiguousCache, KvView, NewTokens, PagedCache, Result, RingCache};
+use headwise::{Input, Int8, KvStorage, bf16, f16};
 use pyo3::PyResult;
 
 use super::sequence::{Named, Sequence};
@@ -13,7 +13,7 @@ use crate::error;
 
 /// A cache of one of the kinds.
 #[derive(Debug)]
-pub(super) enum Kind<T: Storage> {
+pub(super) enum Kind<T: KvStorage> {
     Contiguous(ContiguousCache<T>),
     Ring(RingCache<T>),
     Paged(PagedCache<T>),
@@ -25,6 +25,7 @@ pub(crate) enum AnyView<'a> {
     F32(KvView<'a, f32>),
     F16(KvView<'a, f16>),
     Bf16(KvView<'a, bf16>),
+    Int8(KvView<'a, Int8>),
 }
 
 impl AnyView<'_> {
@@ -34,22 +35,25 @@ impl AnyView<'_> {
             Self::F32(view) => view.tables(),
             Self::F16(view) => view.tables(),
             Self::Bf16(view) => view.tables(),
+            Self::Int8(view) => view.tables(),
         };
         tables.lengths.iter().copied().max().unwrap_or(0)
     }
 
     /// Of the values, `[pages, kv_heads, page_size, value_dim]`.
     pub(crate) fn value_shape(&self) -> [usize; 4] {
-        match self {
-            Self::F32(view) => view.value().shape(),
-            Self::F16(view) => view.value().shape(),
-            Self::Bf16(view) => view.value().shape(),
-        }
+        let value: Input<'_, f32> = match self {
+            Self::F32(view) => view.value().into(),
+            Self::F16(view) => view.value().into(),
+            Self::Bf16(view) => view.value().into(),
+            Self::Int8(view) => view.value().into(),
+        };
+        value.shape()
     }
 }
 
 /// A type that caches store.
-pub(crate) trait Cached: Typed + Storage<Compute = f32> {
+pub(crate) trait Cached: Typed + KvStorage<Compute = f32> {
     /// A view of elements of this type.
     fn any(view: KvView<'_, Self>) -> AnyView<'_>;
 }
@@ -69,6 +73,12 @@ impl Cached for f16 {
 impl Cached for bf16 {
     fn any(view: KvView<'_, Self>) -> AnyView<'_> {
         AnyView::Bf16(view)
+    }
+}
+
+impl Cached for Int8 {
+    fn any(view: KvView<'_, Self>) -> AnyView<'_> {
+        AnyView::Int8(view)
     }
 }
 

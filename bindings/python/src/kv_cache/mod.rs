@@ -5,7 +5,7 @@ mod kind;
 mod sequence;
 
 use headwise::kv_cache::{KvShape, PagedCapacity, TableBuffer};
-use headwise::{ContiguousCache, PagedCache, RingCache, bf16, f16};
+use headwise::{ContiguousCache, Int8, PagedCache, RingCache, bf16, f16};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -36,6 +36,10 @@ macro_rules! of_dtype {
                 type $T = bf16;
                 boxed($kind)
             }
+            DType::I8 => {
+                type $T = Int8;
+                boxed($kind)
+            }
             _ => {
                 type $T = f32;
                 boxed($kind)
@@ -46,8 +50,8 @@ macro_rules! of_dtype {
 
 #[pymethods]
 impl KvCache {
-    /// A batch of sequences of at most `capacity` tokens, stored as `dtype`: `"float32"`, `"float16"`
-    /// or `"bfloat16"`, by name or as PyTorch's or NumPy's.
+    /// A batch of sequences of at most `capacity` tokens, stored as `dtype`: `"float32"`, `"float16"`,
+    /// `"bfloat16"` or `"int8"`, each row with a scale, by name or as PyTorch's or NumPy's.
     #[staticmethod]
     #[pyo3(signature = (*, batch, capacity, kv_heads, head_dim, value_dim=None, dtype=None))]
     fn contiguous(
@@ -229,9 +233,9 @@ fn dtype_of(dtype: Option<&Bound<'_, PyAny>>) -> PyResult<DType> {
     // `float16`, `torch.float16` or `<class 'numpy.float16'>`.
     let text = dtype.str()?.to_string();
     let name = text.rsplit(['.', '\'']).find(|part| !matches!(*part, "" | ">"));
-    let stored = [DType::F32, DType::F16, DType::BF16];
+    let stored = [DType::F32, DType::F16, DType::BF16, DType::I8];
     let found = stored.into_iter().find(|dtype| Some(dtype.name()) == name);
-    found.ok_or_else(|| error::value("dtype", text, "float32, float16 or bfloat16"))
+    found.ok_or_else(|| error::value("dtype", text, "float32, float16, bfloat16 or int8"))
 }
 
 fn shape(kv_heads: usize, head_dim: usize, value_dim: Option<usize>) -> KvShape {
