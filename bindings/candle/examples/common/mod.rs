@@ -12,7 +12,7 @@ pub(crate) use compare::Comparison;
 pub(crate) use way::Way;
 pub(crate) use weights::find;
 
-pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// The status of a program that did or did not do what it should.
 pub(crate) fn finish(result: Result<()>) -> std::process::ExitCode {

@@ -21,7 +21,7 @@ impl Display for Way {
 }
 
 impl FromStr for Way {
-    type Err = Box<dyn std::error::Error>;
+    type Err = Box<dyn std::error::Error + Send + Sync>;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         let known = |way: &Self| way.to_string() == name;

@@ -46,7 +46,7 @@ fn run() -> Result<()> {
 /// Answers a question, and says how fast.
 fn chat(loaded: &Loaded, way: Way, question: &str, tokens: usize) -> Result<()> {
     let prompt = format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n");
-    let prompt = loaded.tokenizer.encode(prompt, false).map_err(|error| error.to_string())?;
+    let prompt = loaded.tokenizer.encode(prompt, false)?;
     let mut session = loaded.model.session(way, prompt.len() + tokens)?;
     let mut printed = String::new();
     let start = Instant::now();
@@ -128,14 +128,13 @@ mod tests {
         let (prompt, expected) = (ids(&golden["prompt_ids"]), ids(&golden["ids"]));
         let loaded = load::load(Weights::F32)?;
         let text = golden["prompt"].as_str().expect("text");
-        let encoded = loaded.tokenizer.encode(text, false).map_err(|error| error.to_string())?;
+        let encoded = loaded.tokenizer.encode(text, false)?;
         assert_eq!(encoded.get_ids(), prompt);
         for way in Way::BOTH {
             let mut session = loaded.model.session(way, prompt.len() + expected.len())?;
             let answer = generate(&loaded.model, &mut session, &prompt, expected.len(), |_| true)?;
             assert_eq!(answer, expected, "{way}");
-            let text =
-                loaded.tokenizer.decode(&answer, false).map_err(|error| error.to_string())?;
+            let text = loaded.tokenizer.decode(&answer, false)?;
             assert_eq!(Some(text.as_str()), golden["text"].as_str());
         }
         Ok(())
