@@ -78,7 +78,7 @@ impl Model {
     }
 }
 
-/// The mean of each sentence's tokens, scaled to length 1.
+/// The direction of the mean of each sentence's tokens.
 fn mean(x: &Tensor, lengths: &[usize]) -> Result<Tensor> {
     let seq = x.dim(1)?;
     let weights: Vec<f32> = lengths
