@@ -358,6 +358,30 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
         self
     }
 
+    /// The same options for tensors that are computed in another type: for who learns the type of their
+    /// tensors at run time.
+    ///
+    /// ```
+    /// # use headwise::{AttentionOptions, View, attention};
+    /// let options: AttentionOptions = AttentionOptions::new().causal().softcap(30.0);
+    /// let x = [0.5_f64; 6 * 4];
+    /// let x = View::bhsd(&x, [1, 1, 6, 4])?;
+    /// let result = attention(x, x, x, &options.of_element()?)?;
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Value`] with a bias, whose numbers are of this type.
+    pub fn of_element<U: Element>(&self) -> Result<AttentionOptions<'a, U>> {
+        let masking = self.masking.of_element().ok_or_else(|| Error::Value {
+            argument: "bias",
+            got: "numbers of another type than is computed in".into(),
+            expected: "options without a bias, to add one of that type".into(),
+        })?;
+        let Self { scale, masking: _, terms, settings, lse, weights } = *self;
+        Ok(AttentionOptions { scale, masking, terms, settings, lse, weights })
+    }
+
     /// The bytes of [`Workspace`] with which [`attention_into`] on these tensors allocates
     /// nothing, as long as the executor does not either.
     ///

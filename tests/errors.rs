@@ -619,3 +619,15 @@ fn f64_gives_the_same_errors() {
     let result = attention(inputs.query.view(), inputs.key.view(), short.view(), &options);
     assert_error(result, is_shape, &["value", "[1, 1, 4, 4]", "[1, 1, 5, value_dim]"]);
 }
+
+#[test]
+fn a_bias_is_of_the_type_that_is_computed_in() -> Result<()> {
+    let (bias, x) = ([0.5_f32; 9], [0.5_f64; 3 * 4]);
+    let options = AttentionOptions::new().causal().softcap(2.0).scale(Scale::One);
+    let with_bias = options.bias(View::bhsd(&bias, [1, 1, 3, 3])?);
+    assert_error(with_bias.of_element::<f64>(), is_value, &["bias", "another type"]);
+    let x = View::bhsd(&x, [1, 1, 3, 4])?;
+    let same = AttentionOptions::new().causal().softcap(2.0).scale(Scale::One);
+    assert_eq!(attention(x, x, x, &options.of_element()?)?, attention(x, x, x, &same)?);
+    Ok(())
+}

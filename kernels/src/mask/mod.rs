@@ -89,7 +89,48 @@ pub struct Masking<'a, T> {
     pub ragged: Option<Offsets<'a>>,
 }
 
-impl<T> Masking<'_, T> {
+impl<'a, T> Masking<'a, T> {
+    /// The same masks for a computation in another type; `None` with a bias, whose numbers are of this
+    /// one.
+    pub fn of_element<U>(self) -> Option<Masking<'a, U>> {
+        // Every field, so that a new mask is thought of here.
+        let Self {
+            causal,
+            window,
+            prefix,
+            key_starts,
+            key_lengths,
+            documents,
+            tree,
+            blocks,
+            boolean,
+            packed,
+            bias: None,
+            pages,
+            query_offsets,
+            ragged,
+        } = self
+        else {
+            return None;
+        };
+        Some(Masking {
+            causal,
+            window,
+            prefix,
+            key_starts,
+            key_lengths,
+            documents,
+            tree,
+            blocks,
+            boolean,
+            packed,
+            bias: None,
+            pages,
+            query_offsets,
+            ragged,
+        })
+    }
+
     /// Whether a query sees all keys of its sequence that stand before its own position and exist.
     pub fn sees_all_before(&self) -> bool {
         // Every field, so that a new mask is thought of here.
