@@ -280,7 +280,7 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
     }
 
     /// A term added to the scaled and capped scores; exactly -inf masks. Shaped as a boolean mask, of
-    /// the tensors' element type or, with the feature `half`, `f16` or `bf16`.
+    /// the type that is computed in or, beside `f32`, of `f16` or `bf16`.
     #[must_use]
     pub fn bias(mut self, bias: impl Into<Input<'a, T>>) -> Self {
         self.masking.bias = Some(bias.into());

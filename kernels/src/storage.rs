@@ -31,7 +31,7 @@ pub trait KvStorage: Sealed + Copy + Default + PartialOrd + Send + Sync + Debug 
     /// scale of [`Int8`], else none.
     const EXTRA: usize;
     /// Writes a row, each number rounded to what is stored, to as many elements and [`KvStorage::EXTRA`]
-    /// more; only as much as there is of either.
+    /// more; of a row of another length as many numbers as there are of both, and its scale at the end.
     fn write_row(row: &[Self::Compute], to: &mut [Self]);
     /// The bytes of elements.
     fn as_bytes(elements: &[Self]) -> &[u8] {
@@ -110,9 +110,10 @@ impl KvStorage for Int8 {
     const EXTRA: usize = Self::SCALE;
     fn write_row(row: &[f32], to: &mut [Self]) {
         let numbers = row.len().min(to.len().saturating_sub(Self::SCALE));
-        if to.len() >= Self::SCALE {
-            Self::write(&row[..numbers], &mut to[..numbers + Self::SCALE]);
-        }
+        let Some(numbers_end) = to.len().checked_sub(Self::SCALE) else { return };
+        Self::write(&row[..numbers], &mut to[..numbers + Self::SCALE]);
+        // Behind all that the row has room for.
+        to.copy_within(numbers..numbers + Self::SCALE, numbers_end);
     }
     fn native_mut(_: &mut [Self]) -> Option<&mut [f32]> {
         None
@@ -258,7 +259,7 @@ impl<'a, T: Element> Input<'a, T> {
         }
     }
 
-    /// The name of its [`Storage`].
+    /// The name of its [`KvStorage`].
     pub fn storage(&self) -> &'static str {
         match self {
             Self::Native(_) => T::NAME,
@@ -481,7 +482,7 @@ impl<'a> StoredRow<'a> {
 
     /// How many numbers there are.
     pub(crate) fn len(&self) -> usize {
-        self.bytes.len() / self.format.size() - self.format.extra()
+        (self.bytes.len() / self.format.size()).saturating_sub(self.format.extra())
     }
 
     /// Some of the numbers, which are floats.

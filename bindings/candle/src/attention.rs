@@ -53,6 +53,7 @@ pub fn attention_with_lse<'a>(
     let Some(lse) = call.lse.and_then(RefCell::into_inner) else {
         candle_core::bail!("{NAME}: no log-sum-exp");
     };
+    let lse = graph::record3(NAME, [query, key, value], lse)?;
     Ok((out, lse.squeeze(3)?))
 }
 
@@ -83,7 +84,7 @@ impl Call<'_> {
         let masks = Masks::new(&self.options)?;
         let options = masks.added_to::<S::Compute>(self.options.plain)?;
         let [batch, q_heads, seq_q, _] = query.shape();
-        let mut out = HeadsLast::<S>::zeros([batch, q_heads, seq_q, value.shape()[3]]);
+        let mut out = HeadsLast::<S>::zeros([batch, q_heads, seq_q, value.shape()[3]])?;
         let mut outputs = Outputs::new(S::output(out.view_mut()?));
         let rows = [batch, q_heads, seq_q, 1];
         let lse = self.lse.as_ref().map(|_| headwise::Tensor::<S::Compute>::zeros(rows));

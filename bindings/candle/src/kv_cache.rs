@@ -173,7 +173,7 @@ impl Call<'_> {
         let options = masks.added_to::<f32>(self.options.plain)?;
         let [batch, q_heads, seq_q, _] = query.shape();
         with_cache!(&self.cache.stored, cache => {
-            let mut out = HeadsLast::<S>::zeros([batch, q_heads, seq_q, cache.shape().value_dim]);
+            let mut out = HeadsLast::<S>::zeros([batch, q_heads, seq_q, cache.shape().value_dim])?;
             let outputs = Outputs::new(S::output(out.view_mut()?));
             workspace::with(|workspace| {
                 attention_cached_into(query, &cache.view(), &options, outputs, workspace)

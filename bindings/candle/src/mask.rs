@@ -65,7 +65,8 @@ fn boolean<'s>(storage: &'s CpuStorage, layout: &Layout) -> Result<View<'s, bool
         if shape.contains(&0) { Some(&[][..]) } else { bytes.get(layout.start_offset()..end) };
     let mask =
         spanned.and_then(|bytes| try_cast_slice::<u8, bool>(bytes).ok()).ok_or_else(|| {
-            Error::Msg("mask: bytes other than 0 and 1 in the memory that it spans".into()).bt()
+            Error::Msg("mask: bytes other than 0 and 1 in the memory that it spans, between its rows included; \
+                        `contiguous()` copies the mask alone".into()).bt()
         })?;
     View::strided(mask, 0, shape, strides).map_err(error::from_headwise)
 }

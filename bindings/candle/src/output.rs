@@ -21,15 +21,23 @@ pub(crate) struct HeadsLast<T> {
 }
 
 impl<T: Storage + WithDType> HeadsLast<T> {
-    pub(crate) fn zeros(shape: [usize; 4]) -> Self {
-        Self { data: vec![T::default(); shape.iter().product()], shape }
+    /// # Errors
+    /// Where there is not as much memory.
+    pub(crate) fn zeros(shape: [usize; 4]) -> Result<Self> {
+        let count = shape.iter().try_fold(1_usize, |count, &extent| count.checked_mul(extent));
+        let mut data = Vec::new();
+        let Some(count) = count.filter(|&count| data.try_reserve_exact(count).is_ok()) else {
+            candle_core::bail!("out: no memory for {shape:?} numbers");
+        };
+        data.resize(count, T::default());
+        Ok(Self { data, shape })
     }
 
     pub(crate) fn view_mut(&mut self) -> Result<ViewMut<'_, T>> {
         ViewMut::bshd(&mut self.data, self.shape).map_err(error::from_headwise)
     }
 
-    /// The same of other numbers.
+    /// Each number as `to` has it, in the same order.
     pub(crate) fn map<U>(self, to: impl Fn(T) -> U) -> HeadsLast<U> {
         HeadsLast { data: self.data.into_iter().map(to).collect(), shape: self.shape }
     }

@@ -30,7 +30,7 @@ struct Rotate<'a> {
 impl Rotate<'_> {
     fn run(&self, storage: &CpuStorage, layout: &Layout) -> Result<HeadsLast<f32>> {
         let query = f32::operand("query", storage, layout)?;
-        let mut out = HeadsLast::zeros(query.shape());
+        let mut out = HeadsLast::zeros(query.shape())?;
         QkTransform::new()
             .rope(self.rope)
             .apply_into(query, Positions::From(self.start), out.view_mut()?)

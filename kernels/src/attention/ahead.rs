@@ -13,6 +13,7 @@ use crate::microkernel::fetch::{Fetch, Queue, Stream, Twins};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, few};
 use crate::plan::{self, Plan};
 use crate::problem::Problem;
+use crate::simd::Isa;
 use crate::storage::StoredRows;
 
 /// The keys and values of one head.
@@ -33,6 +34,7 @@ pub(crate) struct Ahead<'p> {
 
 /// The most rows for which memory sets the pace: no less than those of which kernels read narrow numbers.
 const FEW: usize = 16;
+const _: () = assert!(FEW >= few::most_rows(Isa::Avx512) && FEW >= few::most_rows(Isa::Neon));
 
 impl<'p> Ahead<'p> {
     /// For `item`, of which `head` are the keys and values, and after which `next` will probably

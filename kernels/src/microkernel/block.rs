@@ -149,7 +149,8 @@ pub(crate) struct Block<'a, E> {
 impl<E: Stored> Block<'_, E> {
     /// Checks what the loops rely on.
     pub(crate) fn check(&self) {
-        assert_eq!(self.rows.rows.format.size(), size_of::<E>());
+        let format = self.rows.rows.format;
+        assert_eq!((format.size(), format.extra()), (size_of::<E>(), E::EXTRA));
         assert!(self.start <= self.end && self.end <= BLOCK_KV);
         assert!(self.end <= self.rows.len());
     }

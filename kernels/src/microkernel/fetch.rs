@@ -151,7 +151,10 @@ impl Twins {
     pub(crate) fn new(rows: Rows<'_, u8>) -> Self {
         let (near, stride, width, left) = (rows.row(0), rows.stride(), rows.width(), rows.len());
         if stride == width as isize {
-            let lines = width.saturating_mul(left).div_ceil(LINE);
+            // From the beginning of a line.
+            let before = near.addr() % LINE;
+            let near = near.wrapping_sub(before);
+            let lines = width.saturating_mul(left).saturating_add(before).div_ceil(LINE);
             return Self { near, far: near, stride: LINE as isize, width: LINE, left: lines };
         }
         Self { near, far: near, stride, width, left }

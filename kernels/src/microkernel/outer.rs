@@ -256,9 +256,9 @@ pub(crate) trait Meanwhile {
     /// Behind how many k there is more to do at a time: an even number, at most those of a block.
     const RUN: usize = usize::MAX;
 
-    /// Before each such run.
+    /// Before each such run, of `k` k.
     #[inline(always)]
-    fn run(&mut self) {}
+    fn run(&mut self, _k: usize) {}
 }
 
 /// Nothing.
@@ -287,8 +287,8 @@ impl Meanwhile for Due<'_> {
     const RUN: usize = 8;
 
     #[inline(always)]
-    fn run(&mut self) {
-        self.0.blocks.step(Self::RUN * self.1);
+    fn run(&mut self, k: usize) {
+        self.0.blocks.step(k * self.1);
     }
 }
 
@@ -349,10 +349,10 @@ pub(crate) unsafe fn sum<
     }
     let mut k = 0;
     loop {
-        meanwhile.run();
-        row = b.row(first + k).wrapping_add(column);
         let whole = if R::WHOLE { depth } else { b.stretch(first + k).saturating_add(k) };
         let end = depth.min(whole).min(k.saturating_add(M::RUN));
+        meanwhile.run(end - k);
+        row = b.row(first + k).wrapping_add(column);
         while k + CHAINS <= end {
             step!(k, 0);
             // Beyond the last row this may leave b, unread.
