@@ -112,7 +112,7 @@ fn numbers_keep_their_meanings() {
     assert_eq!((HEADWISE_WINDOW_LEFT, HEADWISE_WINDOW_RIGHT), (1, 2));
     assert_eq!((HEADWISE_NO_KEY, HEADWISE_TILE_ROWS), (u32::MAX, 48));
     assert_eq!(HEADWISE_MESSAGE_SIZE, 496);
-    numbers::<headwise_dtype>(&[1, 2, 3, 4, 5, 6, 7]);
+    numbers::<headwise_dtype>(&[1, 2, 3, 4, 5, 6, 7, 8]);
     numbers::<headwise_scale>(&[0, 1, 2]);
     numbers::<headwise_causal>(&[0, 1, 2, 3, 4]);
     numbers::<headwise_alibi>(&[0, 1, 2]);
@@ -126,7 +126,7 @@ fn numbers_keep_their_meanings() {
     let names = format!("{:?} {:?}", headwise_dtype::ALL, headwise_isa::ALL);
     assert_eq!(
         names,
-        "[F32, F64, F16, Bf16, Bool, U8, U32] [Default, Avx512, Avx2, Neon, Portable]"
+        "[F32, F64, F16, Bf16, Bool, U8, U32, I8] [Default, Avx512, Avx2, Neon, Portable]"
     );
     let names = format!("{:?} {:?}", headwise_scale::ALL, headwise_causal::ALL);
     assert_eq!(

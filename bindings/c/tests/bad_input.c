@@ -152,7 +152,7 @@ static void handles(void) {
   EXPECT(headwise_cache_create(&room, &cache, &error), ARGUMENT, "options.kind: 5");
   room.kind = HEADWISE_CACHE_KIND_CONTIGUOUS;
   room.dtype = HEADWISE_DTYPE_F64;
-  EXPECT(headwise_cache_create(&room, &cache, &error), UNSUPPORTED, "options.dtype: F64, expected F32, F16, BF16 or 0");
+  EXPECT(headwise_cache_create(&room, &cache, &error), UNSUPPORTED, "options.dtype: F64, expected F32, F16, BF16, I8 or 0");
   room.dtype = 0;
   room.head_dim = 0;
   EXPECT(headwise_cache_create(&room, &cache, &error), VALUE, "options.head_dim: 0, expected at least 1");
