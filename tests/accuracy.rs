@@ -8,11 +8,10 @@ mod common;
 use common::bounds::Expected;
 use common::capture::{self, Capture, read};
 use common::case::Inputs;
-use common::strided::Strided;
-use headwise::{
-    Int8, Isa, KvStorage, Outputs, Storage, ViewMut, Workspace, attention, attention_into, bf16,
-    f16,
-};
+use common::narrow::integers;
+use common::strided::{Layout, Strided};
+use headwise::{Isa, Outputs, Storage, ViewMut, Workspace, attention, attention_into, bf16, f16};
+use headwise_cli::compare::Closeness;
 use serde_json::Value;
 
 /// How many times PyTorch's largest error ours may be: where one element of thousands errs most is
@@ -105,35 +104,12 @@ fn halves_err_no_more_than_pytorch() {
     check_halves::<f16>("float16");
 }
 
-/// Keys and values rounded to integers, in rows of their own.
-fn integers(tensor: &Strided<f32>) -> Strided<Int8> {
-    let [batch, heads, seq, dim] = tensor.shape;
-    let mut rows = Strided::filled(
-        [batch, heads, seq, dim + Int8::SCALE],
-        common::strided::Layout::Bhsd,
-        Int8::default(),
-    );
-    let dense = tensor.dense();
-    for (row, to) in dense.chunks(dim).zip(rows.data.chunks_mut(dim + Int8::SCALE)) {
-        Int8::write_row(row, to);
-    }
-    rows
-}
-
-/// The cosine of the angle between two tensors, and the relative sum of the magnitudes of their difference
-/// (Zhang et al., "SageAttention", 2024).
-fn closeness(got: &[f32], expected: &[f64]) -> [f64; 2] {
-    let pairs = || got.iter().map(|&x| f64::from(x)).zip(expected.iter().copied());
-    let sum = |f: fn(f64, f64) -> f64| pairs().map(|(a, b)| f(a, b)).sum::<f64>();
-    let lengths = (sum(|a, _| a * a) * sum(|_, b| b * b)).sqrt();
-    [sum(|a, b| a * b) / lengths, sum(|a, b| (a - b).abs()) / sum(|_, b| b.abs())]
-}
-
 #[test]
 fn a_cache_of_integers_is_close_enough() {
     for capture in all() {
         let inputs = capture.inputs();
-        let (key, value) = (integers(&inputs.key), integers(&inputs.value));
+        let [(key, _), (value, _)] =
+            [&inputs.key, &inputs.value].map(|tensor| integers(tensor, Layout::Bhsd));
         let expected = Expected::of(&inputs).answer.out;
         for isa in Isa::available() {
             let [batch, heads, seq, _] = inputs.query.shape;
@@ -141,11 +117,10 @@ fn a_cache_of_integers_is_close_enough() {
             let mut out = vec![0.0_f32; shape.iter().product()];
             let options = inputs.options().isa(isa);
             let view = ViewMut::bhsd(&mut out, shape).unwrap_or_else(|error| panic!("{error}"));
-            let tensors = (inputs.query.view(), key.view(), value.view());
-            let (q, k, v) = tensors;
+            let (q, k, v) = (inputs.query.view(), key.view(), value.view());
             let ran = attention_into(q, k, v, &options, Outputs::new(view), &mut Workspace::new());
             assert_eq!(ran, Ok(isa));
-            let [cosine, l1] = closeness(&out, &expected);
+            let Closeness { cosine, relative_l1: l1, .. } = Closeness::of(&out, &expected);
             let what =
                 format!("{} on {isa}: cosine {cosine:.6}, relative L1 {l1:.4}", capture.name);
             println!("{what}");

@@ -9,6 +9,7 @@ use common::bits;
 use common::case::{Case, Dims, Inputs};
 use common::everything::{Everything, Want};
 use common::for_all;
+use common::narrow::{named, same_from_caches};
 use common::strategies::masked_cases;
 use common::strided::Strided;
 use common::terms::Terms;
@@ -18,8 +19,7 @@ use headwise::kv_cache::{
 };
 use headwise::{
     Algorithm, AttentionOptions, AttentionPlan, Input, Isa, Outputs, PlanBuffer, Result, Scale,
-    Settings, Stage, Storage, View, ViewMut, Workspace, attention, attention_cached,
-    attention_into, bf16, f16,
+    Settings, Stage, Storage, View, ViewMut, Workspace, attention, attention_into, bf16, f16,
 };
 use headwise_kernels::{Masking, Problem};
 use proptest::prelude::*;
@@ -150,12 +150,6 @@ fn a_plan_is_for_the_types_that_it_was_made_of() -> Result<()> {
     Ok(())
 }
 
-/// That an error's message has these parts.
-fn named(result: Result<Isa>, parts: &[&str]) {
-    let text = result.err().map_or_else(String::new, |error| error.to_string());
-    assert!(parts.iter().all(|part| text.contains(part)), "{text:?} has not {parts:?}");
-}
-
 /// Tokens of three sequences in caches of `S`, and the same numbers in caches of `f32`.
 struct Caches<S: Narrow> {
     contiguous: (ContiguousCache<S>, ContiguousCache),
@@ -233,27 +227,8 @@ impl<S: Narrow> Caches<S> {
 
 /// Decoding and prefilling from caches in which all is stored in half the bytes.
 fn check_caches<S: Narrow>(page_size: usize) -> Result<()> {
-    Caches::<S>::new(page_size, None)?.check(|narrow, wide| {
-        for (seq_q, heads) in [(1, 2), (1, 8), (1, 20), (5, 6), (30, 2)] {
-            let mut rng = common::Rng(seq_q as u64);
-            let count = 3 * heads * seq_q * SHAPE.head_dim;
-            let query: Vec<f32> = (0..count).map(|_| rng.normal()).collect();
-            let query = View::bshd(&query, [3, heads, seq_q, SHAPE.head_dim])?;
-            for isa in Isa::available() {
-                let options = AttentionOptions::new().isa(isa).causal().return_lse();
-                let (got, expected) = (
-                    attention_cached(query, &narrow, &options)?,
-                    attention_cached(query, &wide, &options)?,
-                );
-                assert!(
-                    got == expected,
-                    "{} pages of {page_size}, {seq_q} queries on {isa}",
-                    S::NAME
-                );
-            }
-        }
-        Ok(())
-    })
+    let what = format!("in pages of {page_size}");
+    Caches::<S>::new(page_size, None)?.check(|narrow, wide| same_from_caches(&narrow, &wide, &what))
 }
 
 #[test]

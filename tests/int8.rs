@@ -7,49 +7,28 @@ use common::bits;
 use common::case::{Case, Dims, Inputs};
 use common::everything::{Everything, Want};
 use common::for_all;
+use common::narrow::{integers, named, same_from_caches};
 use common::strategies::masked_cases;
 use common::strided::{Layout, Strided};
 use common::terms::Terms;
 use headwise::kv_cache::{
-    ContiguousCache, Frequencies, KvShape, KvView, NewTokens, PagedCache, PagedCapacity, RingCache,
-    Rope, RopeLayout, RopeScaling, TableBuffer,
+    ContiguousCache, Frequencies, KvShape, NewTokens, PagedCache, PagedCapacity, RingCache, Rope,
+    RopeLayout, RopeScaling, TableBuffer,
 };
 use headwise::{
-    AttentionOptions, AttentionPlan, Input, Int8, Isa, KvStorage, Outputs, PlanBuffer, Result,
-    Scale, Settings, Stage, Storage, Tensor, View, ViewMut, Workspace, attention, attention_cached,
-    attention_into, bf16,
+    AttentionOptions, AttentionPlan, Input, Int8, Isa, Outputs, PlanBuffer, Result, Scale,
+    Settings, Stage, Storage, Tensor, View, ViewMut, Workspace, attention, attention_into, bf16,
 };
 use headwise_kernels::{Masking, Problem};
 use proptest::prelude::*;
 use proptest::sample::select;
 
-/// A tensor rounded to integers, in a layout whose rows lie as they like, and its numbers.
-fn rounded(tensor: &Strided<f32>, layout: Layout) -> (Strided<Int8>, Strided<f32>) {
-    let [batch, heads, seq, dim] = tensor.shape;
-    let rows = tensor.dense();
-    let mut bytes = Vec::new();
-    let mut numbers = rows.clone();
-    for (row, numbers) in rows.chunks(dim).zip(numbers.chunks_mut(dim)) {
-        let mut stored = vec![Int8::default(); dim + Int8::SCALE];
-        Int8::write_row(row, &mut stored);
-        let read = Int8::dequantize(&stored, numbers);
-        assert_eq!(read, Ok(()));
-        bytes.extend(stored);
-    }
-    let shape = [batch, heads, seq, dim + Int8::SCALE];
-    let (bytes, numbers) = (
-        Strided::new(&bytes, shape, layout, Int8(77)),
-        Strided::new(&numbers, tensor.shape, layout, f32::NAN),
-    );
-    (bytes, numbers)
-}
-
 /// All outputs of keys and values that are integers against those of their numbers as `f32`; with `mixed`
 /// of values in `bf16`.
 fn check(inputs: &Inputs<f32>, layout: Layout, isa: Isa, want: &Want<'_>, mixed: bool) {
     let mut wide = inputs.map(|x| x);
-    let (key, keys) = rounded(&inputs.key, layout);
-    let (value, values) = rounded(&inputs.value, layout);
+    let (key, keys) = integers(&inputs.key, layout);
+    let (value, values) = integers(&inputs.value, layout);
     let half = inputs.value.map(bf16::from_f32);
     wide.key = keys;
     wide.value = if mixed { half.map(bf16::widen) } else { values };
@@ -129,12 +108,6 @@ fn scales_of_all_kinds() -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// That an error's message has these parts.
-fn named<T>(result: Result<T>, parts: &[&str]) {
-    let text = result.err().map_or_else(String::new, |error| error.to_string());
-    assert!(parts.iter().all(|part| text.contains(part)), "{text:?} has not {parts:?}");
 }
 
 #[test]
@@ -218,7 +191,7 @@ fn check_caches(page_size: usize, rope: Option<&Rope>) -> Result<()> {
         let view = rotated.view();
         let part = |view: View<'_, f32>, dim| {
             let rows = Strided::new(&view.to_vec(), [1, 2, 200, dim], Layout::Bhsd, 0.0);
-            rounded(&rows.narrow(2, 0..length), Layout::Bhsd).1
+            integers(&rows.narrow(2, 0..length), Layout::Bhsd).1
         };
         let (key, value) = (part(view.key(), SHAPE.head_dim), part(view.value(), SHAPE.value_dim));
         let tokens = NewTokens::new(key.view(), value.view());
@@ -226,24 +199,10 @@ fn check_caches(page_size: usize, rope: Option<&Rope>) -> Result<()> {
         rolled.append_to(&[sequence], &tokens)?;
     }
     let mut tables = TableBuffer::new();
-    let test = |narrow: KvView<'_, Int8>, wide: KvView<'_>| -> Result<()> {
-        for (seq_q, heads) in [(1, 2), (1, 8), (1, 20), (5, 6), (30, 2)] {
-            let mut rng = common::Rng(seq_q as u64);
-            let count = 3 * heads * seq_q * SHAPE.head_dim;
-            let query: Vec<f32> = (0..count).map(|_| rng.normal()).collect();
-            let query = View::bshd(&query, [3, heads, seq_q, SHAPE.head_dim])?;
-            for isa in Isa::available() {
-                let options = AttentionOptions::new().isa(isa).causal().return_lse();
-                let got = attention_cached(query, &narrow, &options)?;
-                let expected = attention_cached(query, &wide, &options)?;
-                assert!(got == expected, "pages of {page_size}, {seq_q} queries on {isa}");
-            }
-        }
-        Ok(())
-    };
-    test(contiguous.view(), exact.view())?;
-    test(ring.view(), rolled.view())?;
-    test(paged.view(&sequences, &mut tables)?, exact.view())
+    let what = format!("in pages of {page_size}");
+    same_from_caches(&contiguous.view(), &exact.view(), &what)?;
+    same_from_caches(&ring.view(), &rolled.view(), &what)?;
+    same_from_caches(&paged.view(&sequences, &mut tables)?, &exact.view(), &what)
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub struct Closeness {
 
 impl Closeness {
     /// Of slices of the same length.
-    pub(crate) fn of(got: &[f32], answer: &[f64]) -> Self {
+    pub fn of(got: &[f32], answer: &[f64]) -> Self {
         debug_assert_eq!(got.len(), answer.len());
         let pairs = || got.iter().map(|&x| f64::from(x)).zip(answer.iter().copied());
         let sum = |f: fn((f64, f64)) -> f64| pairs().map(f).sum::<f64>();

@@ -23,7 +23,7 @@ mod busy;
 mod cached_work;
 mod captures;
 mod commands;
-mod compare;
+pub mod compare;
 mod error;
 mod extents;
 mod fork_join;

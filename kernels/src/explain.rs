@@ -110,10 +110,18 @@ pub fn explain<T: Element>(
          multiple of 4"
     );
     said.add("scores", format!("{along} along the lanes"), because);
-    let narrow = few::reads_narrow(isa, plan.layout.rows, (problem.key.format(), head_dim));
+    let (format, item_rows) = (problem.key.format(), plan.layout.rows);
+    let narrow = few::reads_narrow(isa, item_rows, (format, head_dim));
+    let because = if narrow {
+        "few rows read each number once".to_owned()
+    } else if item_rows > most {
+        "all tiles of an item read them".to_owned()
+    } else {
+        format!("keys of {head_dim} numbers are no multiple of {}", format.columns())
+    };
     for (of, input) in [("keys", &problem.key), ("values", &problem.value)] {
         let in_pages = problem.is_paged() && problem.dims().seq_kv > input.shape()[2];
-        let (chosen, because) = reading(input, in_pages, narrow);
+        let (chosen, because) = reading(input, in_pages, (narrow, &because));
         said.add(of, format!("{}, {chosen}", input.storage()), because);
     }
     Ok(said)
@@ -154,8 +162,13 @@ fn cut<T: Element>(problem: &Problem<'_, T>, plan: &Plan, said: &mut Explanation
     said.add("sharing", chosen, because);
 }
 
-/// How kernels come by keys or values, and why; `in_pages` if those of a sequence may lie in several.
-fn reading<T: Element>(input: &Input<'_, T>, in_pages: bool, narrow: bool) -> (String, String) {
+/// How kernels come by keys or values, and why; `in_pages` if those of a sequence may lie in several. With
+/// whether kernels read narrow numbers, and why so.
+fn reading<T: Element>(
+    input: &Input<'_, T>,
+    in_pages: bool,
+    (narrow, because): (bool, &str),
+) -> (String, String) {
     let page = input.shape()[2];
     if in_pages && !page.is_multiple_of(BLOCK_KV) && !block::are_stretches(page) {
         let chosen = format!("gathered, {BLOCK_KV} at a time");
@@ -165,22 +178,8 @@ fn reading<T: Element>(input: &Input<'_, T>, in_pages: bool, narrow: bool) -> (S
         (Format::Native, _) => {
             ("read where they lie".into(), "they are what is computed in".into())
         }
-        (_, true) => {
-            let because = "few rows read each number once";
-            ("widened by the kernels that read them".into(), because.into())
-        }
-        (format, false) if !input.shape()[3].is_multiple_of(format.columns()) => {
-            let because = format!(
-                "their {} numbers are no multiple of {}",
-                input.shape()[3],
-                format.columns()
-            );
-            (format!("widened into scratch, {BLOCK_KV} at a time"), because)
-        }
-        (_, false) => {
-            let because = "all tiles of an item read them";
-            (format!("widened into scratch, {BLOCK_KV} at a time"), because.into())
-        }
+        (_, true) => ("widened by the kernels that read them".into(), because.into()),
+        (_, false) => (format!("widened into scratch, {BLOCK_KV} at a time"), because.into()),
     }
 }
 

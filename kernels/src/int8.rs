@@ -52,9 +52,9 @@ impl Int8 {
         Ok(())
     }
 
-    /// [`Int8::quantize`] where the lengths fit.
+    /// [`Int8::quantize`] where there is room for the numbers and, behind all that there is, the scale.
     pub(crate) fn write(row: &[f32], to: &mut [Self]) {
-        let (numbers, scale) = to.split_at_mut(row.len());
+        let (numbers, scale) = to.split_at_mut(to.len() - Self::SCALE);
         let most = row.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
         let is_finite = row.iter().all(|x| x.is_finite());
         let most = if is_finite { f64::from(most) } else { f64::NAN };

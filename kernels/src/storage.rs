@@ -109,11 +109,9 @@ impl KvStorage for Int8 {
     const NAME: &'static str = "int8";
     const EXTRA: usize = Self::SCALE;
     fn write_row(row: &[f32], to: &mut [Self]) {
-        let numbers = row.len().min(to.len().saturating_sub(Self::SCALE));
-        let Some(numbers_end) = to.len().checked_sub(Self::SCALE) else { return };
-        Self::write(&row[..numbers], &mut to[..numbers + Self::SCALE]);
-        // Behind all that the row has room for.
-        to.copy_within(numbers..numbers + Self::SCALE, numbers_end);
+        if let Some(room) = to.len().checked_sub(Self::SCALE) {
+            Self::write(&row[..row.len().min(room)], to);
+        }
     }
     fn native_mut(_: &mut [Self]) -> Option<&mut [f32]> {
         None
@@ -237,16 +235,11 @@ impl<'a, T: Element> Input<'a, T> {
             Self::Bf16(view) => read_row(view, index, to, |x| T::from_f32(x.to_f32())),
             Self::Int8(view) => {
                 let [batch, head, seq] = index;
-                let at = |d| view.get([batch, head, seq, d]).copied();
-                let scale: [_; Int8::SCALE] = std::array::from_fn(|i| at(to.len() + i));
-                let fits = view.shape()[3] == to.len() + Int8::SCALE;
-                if !fits || scale.contains(&None) {
-                    return false;
-                }
-                let scale = Int8::scale_of(scale.map(Option::unwrap_or_default));
-                let numbers = (0..).map_while(at).map(|x| f32::from(x.0) * scale);
-                to.iter_mut().zip(numbers).for_each(|(to, x)| *to = T::from_f32(x));
-                true
+                // Of no account where there is no such row.
+                let byte = |i| view.get([batch, head, seq, to.len() + i]).copied();
+                let scale = Int8::scale_of(std::array::from_fn(|i| byte(i).unwrap_or_default()));
+                let numbers = view.with_layout(self.shape(), self.strides());
+                read_row(&numbers, index, to, |x| T::from_f32(f32::from(x.0) * scale))
             }
         }
     }
@@ -408,28 +401,6 @@ pub(crate) enum Format {
     Int8,
 }
 
-impl Format {
-    /// Bytes of a number of a problem in `f32`.
-    pub(crate) fn size(self) -> usize {
-        match self {
-            Self::Native => size_of::<f32>(),
-            Self::F16 | Self::Bf16 => size_of::<u16>(),
-            Self::Int8 => size_of::<Int8>(),
-        }
-    }
-
-    /// Elements behind the numbers of a row.
-    pub(crate) fn extra(self) -> usize {
-        if self == Self::Int8 { Int8::SCALE } else { 0 }
-    }
-
-    /// How many numbers of a row are read together, at the least, where keys lie along the lanes: as much
-    /// as four floats.
-    pub(crate) fn columns(self) -> usize {
-        4 * size_of::<f32>() / self.size()
-    }
-}
-
 /// `$body` with `$stored` as the type in which numbers of a problem in `f32` are stored.
 macro_rules! with_stored {
     ($format:expr, $stored:ident => $body:expr) => {
@@ -465,6 +436,23 @@ macro_rules! with_float {
     };
 }
 pub(crate) use with_float;
+
+impl Format {
+    /// Bytes of a number of a problem in `f32`.
+    pub(crate) fn size(self) -> usize {
+        with_stored!(self, E => size_of::<E>())
+    }
+
+    /// Elements behind the numbers of a row.
+    pub(crate) fn extra(self) -> usize {
+        with_stored!(self, E => <E as Stored>::EXTRA)
+    }
+
+    /// [`Stored::COLUMNS`] of the type.
+    pub(crate) fn columns(self) -> usize {
+        with_stored!(self, E => E::COLUMNS)
+    }
+}
 
 /// A row of numbers of a problem in `f32`, as it is stored.
 #[derive(Debug, Clone, Copy)]

@@ -7,7 +7,8 @@ use super::lists::list;
 use crate::{KvStorage, Result, Tensor, View};
 
 /// Pages, `[pages, kv_heads, page_size, head_dim]` and the same with `value_dim`, and what rows have
-/// behind their numbers: the rows of a head follow one another. In debug builds, rows that are no token's hold NaN.
+/// behind their numbers: the rows of a head follow one another. In debug builds, rows that are no token's
+/// hold NaN.
 #[derive(Debug, Clone)]
 pub(super) struct Pool<T: KvStorage> {
     key: Tensor<T>,

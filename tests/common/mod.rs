@@ -12,6 +12,7 @@ pub mod everything;
 pub mod executors;
 pub mod file;
 pub mod layers;
+pub mod narrow;
 pub mod strategies;
 pub mod strided;
 pub mod structure;

@@ -21,6 +21,8 @@ pub(crate) struct HeadsLast<T> {
 }
 
 impl<T: Storage + WithDType> HeadsLast<T> {
+    /// Zeros of that shape.
+    ///
     /// # Errors
     /// Where there is not as much memory.
     pub(crate) fn zeros(shape: [usize; 4]) -> Result<Self> {

@@ -12,10 +12,11 @@ use crate::view::Rows;
 /// Bytes in a cache line.
 const LINE: usize = 64;
 
-/// Asks for the `width` bytes at `row`.
+/// Asks for the `width` bytes at `row`, and for the first line in any case.
 #[inline(always)]
 pub(crate) fn fetch_row(row: *const u8, width: usize) {
-    for column in (0..width).step_by(LINE) {
+    prefetch(row);
+    for column in (LINE..width).step_by(LINE) {
         prefetch(row.wrapping_add(column));
     }
 }
@@ -231,14 +232,8 @@ impl Blocks {
             let (mut this, mut that) = (*near, *far);
             for _ in 0..count {
                 // Twice the same costs no more than to ask whether it is.
-                prefetch(this);
-                prefetch(that);
-                if *width > LINE {
-                    for column in (LINE..*width).step_by(LINE) {
-                        prefetch(this.wrapping_add(column));
-                        prefetch(that.wrapping_add(column));
-                    }
-                }
+                fetch_row(this, *width);
+                fetch_row(that, *width);
                 (this, that) = (this.wrapping_offset(*stride), that.wrapping_offset(*stride));
             }
             (*near, *far) = (this, that);
@@ -271,6 +266,7 @@ impl Fetch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::view::View;
 
     /// The addresses, in bytes behind `data`, of the rows that a stream still has.
     fn rows(mut stream: Stream, data: &[u8]) -> Vec<usize> {
@@ -292,6 +288,27 @@ mod tests {
         assert_eq!(rows(stream, &data), [7, 9, 10, 12, 14]);
         assert_eq!(rows(Stream::interleaved(head, (1, 0), 2..4), &data), [10, 15]);
         assert!(rows(Stream::EMPTY, &data).is_empty());
+    }
+
+    /// Rows with nothing between them are asked for by lines, from the first that they touch to the last.
+    #[test]
+    fn twins_of_dense_rows_cover_their_lines() {
+        let data = [0; 1000];
+        for (skipped, width, len) in [(0, 64, 3), (1, 64, 3), (5, 132, 7), (63, 1, 1), (9, 33, 0)] {
+            let rows = Rows::dense(&data[skipped..skipped + width * len], width);
+            let first = rows.row(0).addr();
+            let twins = Twins::new(rows);
+            let lines = twins.near.addr()..twins.near.addr() + twins.left * LINE;
+            assert_eq!(lines.start % LINE, 0);
+            assert!(lines.start <= first && first - lines.start < LINE);
+            let end = first + width * len;
+            assert!(end <= lines.end && (len == 0 || lines.end - end < LINE), "{width} x {len}");
+        }
+        // With a gap, row by row.
+        let spread =
+            View::strided(&data, 0, [1, 1, 3, 5], [0, 0, 10, 1]).map(|view| view.rows(0, 0));
+        let twins = spread.map(Twins::new);
+        assert!(twins.is_ok_and(|twins| (twins.width, twins.stride, twins.left) == (5, 10, 3)));
     }
 
     #[test]

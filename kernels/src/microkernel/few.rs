@@ -34,7 +34,7 @@ pub(crate) const fn most_rows(isa: Isa) -> usize {
 /// Whether a vector with so many rows of this width is computed so, with keys that are stored as `E`.
 #[inline(always)]
 pub(crate) fn fits<E: Stored>(isa: Isa, rows: usize, width: usize) -> bool {
-    rows <= most_rows(isa) && width.is_multiple_of(4 * E::PACKED)
+    rows <= most_rows(isa) && width.is_multiple_of(E::COLUMNS)
 }
 
 /// Whether narrow keys and values are widened by the kernels that read them, and not into scratch first,
@@ -105,11 +105,11 @@ impl<E: Stored> Few<'_, E> {
         let mut q = self.q_t;
         let mut acc = [[s.splat(0.0); ROWS]; 2];
         // Columns between two requests for what comes later: four rounds of the loop.
-        let step = 16 * E::PACKED;
+        let step = 4 * E::COLUMNS;
         for start in (0..width).step_by(step) {
             let columns = (width - start).min(step);
             fetch.blocks.step(S::LANES * (ROWS + TRANSPOSING) * columns);
-            for _ in 0..columns / (4 * E::PACKED) {
+            for _ in 0..columns / E::COLUMNS {
                 // SAFETY: the caller's promise: as many columns of each key, of any alignment, and as many
                 // rows of q_t.
                 unsafe {
@@ -130,9 +130,9 @@ impl<E: Stored> Few<'_, E> {
                     }
                 }
                 for key in &mut keys {
-                    *key = opaque(key.wrapping_add(4 * E::PACKED));
+                    *key = opaque(key.wrapping_add(E::COLUMNS));
                 }
-                q = q.wrapping_add(4 * E::PACKED * BLOCK_Q);
+                q = q.wrapping_add(E::COLUMNS * BLOCK_Q);
             }
         }
         let mut square = [s.splat(0.0); MAX_LANES];

@@ -82,6 +82,9 @@ pub(crate) trait Stored: Copy + Default + 'static {
     /// How many numbers have room in a float.
     const PACKED: usize;
 
+    /// How many numbers of a row are read together where keys lie along the lanes: as much as four floats.
+    const COLUMNS: usize = 4 * Self::PACKED;
+
     /// Of `PACKED` numbers in each lane, by their bits, the first of all, the second and so on; behind
     /// them anything.
     fn unpack<S: Simd>(s: S, packed: S::Vector, scale: Self::Scale<S>) -> [S::Vector; 4];
