@@ -3,8 +3,8 @@
 import numpy as np
 
 # How far a peer's output may be off, relative to the largest magnitude of the checked rows: a few
-# roundings of the type, of probabilities as well as of the output. Another problem is off by far more.
-TOLERANCE = {"f32": 1e-3, "f16": 5e-3, "bf16": 3e-2, "int8": 3e-2}
+# roundings of the type, of probabilities and sums as well as of the output. Another problem is off by far more.
+TOLERANCE = {"f32": 1e-3, "f16": 2e-2, "bf16": 3e-2, "int8": 3e-2}
 
 
 def dtype(shape):

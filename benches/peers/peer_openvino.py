@@ -63,10 +63,13 @@ class OpenVinoPeer(Peer):
         result = opset13.convert(attention, openvino.Type.f32)
         compiled = self.compile(openvino.Model([result], parameters), dtypes.dtype(shape))
         request = compiled.create_infer_request()
-        tensors = [operand(array, dtypes.dtype(shape)) for array in arrays]
-        for index, tensor in enumerate(tensors):
+        operands = [operand(array, dtypes.dtype(shape)) for array in arrays]
+        for index, array in enumerate(operands):
+            tensor = openvino.Tensor(array, array.shape, TYPES[dtypes.dtype(shape)][0])
             request.set_input_tensor(index, tensor)
-        return Call(request.infer, lambda: request.get_output_tensor(0).data)
+        # A tensor that names its type is a view, and keeps no array alive.
+        return Call(lambda kept=operands: request.infer(),
+                    lambda: request.get_output_tensor(0).data)
 
     def compile(self, model, name):
         _, computed, cached = TYPES[name]
@@ -80,11 +83,10 @@ class OpenVinoPeer(Peer):
 
 
 def operand(array, name):
-    """An array of numbers of a type as a tensor of it."""
+    """An array of numbers of a type as it lies in memory."""
     if name == "bf16":
-        bits = dtypes.bfloat16_bits(array)
-        return openvino.Tensor(bits, array.shape, openvino.Type.bf16)
-    return openvino.Tensor(array.astype(np.float16) if name == "f16" else array)
+        return dtypes.bfloat16_bits(array)
+    return np.ascontiguousarray(array, np.float16 if name == "f16" else np.float32)
 
 
 PEER = OpenVinoPeer
