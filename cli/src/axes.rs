@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum, value_parser};
 
-use crate::shapes::{AttentionShape, Cache, Shape};
+use crate::shapes::{AttentionShape, Cache, PrecisionShape, Shape};
 use crate::{Error, Result};
 
 /// The tokens of a page where the flags and the shape leave it open.
@@ -10,8 +10,10 @@ const PAGE_SIZE: usize = 16;
 
 /// The flags. An axis that is not named stays as the shape has it.
 #[derive(Debug, Default, Args)]
-#[command(next_help_heading = "Axes, for --suite decode or a shape of it: \
-    what is measured is their cross product")]
+#[command(
+    next_help_heading = "Axes, for --suite decode or a shape of it, or a step of decoding in another \
+    type, as decode-32k-bf16: what is measured is their cross product"
+)]
 pub(crate) struct AxisArgs {
     /// Queries of each sequence: its last tokens, so that of several each sees the keys up to its
     /// own (of decode-cross all)
@@ -62,6 +64,12 @@ impl AxisArgs {
                     let steps = self.product(&step)?;
                     varied.extend(steps.into_iter().map(|step| Shape::Attention(suite, step)));
                 }
+                Shape::Precision(shape) if shape.attention.seq_q == 1 => {
+                    self.dense_alone(shape.name)?;
+                    let steps = self.product(&shape.attention)?.into_iter();
+                    let of = |attention| Shape::Precision(PrecisionShape { attention, ..shape });
+                    varied.extend(steps.map(of));
+                }
                 _ => {
                     let got = format!("shape {} of suite {}", shape.name(), shape.suite().name());
                     let expected = "a step of decoding: --suite decode, or --shape decode-4k";
@@ -70,6 +78,19 @@ impl AxisArgs {
             }
         }
         Ok(varied)
+    }
+
+    /// That no cache is named, for a shape that is measured on dense tensors alone.
+    fn dense_alone(&self, shape: &str) -> Result<()> {
+        let flags =
+            [("--cache", self.cache.is_empty()), ("--page-size", self.page_size.is_empty())];
+        match flags.into_iter().find(|(_, is_empty)| !is_empty) {
+            Some((flag, _)) => {
+                let expected = "a shape of --suite decode: others are measured on dense tensors";
+                Err(Error::input(flag, format!("shape {shape}"), expected))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The first axis that is named.
@@ -168,6 +189,7 @@ mod tests {
         let shapes = select(None, Some(name)).and_then(|shapes| line.axes.vary(shapes));
         let of = |shape| match shape {
             Shape::Attention(_, step) => step,
+            Shape::Precision(shape) => shape.attention,
             other => panic!("{other:?}"),
         };
         shapes.map(|shapes| shapes.into_iter().map(of).collect()).map_err(|e| e.to_string())
@@ -219,6 +241,14 @@ mod tests {
         Ok(())
     }
 
+    #[test]
+    fn narrower_types_have_sizes_too() -> std::result::Result<(), String> {
+        let steps = vary("--group 1,8 --seq-kv 100", "decode-32k-int8")?;
+        let sizes: Vec<_> = steps.iter().map(|s| (s.q_heads, s.kv_heads, s.seq_kv)).collect();
+        assert_eq!(sizes, [(8, 8, 100), (64, 8, 100)]);
+        Ok(())
+    }
+
     /// Queries of another sequence stand nowhere among the keys.
     #[test]
     fn cross_attention_stays_unmasked() -> std::result::Result<(), String> {
@@ -236,6 +266,8 @@ mod tests {
             ("--seq-q 1,6 --seq-kv 5", "decode-4k", "6 with 5 keys"),
             ("--group 4", "llama-2k", "shape llama-2k of suite prefill"),
             ("--cache paged", "128x768x768", "--suite decode"),
+            ("--cache dense --group 2", "decode-4k-bf16", "--cache"),
+            ("--group 2", "llama-2k-bf16", "shape llama-2k-bf16 of suite precision"),
             ("--cache linear", "decode-4k", "contiguous"),
             ("--seq-q 0", "decode-4k", "0"),
             ("--seq-q 1,,2", "decode-4k", "--seq-q"),

@@ -9,7 +9,8 @@
 //!     for each of its 4 vectors                    1, 2 or 4 columns by turns in a lane
 //!       key_t = unpack(packed)
 //!       acc[d % 2][r] += key_t[d] * splat(q_t[d][r])
-//!   prob[key][r] = acc[0][r] + acc[1][r]           transposed back
+//!   dot[r] = acc[0][r] + acc[1][r]
+//!   prob[key][r] = dot[r], or its power            transposed back
 //! ```
 //!
 //! With AVX-512 a key of 128 floats takes 32 loads and 16 shuffles, whatever the rows, and 8
@@ -64,10 +65,41 @@ pub(crate) struct Few<'a, E> {
     pub(crate) key: usize,
     /// `[head_dim][BLOCK_Q]`, from the vector's first row on.
     pub(crate) q_t: *const f32,
-    /// How many rows there are; the lanes behind them become 0.
+    /// How many rows there are; the lanes behind them become 0, or, where nobody reads them, anything.
     pub(crate) rows: usize,
-    /// `[LANES][BLOCK_Q]`, from the vector's first row on: where dot products go.
+    /// `[LANES][BLOCK_Q]`, from the vector's first row on: where dot products go, or what becomes of them.
     pub(crate) prob: *mut f32,
+}
+
+/// What becomes of dot products before they are stored.
+pub(crate) trait Then<S: Simd> {
+    /// Whether what is stored in lanes without a row is read by nobody.
+    const LOOSE: bool;
+
+    /// The keys of a run lie along the lanes, one vector for each of the rows.
+    fn rows<const ROWS: usize>(&mut self, dots: [S::Vector; ROWS]) -> [S::Vector; ROWS];
+
+    /// Four keys of those in turn: the rows lie along the lanes.
+    fn keys(&mut self, four: [S::Vector; 4]);
+
+    /// All keys, of the first row alone.
+    fn row(&mut self, keys: &[f32]);
+}
+
+/// Nothing.
+impl<S: Simd> Then<S> for () {
+    const LOOSE: bool = false;
+
+    #[inline(always)]
+    fn rows<const ROWS: usize>(&mut self, dots: [S::Vector; ROWS]) -> [S::Vector; ROWS] {
+        dots
+    }
+
+    #[inline(always)]
+    fn keys(&mut self, _four: [S::Vector; 4]) {}
+
+    #[inline(always)]
+    fn row(&mut self, _keys: &[f32]) {}
 }
 
 impl<E: Stored> Few<'_, E> {
@@ -75,14 +107,14 @@ impl<E: Stored> Few<'_, E> {
     /// `LANES` keys from `key` on must exist; the rows and their width must be such as [`fits`]; a
     /// vector of every row of `q_t` and `prob` must be readable and writable.
     #[inline(always)]
-    pub(crate) unsafe fn dots<S: Simd>(self, s: S, fetch: &mut Fetch) {
+    pub(crate) unsafe fn dots<S: Simd, T: Then<S>>(self, s: S, fetch: &mut Fetch, then: &mut T) {
         // SAFETY: the caller's promise.
         unsafe {
             match tile_rows(self.rows) {
-                1 => self.tile::<S, 1>(s, fetch),
-                2 => self.tile::<S, 2>(s, fetch),
-                8 if most_rows(S::ISA) == 8 => self.tile::<S, 8>(s, fetch),
-                _ => self.tile::<S, 4>(s, fetch),
+                1 => self.tile::<S, T, 1>(s, fetch, then),
+                2 => self.tile::<S, T, 2>(s, fetch, then),
+                8 if most_rows(S::ISA) == 8 => self.tile::<S, T, 8>(s, fetch, then),
+                _ => self.tile::<S, T, 4>(s, fetch, then),
             }
         }
     }
@@ -90,7 +122,12 @@ impl<E: Stored> Few<'_, E> {
     /// # Safety
     /// As [`Few::dots`].
     #[inline(always)]
-    unsafe fn tile<S: Simd, const ROWS: usize>(self, s: S, fetch: &mut Fetch) {
+    unsafe fn tile<S: Simd, T: Then<S>, const ROWS: usize>(
+        self,
+        s: S,
+        fetch: &mut Fetch,
+        then: &mut T,
+    ) {
         let stride = self.keys.stride();
         // One pointer for every four keys: with one for each the loop would have to reload them.
         let mut keys: [*const E; MAX_LANES / 4] =
@@ -135,11 +172,27 @@ impl<E: Stored> Few<'_, E> {
                 q = q.wrapping_add(E::COLUMNS * BLOCK_Q);
             }
         }
-        let mut square = [s.splat(0.0); MAX_LANES];
+        let mut dots = [s.splat(0.0); ROWS];
         for r in 0..ROWS {
-            square[r] = s.add(acc[0][r], acc[1][r]);
+            dots[r] = s.add(acc[0][r], acc[1][r]);
         }
+        let dots = then.rows(dots);
+        if T::LOOSE && ROWS == 1 {
+            // No vector for each key.
+            let lanes = s.to_array(dots[0]);
+            then.row(&lanes[..S::LANES]);
+            for k in 0..S::LANES {
+                // SAFETY: the caller's promise.
+                unsafe { self.prob.add(k * BLOCK_Q).write(lanes[k]) };
+            }
+            return;
+        }
+        let mut square = [s.splat(0.0); MAX_LANES];
+        square[..ROWS].copy_from_slice(&dots);
         s.transpose(&mut square);
+        for k in (0..S::LANES).step_by(4) {
+            then.keys([square[k], square[k + 1], square[k + 2], square[k + 3]]);
+        }
         for k in 0..S::LANES {
             // SAFETY: the caller's promise.
             unsafe { s.store(self.prob.add(k * BLOCK_Q), square[k]) };

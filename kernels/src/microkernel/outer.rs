@@ -9,8 +9,9 @@
 //!
 //! Each element is one chain of multiply-adds in the order of k, or the sum of two, over the even k
 //! and the odd, whatever the tile. The rows of a tile are the caller's choice; what is left goes by
-//! fours and ones. A panel of one vector takes twice the rows, and one of half a vector four times as
-//! many, two of them in one vector: else `value_dim` 40 would pay for 48.
+//! fours and ones, or by fours, twos and ones where tiles are low. A panel of one vector takes twice the
+//! rows, and one of half a vector four times as many, two of them in one vector: else `value_dim` 40 would
+//! pay for 48.
 //!
 //! ```text
 //!   sum of rows r, r+1   r0c0 r1c0 r0c1 r1c1 ...  +=  a: r0 r1 r0 r1 ...  *  b: c0 c0 c1 c1 ...
@@ -62,8 +63,8 @@ pub(crate) fn height(most: usize, rows: usize) -> usize {
     }
 }
 
-/// Covers `rows x width` with tiles of `ROWS` rows, `TWICE` being twice as many. Without `WIDE`, no
-/// tile is higher than four rows.
+/// Covers `rows x width` with tiles of `ROWS` rows, `TWICE` being twice as many. Without `WIDE` with tiles of
+/// four rows, two and one.
 #[inline(always)]
 pub(crate) fn cover<S: Simd, T: Tiled, const ROWS: usize, const TWICE: usize, const WIDE: bool>(
     s: S,
@@ -81,10 +82,14 @@ pub(crate) fn cover<S: Simd, T: Tiled, const ROWS: usize, const TWICE: usize, co
             tiled.tile::<S, TWICE, 1, true>(s, row, column);
             TWICE
         } else {
-            let most = if WIDE { ROWS } else { 4 };
-            let height = height(most, high);
+            let height = match high {
+                _ if WIDE => height(ROWS, high),
+                2 | 3 => 2,
+                _ => height(4, high),
+            };
             match height {
                 1 => across::<S, T, 1>(s, tiled, row, (column, wide)),
+                2 if !WIDE => across::<S, T, 2>(s, tiled, row, (column, wide)),
                 4 => across::<S, T, 4>(s, tiled, row, (column, wide)),
                 _ => across::<S, T, ROWS>(s, tiled, row, (column, wide)),
             }

@@ -10,13 +10,13 @@
 //!     block_sum += prob of two keys
 //! ```
 //!
-//! A vector of few rows has its dot products made with keys along the lanes instead, by way of memory:
-//! microkernel/few.rs.
+//! A vector of few rows has its dot products made with keys along the lanes instead, microkernel/few.rs, and
+//! where nothing but they is in a score, its probabilities too.
 //!
 //! Groups in which some row has no reference yet, or does not see every key, go by way of memory:
 //! the dot products are stored, and the sweep takes references and makes probabilities of them. So
-//! do whole blocks that have a mask but no terms, or a term that works in memory (`SWEPT`). A vector of rows that sees nothing of a
-//! group is not computed.
+//! do whole blocks that have a mask but no terms, or a term that works in memory (`SWEPT`). A vector of rows
+//! that sees nothing of a group is not computed.
 //!
 //! Each score is the sum of two chains of multiply-adds, over the even elements and the odd: half the
 //! rounding errors of one chain for one addition. Its bits depend neither on the tile shape nor on
@@ -28,7 +28,7 @@
 
 use super::block::Block;
 use super::fetch::Fetch;
-use super::few::{self, Few};
+use super::few::{self, Few, Then};
 use super::sweep::Sweep;
 use super::terms::Scoring;
 use super::{BLOCK_KV, BLOCK_Q, GROUP, Span, together, unroll};
@@ -99,8 +99,8 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
         few: bool,
     ) {
         let (start, end) = (self.keys.start, self.keys.end);
-        // Behind the last key whose dot products are in memory already.
-        let mut made = start;
+        // Behind the last key whose dot products are in memory already, and the last that is done.
+        let (mut made, mut done) = (start, start);
         let spans: [Span; VECS] = core::array::from_fn(|v| match self.sweep.seen {
             None => Span::new(start, end),
             Some(seen) => seen.span(lane + v * S::LANES, S::LANES),
@@ -108,7 +108,16 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
         let mut known = !SWEPT && !self.sweep.row_ref.any_unset(s, lane, VECS);
         for group in (start..end).step_by(GROUP) {
             if VECS == 1 && few && group >= made {
-                made = self.few(s, lane, group);
+                let groups = (group..group + few::run::<S>()).step_by(GROUP);
+                if T::PLAIN && known && groups.clone().all(|group| spans[0].covers(group)) {
+                    made = self.few::<S, true>(s, lane, group);
+                    done = made;
+                } else if groups.clone().any(|group| spans[0].sees(group)) {
+                    made = self.few::<S, false>(s, lane, group);
+                }
+            }
+            if VECS == 1 && group < done {
+                continue;
             }
             let in_memory = VECS == 1 && group < made;
             if !in_memory {
@@ -143,24 +152,35 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
         }
     }
 
-    /// The dot products of the keys from `group` on with the few rows of one vector, as many whole
-    /// groups as lie in the block; says behind which key they end.
+    /// The dot products of the keys from `group` on with the few rows of one vector, or their probabilities
+    /// if `KNOWN`, as many whole groups as lie in the block; says behind which key they end.
     #[inline(always)]
-    fn few<S: Simd>(&mut self, s: S, lane: usize, group: usize) -> usize {
+    fn few<S: Simd, const KNOWN: bool>(&mut self, s: S, lane: usize, group: usize) -> usize {
         let run = few::run::<S>();
         if group + run > self.keys.end {
             return group;
         }
+        let prob = self.sweep.prob.as_mut_ptr();
+        // SAFETY: `run` checked the lanes.
+        let mut along = unsafe { AlongKeys::new(s, &self.sweep, lane) };
         for key in (group..group + run).step_by(S::LANES) {
-            let few = Few {
-                keys: self.keys.rows,
-                key,
-                q_t: self.q_t.as_ptr().wrapping_add(lane),
-                rows: self.sweep.len.saturating_sub(lane),
-                prob: self.sweep.prob.as_mut_ptr().wrapping_add(key * BLOCK_Q + lane),
-            };
+            let rows = self.sweep.len.saturating_sub(lane);
+            let prob = prob.wrapping_add(key * BLOCK_Q + lane);
             // SAFETY: `run` checked the extents: the keys lie in the block, the lanes in the tile.
-            unsafe { few.dots(s, self.fetch) };
+            unsafe {
+                let q_t = self.q_t.as_ptr().wrapping_add(lane);
+                let few = Few { keys: self.keys.rows, key, q_t, rows, prob };
+                if KNOWN {
+                    few.dots(s, self.fetch, &mut along);
+                } else {
+                    few.dots(s, self.fetch, &mut ());
+                }
+            }
+        }
+        if KNOWN {
+            let sum = along.sum;
+            // SAFETY: `run` checked the lanes.
+            unsafe { s.store(self.sweep.block_sum.0.as_mut_ptr().add(lane), sum) };
         }
         group + run
     }
@@ -361,5 +381,51 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
             });
             s.store(sum_ptr, sum);
         }
+    }
+}
+
+/// Probabilities of plain scores while the keys lie along the lanes: as many powers as there are rows, where
+/// rows along the lanes would take one for each key.
+struct AlongKeys<'a, 'b, S: Simd, T> {
+    s: S,
+    sweep: &'a Sweep<'b, T>,
+    lane: usize,
+    /// The rows' sums over the block.
+    sum: S::Vector,
+}
+
+impl<'a, 'b, S: Simd, T: Scoring> AlongKeys<'a, 'b, S, T> {
+    /// # Safety
+    /// A vector of rows must exist at `lane`.
+    #[inline(always)]
+    unsafe fn new(s: S, sweep: &'a Sweep<'b, T>, lane: usize) -> Self {
+        // SAFETY: the caller's promise.
+        let sum = unsafe { s.load(sweep.block_sum.0.as_ptr().add(lane)) };
+        Self { s, sweep, lane, sum }
+    }
+}
+
+impl<S: Simd, T: Scoring> Then<S> for AlongKeys<'_, '_, S, T> {
+    // Sums of lanes without a row count for nothing.
+    const LOOSE: bool = true;
+
+    #[inline(always)]
+    fn rows<const ROWS: usize>(&mut self, dots: [S::Vector; ROWS]) -> [S::Vector; ROWS] {
+        self.sweep.powers_of_rows(self.s, self.lane, dots)
+    }
+
+    #[inline(always)]
+    fn keys(&mut self, p: [S::Vector; 4]) {
+        let s = self.s;
+        self.sum = s.add(s.add(self.sum, s.add(p[0], p[1])), s.add(p[2], p[3]));
+    }
+
+    #[inline(always)]
+    fn row(&mut self, keys: &[f32]) {
+        let mut lanes = self.s.to_array(self.sum);
+        for p in keys.chunks_exact(4) {
+            lanes[0] = (lanes[0] + (p[0] + p[1])) + (p[2] + p[3]);
+        }
+        self.sum = self.s.vector(lanes);
     }
 }

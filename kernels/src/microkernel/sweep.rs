@@ -213,6 +213,23 @@ impl<T: Scoring> Sweep<'_, T> {
         }
     }
 
+    /// The same of plain dot products where each vector has one row's, of the rows from `lane` on.
+    #[inline(always)]
+    pub(crate) fn powers_of_rows<S: Simd, const ROWS: usize>(
+        &self,
+        s: S,
+        lane: usize,
+        dots: [S::Vector; ROWS],
+    ) -> [S::Vector; ROWS] {
+        debug_assert!(T::PLAIN);
+        let mut powers = dots;
+        for r in 0..ROWS {
+            let shift = s.splat(0.0 - self.row_ref.0[lane + r]);
+            powers[r] = self.exponent(s, dots[r], shift);
+        }
+        powers_of_two(s, powers, self.least)
+    }
+
     /// Checks what the loops rely on.
     #[inline(always)]
     pub(crate) fn check<S: Simd>(&self) {
