@@ -25,6 +25,7 @@ pub struct AttentionOptions<'a, T = f32> {
     scale: Option<Scale>,
     masking: Masking<'a, T>,
     terms: Terms<'a>,
+    value_scales: Option<&'a [f32]>,
     settings: Settings<'a>,
     lse: bool,
     weights: bool,
@@ -36,6 +37,7 @@ impl<T> Default for AttentionOptions<'_, T> {
             scale: None,
             masking: Masking::default(),
             terms: Terms::default(),
+            value_scales: None,
             settings: Settings::default(),
             lse: false,
             weights: false,
@@ -308,6 +310,16 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
         self
     }
 
+    /// Values are stored divided by these, a positive factor for each channel of each kv head, `[kv_heads *
+    /// value_dim]`: the output is multiplied by them. Where some channels are far larger than others, what is
+    /// stored in [`Int8`](crate::Int8) is the more exact;
+    /// [`NewTokens::value_scales`](crate::kv_cache::NewTokens::value_scales) divides what goes into a cache.
+    #[must_use]
+    pub fn value_scales(mut self, scales: &'a [f32]) -> Self {
+        self.value_scales = Some(scales);
+        self
+    }
+
     /// For each query head the logit of a sink, which joins the denominator and has no value.
     #[must_use]
     pub fn sinks(mut self, sinks: &'a [f32]) -> Self {
@@ -378,8 +390,8 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
             got: "numbers of another type than is computed in".into(),
             expected: "options without a bias, to add one of that type".into(),
         })?;
-        let Self { scale, masking: _, terms, settings, lse, weights } = *self;
-        Ok(AttentionOptions { scale, masking, terms, settings, lse, weights })
+        let Self { scale, masking: _, terms, value_scales, settings, lse, weights } = *self;
+        Ok(AttentionOptions { scale, masking, terms, value_scales, settings, lse, weights })
     }
 
     /// The bytes of [`Workspace`] with which [`attention_into`] on these tensors allocates
@@ -464,7 +476,19 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
         'a: 'p,
     {
         let scale = self.scale.unwrap_or(default);
-        Problem::new(query, key, value, scale, &self.masking)?.with_terms(&self.terms)
+        self.complete(Problem::new(query, key, value, scale, &self.masking)?)
+    }
+
+    /// A problem with all that is no mask.
+    fn complete<'p>(&self, problem: Problem<'p, T>) -> Result<Problem<'p, T>>
+    where
+        'a: 'p,
+    {
+        let problem = problem.with_terms(&self.terms)?;
+        match self.value_scales {
+            Some(scales) => problem.with_value_scales(scales),
+            None => Ok(problem),
+        }
     }
 
     pub(crate) fn settings(&self) -> &Settings<'a> {
@@ -565,7 +589,8 @@ impl<'a> AttentionOptions<'a> {
                         .into(),
             });
         }
-        let mut shared = Self { scale: self.scale, settings: self.settings, ..Self::default() };
+        let Self { scale, settings, value_scales, .. } = *self;
+        let mut shared = Self { scale, settings, value_scales, ..Self::default() };
         shared.terms.softcap = self.terms.softcap;
         Ok(shared)
     }
@@ -634,7 +659,7 @@ impl<'a> AttentionOptions<'a> {
         let mut masking: Masking<'p, f32> = self.masking;
         masking.pages = Some(cache.tables());
         let (key, value) = (K::input(cache.key()), K::input(cache.value()));
-        Problem::new(query, key, value, scale, &masking)?.with_terms(&self.terms)
+        self.complete(Problem::new(query, key, value, scale, &masking)?)
     }
 }
 

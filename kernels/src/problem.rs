@@ -77,6 +77,8 @@ pub struct Problem<'a, T: Element> {
     pub(crate) mask: Mask<'a>,
     pub(crate) terms: Terms<'a>,
     pub(crate) scale: f64,
+    /// By which what is stored of a value is multiplied, `[kv_heads][value_dim]`.
+    value_scales: Option<&'a [f32]>,
     dims: Dims,
 }
 
@@ -106,6 +108,24 @@ pub(crate) fn check_unit_inner_stride(
         });
     }
     Ok(())
+}
+
+/// That there is a positive, finite factor for each channel of the values of each head.
+///
+/// # Errors
+/// [`Error::Shape`] and [`Error::Value`] that name `value_scales`.
+pub fn check_value_scales(scales: &[f32], kv_heads: usize, value_dim: usize) -> Result<()> {
+    if kv_heads.checked_mul(value_dim) != Some(scales.len()) {
+        return Err(Error::Shape {
+            argument: "value_scales",
+            got: format!("[{}]", scales.len()),
+            expected: format!("{kv_heads} kv heads of {value_dim} numbers each"),
+        });
+    }
+    match scales.iter().find(|x| !(x.is_finite() && **x > 0.0)) {
+        Some(x) => value_error("value_scales", x, "positive, finite factors".into()),
+        None => Ok(()),
+    }
 }
 
 impl<'a, T: Element> Problem<'a, T> {
@@ -154,6 +174,7 @@ impl<'a, T: Element> Problem<'a, T> {
             mask,
             terms: Terms::default(),
             scale: scale.factor(dims.head_dim),
+            value_scales: None,
             dims,
         })
     }
@@ -171,6 +192,22 @@ impl<'a, T: Element> Problem<'a, T> {
             self.check_positions("alibi")?;
         }
         Ok(Self { terms: *terms, ..self })
+    }
+
+    /// The same of values that are stored divided by these, `[kv_heads * value_dim]`: positive, finite factors
+    /// of each channel.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where there are not as many, [`Error::Value`] where one is no such number.
+    pub fn with_value_scales(self, scales: &'a [f32]) -> Result<Self> {
+        check_value_scales(scales, self.dims.kv_heads, self.dims.value_dim)?;
+        Ok(Self { value_scales: Some(scales), ..self })
+    }
+
+    /// The factors of a head's values.
+    pub(crate) fn value_scales(&self, kv_head: usize) -> Option<&'a [f32]> {
+        let width = self.dims.value_dim;
+        self.value_scales.map(|scales| &scales[kv_head * width..][..width])
     }
 
     /// The same of tensors that nobody reads.

@@ -262,6 +262,10 @@ impl<'p, T: Plain> Chunk<'_, 'p, T> {
             if self.problem.terms.sinks.is_some() {
                 out.iter_mut().for_each(|x| *x = T::from_f64(x.to_f64() * share));
             }
+            if let Some(channels) = self.problem.value_scales(kv_head) {
+                let factors = channels.iter().map(|&factor| f64::from(factor));
+                out.iter_mut().zip(factors).for_each(|(x, f)| *x = T::from_f64(x.to_f64() * f));
+            }
             if let Some(view) = &self.outputs.lse {
                 // SAFETY: as above; lse has one element for each row.
                 unsafe { view.row(batch, self.head, first + r).write(T::from_f64(lse)) };

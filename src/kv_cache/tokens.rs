@@ -6,6 +6,7 @@ use super::pool::Pool;
 use super::positions::{Positions, Run};
 use super::{KvShape, QkNorm, QkTransform, Rope, value_error};
 use crate::{Error, Input, KvStorage, Result};
+use headwise_kernels::check_value_scales;
 
 /// Keys and values of new tokens, with what is done to the keys on the way in.
 ///
@@ -33,6 +34,7 @@ pub struct NewTokens<'a> {
     offsets: Option<&'a [usize]>,
     positions: Option<Positions<'a>>,
     transform: QkTransform<'a>,
+    value_scales: Option<&'a [f32]>,
 }
 
 impl<'a> NewTokens<'a> {
@@ -40,7 +42,8 @@ impl<'a> NewTokens<'a> {
     /// any strides and any [`KvStorage`] that is computed in `f32`, whatever the cache's is.
     pub fn new(key: impl Into<Input<'a, f32>>, value: impl Into<Input<'a, f32>>) -> Self {
         let (key, value) = (key.into(), value.into());
-        Self { key, value, offsets: None, positions: None, transform: QkTransform::new() }
+        let transform = QkTransform::new();
+        Self { key, value, offsets: None, positions: None, transform, value_scales: None }
     }
 
     /// The sequences are packed one behind the other, `[1, kv_heads, tokens, dim]`: those of
@@ -62,6 +65,33 @@ impl<'a> NewTokens<'a> {
     #[must_use]
     pub fn rope(mut self, rope: &'a Rope) -> Self {
         self.transform = self.transform.rope(rope);
+        self
+    }
+
+    /// Values are divided by these before they are stored, positive factors for each channel of each kv head,
+    /// `[kv_heads * value_dim]`, such as the largest magnitudes that a model's values are known to have:
+    /// [`AttentionOptions::value_scales`](crate::AttentionOptions::value_scales) multiplies by them again. So a
+    /// channel that is larger than the others takes nothing from what a row of [`Int8`](crate::Int8) tells of
+    /// these.
+    ///
+    /// ```
+    /// use headwise::kv_cache::{ContiguousCache, KvShape, NewTokens};
+    /// use headwise::{AttentionOptions, Int8, View, attention_cached};
+    ///
+    /// let shape = KvShape { kv_heads: 1, head_dim: 4, value_dim: 4 };
+    /// let mut cache = ContiguousCache::<Int8>::with_storage(shape, 1, 16)?;
+    /// let (key, value) = ([0.5_f32; 4], [0.3, 900.0, -0.2, 0.1]);
+    /// let scales = [0.5, 1000.0, 0.5, 0.5];
+    /// let (key, value) = (View::bhsd(&key, [1, 1, 1, 4])?, View::bhsd(&value, [1, 1, 1, 4])?);
+    /// cache.append(&NewTokens::new(key, value).value_scales(&scales))?;
+    /// let options = AttentionOptions::new().value_scales(&scales);
+    /// let out = attention_cached(key, &cache.view(), &options)?.out;
+    /// assert!((out.data()[0] - 0.3).abs() < 0.005 && (out.data()[1] - 900.0).abs() < 5.0);
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    #[must_use]
+    pub fn value_scales(mut self, scales: &'a [f32]) -> Self {
+        self.value_scales = Some(scales);
         self
     }
 
@@ -93,6 +123,9 @@ impl<'a> NewTokens<'a> {
         }
         let positions = self.positions.map_or(Ok(()), |p| p.check(sequences, batch * seq));
         positions?;
+        if let Some(scales) = self.value_scales {
+            check_value_scales(scales, shape.kv_heads, shape.value_dim)?;
+        }
         self.transform.check(shape.head_dim)
     }
 
@@ -137,6 +170,10 @@ impl<'a> NewTokens<'a> {
                 };
                 let value = |row: &mut [f32]| {
                     self.value.read_row(index, row);
+                    if let Some(scales) = self.value_scales {
+                        let scales = &scales[head * row.len()..];
+                        row.iter_mut().zip(scales).for_each(|(x, scale)| *x /= scale);
+                    }
                 };
                 pool.write([page, head, row], key, value);
             }

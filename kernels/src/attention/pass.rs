@@ -487,7 +487,8 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     fn last_values(&mut self, tile: &mut Tile<'_>, visit: &Visit) -> Option<bool> {
         let is_last = visit.first + BLOCK_KV >= tile.of.any.end;
         let out = self.job.outputs.out.native()?;
-        if !is_last || tile.merges() || self.is_split {
+        let scaled = self.job.problem.value_scales(self.kv_head).is_some();
+        if !is_last || scaled || tile.merges() || self.is_split {
             return None;
         }
         let sums = &tile.of.split.row_sum.0[..tile.len()];
@@ -717,6 +718,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let (acc, state) = tile.totals();
         let factors = self.factors(tile, state);
         let value_dim = self.job.problem.dims().value_dim;
+        let channels = self.job.problem.value_scales(self.kv_head);
         let mut all_finite = true;
         for (r, row) in tile.of.rows.clone().enumerate() {
             let (head, i) = self.row(row);
@@ -734,13 +736,16 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
                 if care == Care::Headroom {
                     // What was finite without headroom stays.
                     // SAFETY: the passes before this one wrote the row.
-                    for (out, x) in unsafe { out.written() }.iter_mut().zip(src) {
+                    let out = unsafe { out.written() };
+                    for (c, (out, x)) in out.iter_mut().zip(src).enumerate() {
                         if !out.widen().is_finite() {
-                            *out = E::round(x * factor);
+                            let channel = channels.map_or(1.0, |channels| channels[c]);
+                            *out = E::round(x * factor * channel);
                         }
                     }
                 } else {
-                    all_finite &= self.simd.vectorize(Normalize { src, factor, dst: out });
+                    all_finite &=
+                        self.simd.vectorize(Normalize { src, factor, channels, dst: out });
                 }
             }
         }

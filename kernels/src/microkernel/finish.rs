@@ -101,11 +101,13 @@ unsafe fn part<S: Simd, E: Stored>(s: S, row: StoredRow<'_>, i: usize, count: us
     unsafe { E::load_first(s, numbers.add(i), count, E::scale(s, numbers.add(row.len()))) }
 }
 
-/// `dst = factor * src`; says whether all of that is finite before it is rounded to what is stored. A
-/// zero is written as +0.
+/// `dst = factor * src`, and that times the `channels`; says whether the former is finite. A zero is written
+/// as +0.
 pub(crate) struct Normalize<'a, E> {
     pub(crate) src: &'a [f32],
     pub(crate) factor: f32,
+    /// A factor of each number.
+    pub(crate) channels: Option<&'a [f32]>,
     pub(crate) dst: OutRow<E>,
 }
 
@@ -116,6 +118,8 @@ impl<E: StoredMut> Kernel for Normalize<'_, E> {
     fn run<S: Simd>(self, s: S) -> bool {
         let OutRow { ptr: dst, len } = self.dst;
         assert!(self.src.len() >= len);
+        assert!(self.channels.is_none_or(|channels| channels.len() >= len));
+        let channels = self.channels.map(<[f32]>::as_ptr);
         let factor = s.splat(self.factor);
         let zero = s.splat(0.0);
         // x - x is 0, or NaN where x is not finite.
@@ -127,18 +131,24 @@ impl<E: StoredMut> Kernel for Normalize<'_, E> {
         };
         let mut i = 0;
         while i + S::LANES <= len {
-            // SAFETY: i + LANES lies within src and the row.
+            // SAFETY: i + LANES lies within src, the channels and the row.
             unsafe {
-                let out = normalize(s.load(self.src.as_ptr().add(i)));
+                let mut out = normalize(s.load(self.src.as_ptr().add(i)));
+                if let Some(channels) = channels {
+                    out = s.mul(out, s.load(channels.add(i)));
+                }
                 E::store(s, dst.add(i), out);
             }
             i += S::LANES;
         }
         if i < len {
             let count = len - i;
-            // SAFETY: i + count is the end of the row, and src is no shorter.
+            // SAFETY: i + count is the end of the row, and src and the channels are no shorter.
             unsafe {
-                let out = normalize(s.load_first(self.src.as_ptr().add(i), count));
+                let mut out = normalize(s.load_first(self.src.as_ptr().add(i), count));
+                if let Some(channels) = channels {
+                    out = s.mul(out, s.load_first(channels.add(i), count));
+                }
                 E::store_first(s, dst.add(i), count, out);
             }
         }
