@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use headwise::kv_cache::KvShape;
-use headwise::{ContiguousCache, NewTokens, Outputs, Rope, attention_cached_into};
+use headwise::{ContiguousCache, Int8, NewTokens, Outputs, Rope, attention_cached_into};
 
 use crate::borrowed::{Borrowed, dtype, on_cpu};
 use crate::computed::{Computed, Number};
@@ -46,6 +46,7 @@ enum Stored {
     F32(ContiguousCache<f32>),
     F16(ContiguousCache<half::f16>),
     Bf16(ContiguousCache<half::bf16>),
+    Int8(ContiguousCache<Int8>),
 }
 
 /// `$body` for the cache that it is.
@@ -55,6 +56,7 @@ macro_rules! with_cache {
             Stored::F32($cache) => $body,
             Stored::F16($cache) => $body,
             Stored::Bf16($cache) => $body,
+            Stored::Int8($cache) => $body,
         }
     };
 }
@@ -72,6 +74,30 @@ impl KvCache {
             DType::BF16 => ContiguousCache::with_storage(shape, batch, capacity).map(Stored::Bf16),
             other => return error::dtype("cache", other, "F32, F16 or BF16"),
         };
+        Ok(Self { stored: stored.map_err(error::from_headwise)? })
+    }
+
+    /// An empty cache in integers of eight bits with a scale for each token and head, [`Int8`]: for about a
+    /// quarter of the bytes of `F32` the output of real models is off by 0.4 to 2 %.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use headwise_candle::{AttentionOptions, KvCache, KvShape};
+    ///
+    /// let shape = KvShape { kv_heads: 2, head_dim: 64, value_dim: 64 };
+    /// let mut cache = KvCache::quantized(shape, 1, 2048)?;
+    /// let rows = Tensor::randn(0_f32, 1.0, (1, 2, 12, 64), &Device::Cpu)?;
+    /// cache.append(&rows, &rows)?;
+    /// let query = Tensor::randn(0_f32, 1.0, (1, 8, 1, 64), &Device::Cpu)?;
+    /// let out = cache.attention(&query, AttentionOptions::new())?;
+    /// assert_eq!((out.dims(), out.dtype()), (&[1, 8, 1, 64][..], DType::F32));
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`KvCache::new`].
+    pub fn quantized(shape: KvShape, batch: usize, capacity: usize) -> Result<Self> {
+        let stored = ContiguousCache::with_storage(shape, batch, capacity).map(Stored::Int8);
         Ok(Self { stored: stored.map_err(error::from_headwise)? })
     }
 

@@ -1,4 +1,5 @@
 use candle_core::{DType, Result, Tensor};
+use headwise_candle::headwise::Int8;
 use headwise_candle::{
     AttentionOptions, Frequencies, KvCache, KvShape, Options, Rope, RopeLayout, RopeScaling,
     attention, rotate,
@@ -79,6 +80,35 @@ fn halves_are_rounded_once() -> Result<()> {
         let narrow = cache.attention(&query.to_dtype(dtype)?, options)?;
         assert_eq!(narrow.dtype(), dtype);
     }
+    Ok(())
+}
+
+/// The tensor as rows of integers keep it.
+fn quantized(x: &Tensor) -> Result<Tensor> {
+    let dim = x.dim(3)?;
+    let mut numbers = elements(x)?;
+    for row in numbers.chunks_exact_mut(dim) {
+        let mut stored = vec![Int8::default(); dim + Int8::SCALE];
+        Int8::quantize(row, &mut stored).map_err(candle_core::Error::wrap)?;
+        Int8::dequantize(&stored, row).map_err(candle_core::Error::wrap)?;
+    }
+    Tensor::from_vec(numbers, x.shape(), x.device())
+}
+
+#[test]
+fn integers_have_the_bits_of_their_numbers() -> Result<()> {
+    let [query, key, value] = sequence(21)?;
+    let mut cache = KvCache::quantized(SHAPE, BATCH, 5)?;
+    assert!(cache.append(&key, &value).is_err());
+    cache.reserve(21)?;
+    cache.append(&key, &value)?;
+    let options = AttentionOptions::new().causal();
+    let expected = attention(&query, &quantized(&key)?, &quantized(&value)?, options)?;
+    assert_eq!(elements(&cache.attention(&query, options)?)?, elements(&expected)?);
+    let far = distance(&expected, &attention(&query, &key, &value, options)?)?;
+    assert!(0.0 < far && far < 0.1, "{far}");
+    let narrow = cache.attention(&query.to_dtype(DType::BF16)?, options)?;
+    assert_eq!((narrow.dtype(), cache.len()), (DType::BF16, 21));
     Ok(())
 }
 
