@@ -34,7 +34,7 @@ impl CascadeWorkspace {
 /// queries, not once for each sequence. Where nothing is shared the call is the ordinary one.
 ///
 /// The result is the same up to rounding; its bits depend on how much is shared. A causal mask, a
-/// scale, a softcap and sinks are possible, for other masks and terms a query's place among the keys of
+/// scale, a softcap, sinks and scales of values are possible, for other masks and terms a query's place among the keys of
 /// the prefix would count. As many query tokens as come last see only what lies behind the prefix, so
 /// that the prefix ends before them.
 ///

@@ -10,8 +10,9 @@ use headwise::kv_cache::{
     ContiguousCache, KvShape, NewTokens, PagedCache, PagedCapacity, RingCache, TableBuffer,
 };
 use headwise::{
-    Algorithm, AttentionOptions, Int8, Isa, KvStorage, KvView, Outputs, PlanBuffer, Result,
-    Storage, View, ViewMut, Workspace, attention, attention_cached, bf16,
+    Algorithm, AttentionOptions, CascadeWorkspace, Int8, Isa, KvStorage, KvView, Outputs,
+    PlanBuffer, Result, StateMut, Storage, View, ViewMut, Workspace, attention, attention_cached,
+    attention_cascade_into, bf16,
 };
 
 /// Factors of channels, all over the numbers.
@@ -110,6 +111,49 @@ fn caches_divide_what_outputs_are_multiplied_by() -> Result<()> {
     let scaled = from_caches::<f32>(&tokens, Some(&scales))?;
     assert_eq!(plain.len(), 6);
     assert!(plain.iter().chain(&scaled).all(|out| bits(out) == bits(&plain[0])));
+    Ok(())
+}
+
+/// Both parts of a cascade are multiplied, and so what they merge to is.
+#[test]
+fn a_shared_prefix_is_multiplied_as_the_rest_is() -> Result<()> {
+    let scales: Vec<f32> = (0..40).map(|n| f32::powi(2.0, n % 7 - 3)).collect();
+    let [query, key, value] = tokens(1.0);
+    let cascade = |scales: Option<&[f32]>| -> Result<Vec<f32>> {
+        let capacity =
+            PagedCapacity { pages: 8, page_size: 16, sequences: 2, pages_per_sequence: 5 };
+        let mut cache = PagedCache::new(SHAPE, capacity)?;
+        let mut options = AttentionOptions::new().causal();
+        if let Some(scales) = scales {
+            options = options.value_scales(scales);
+        }
+        let new = |sequences: usize, count: usize| {
+            let shape = |dim| [sequences, SHAPE.kv_heads, count, dim];
+            let rows = |data, dim| View::bshd(data, shape(dim));
+            let key = rows(&key[..sequences * count * 2 * SHAPE.head_dim], SHAPE.head_dim)?;
+            let value = rows(&value[..sequences * count * 2 * SHAPE.value_dim], SHAPE.value_dim)?;
+            let new = NewTokens::new(key, value);
+            Ok(scales.map_or(new, |scales| new.value_scales(scales)))
+        };
+        let first = cache.create()?;
+        cache.append(&[first], &new(1, 32)?)?;
+        let second = cache.fork(first)?;
+        cache.append(&[first, second], &new(2, 3)?)?;
+        let mut tables = TableBuffer::new();
+        let view = cache.view(&[first, second], &mut tables)?;
+        assert_eq!(view.shared_prefix(), 32);
+        let (mut out, mut lse) = (vec![0.0; 2 * 2 * SHAPE.value_dim], [0.0; 2 * 2]);
+        let into = StateMut {
+            out: ViewMut::bhsd(&mut out, [2, 2, 1, SHAPE.value_dim])?,
+            lse: ViewMut::bhsd(&mut lse, [2, 2, 1, 1])?,
+        };
+        let query = View::bhsd(&query, [2, 2, 1, SHAPE.head_dim])?;
+        attention_cascade_into(query, &view, &options, into, &mut CascadeWorkspace::new())?;
+        Ok(out)
+    };
+    let (plain, scaled) = (cascade(None)?, cascade(Some(&scales))?);
+    assert!(plain.iter().any(|&x| x != 0.0));
+    assert_eq!(bits(&plain), bits(&scaled));
     Ok(())
 }
 
