@@ -70,6 +70,7 @@ fn all() -> impl Iterator<Item = Capture> {
 /// Of tensors in half the width, which are the numbers asked for.
 fn check_halves<S: Storage<Compute = f32>>(name: &str) {
     let torch: Value = serde_json::from_slice(&read("torch_sdpa.json")).unwrap();
+    let mut misses = Vec::new();
     for capture in all() {
         let theirs = &torch["captures"][capture.name][name];
         let [torch_rms, torch_max] = ["rms", "max"].map(|name| theirs[name].as_f64().unwrap());
@@ -92,10 +93,16 @@ fn check_halves<S: Storage<Compute = f32>>(name: &str) {
                 capture.name
             );
             println!("{what}");
-            // At its worst element PyTorch too may err by the rounding of the output alone.
-            assert!(rms <= torch_rms && max <= 1.01 * torch_max, "{what}");
+            // At its worst element PyTorch too may err by the rounding of the output alone. In pairs
+            // probabilities are rounded, as they are there: which of the two errs less in a few rows is chance.
+            let rounds = name == "bfloat16" && isa == Isa::Avx512Bf16;
+            let [most_rms, most_max] = if rounds { [1.02, MAX_RATIO] } else { [1.0, 1.01] };
+            if !(rms <= most_rms * torch_rms && max <= most_max * torch_max) {
+                misses.push(what);
+            }
         }
     }
+    assert!(misses.is_empty(), "{misses:#?}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Tensors of `f16` and `bf16`: what is computed from them has the bits of what is computed from the same
-//! numbers as `f32`, and is rounded once. So all that is shown of `f32` holds for them.
+//! numbers as `f32`, and is rounded once. So all that is shown of `f32` holds for them. Only where `bf16` is
+//! multiplied in pairs it is not so: tests/bf16_pairs.rs.
 
 mod common;
 
@@ -88,7 +89,9 @@ fn as_the_same_numbers_in_f32() {
         inputs.terms = Terms::random(which, case.dims.q_heads(), &mut common::Rng(case.seed));
         let want = Want::all(stage, which & 1 == 0, case.dims.seq_kv.min(3));
         for isa in Isa::available() {
-            check::<bf16, bf16, bf16, bf16>(&inputs, isa, &want);
+            if isa != Isa::Avx512Bf16 {
+                check::<bf16, bf16, bf16, bf16>(&inputs, isa, &want);
+            }
             check::<f16, f16, f16, f16>(&inputs, isa, &want);
             check::<f32, bf16, f16, f32>(&inputs, isa, &want);
             check::<bf16, f32, f32, f16>(&inputs, isa, &want);
@@ -104,7 +107,10 @@ fn results_are_stored_as_queries_are() -> Result<()> {
         let x = View::bhsd(&x, [1, 1, 6, 4])?;
         let wide: Vec<f32> = x.to_vec().into_iter().map(S::widen).collect();
         let wide = View::bhsd(&wide, [1, 1, 6, 4])?;
+        // What the default is does not matter, but that it has no pairs.
+        let isa = Isa::available().find(|&isa| isa != Isa::Avx512Bf16);
         let options = AttentionOptions::new().causal().return_lse().return_weights();
+        let options = options.isa(isa.unwrap_or(Isa::Portable));
         let (got, expected) =
             (attention(x, x, x, &options)?, attention(wide, wide, wide, &options)?);
         let rounded: Vec<S> = expected.out.data().iter().map(|&x| S::round(x)).collect();

@@ -98,6 +98,25 @@ fn visible_pairs_are_counted_and_computed() {
     });
 }
 
+/// What one query sees of 128 keys by a window, in the micro-tiles of each instruction set.
+#[test]
+fn few_rows_compute_runs_of_keys() {
+    let mut case = Case::plain(Dims::single(1, 128, 16, 16), 64);
+    case.masks.causal = Some(Causal::BottomRight);
+    // 17 keys lie in three groups: a run of two, and one for a whole vector of queries.
+    for (left, runs) in [(127, 128), (15, 16), (31, 32), (16, 16 + 8 * 16)] {
+        let mut inputs = case.inputs();
+        inputs.left = Some(left);
+        for isa in Isa::available() {
+            let pairs = counted(&inputs, isa);
+            let visible = left as u64 + 1;
+            assert_eq!((pairs.visible, pairs.values), (visible, visible), "{isa}");
+            let runs = if isa == Isa::Avx512 { runs } else { visible.next_multiple_of(8) };
+            assert_eq!(pairs.scores, runs, "{left} on {isa}");
+        }
+    }
+}
+
 /// What descriptors save, on one head of 4,096 queries and keys.
 #[test]
 fn what_is_masked_is_not_computed() {

@@ -111,6 +111,9 @@ pub fn explain<T: Element>(
     );
     said.add("scores", format!("{along} along the lanes"), because);
     let (format, item_rows) = (problem.key.format(), plan.layout.rows);
+    let in_pairs = isa == Isa::Avx512Bf16 && problem.is_in_pairs();
+    let (products, because) = products(isa, problem);
+    said.add("products", products, because);
     let narrow = few::reads_narrow(isa, item_rows, (format, head_dim));
     let because = if narrow {
         "few rows read each number once".to_owned()
@@ -121,10 +124,35 @@ pub fn explain<T: Element>(
     };
     for (of, input) in [("keys", &problem.key), ("values", &problem.value)] {
         let in_pages = problem.is_paged() && problem.dims().seq_kv > input.shape()[2];
-        let (chosen, because) = reading(input, in_pages, (narrow, &because));
+        let (chosen, because) = if in_pairs {
+            let (chosen, why) = if of == "keys" {
+                ("in pairs as they lie", "a pair is two numbers of a row")
+            } else {
+                ("paired in scratch", "a pair is a number of one row and one of the next")
+            };
+            (chosen.to_owned(), why.to_owned())
+        } else {
+            reading(input, in_pages, (narrow, &because))
+        };
         said.add(of, format!("{}, {chosen}", input.storage()), because);
     }
     Ok(said)
+}
+
+/// What the products are computed by.
+fn products<T: Element>(isa: Isa, problem: &Problem<'_, T>) -> (&'static str, &'static str) {
+    const FLOATS: &str = "multiply-adds of f32";
+    match (isa, problem.is_in_pairs()) {
+        (Isa::Avx512Bf16, true) => (
+            "dot products of two bf16, for which probabilities are rounded",
+            "queries, keys and values are bf16, and the instruction set has these",
+        ),
+        (Isa::Avx512Bf16, false) => (FLOATS, "some tensor is not bf16, or head_dim is odd"),
+        (_, true) if Isa::Avx512Bf16.is_available() && !Isa::Avx512Bf16.pays() => {
+            (FLOATS, "dot products of bf16 are slow on this processor; avx512bf16 takes them")
+        }
+        _ => (FLOATS, "there are no others"),
+    }
 }
 
 fn threads<T: Element>(

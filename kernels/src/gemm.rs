@@ -484,7 +484,7 @@ impl Kernel for Stripe<'_, '_> {
         let covered = width.next_multiple_of(2 * S::LANES);
         let (tiles, extents) = (&mut self, (rows, covered));
         match S::ISA {
-            Isa::Avx512 | Isa::Neon => {
+            Isa::Avx512Bf16 | Isa::Avx512 | Isa::Neon => {
                 outer::cover::<S, Self, 12, 0, true>(s, tiles, extents, Order::Across)
             }
             Isa::Avx2 => outer::cover::<S, Self, 6, 0, true>(s, tiles, extents, Order::Across),

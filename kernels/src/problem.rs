@@ -335,6 +335,12 @@ impl<'a, T: Element> Problem<'a, T> {
         self.pages.is_some()
     }
 
+    /// Whether queries, keys and values can be multiplied in pairs of `bf16`.
+    pub(crate) fn is_in_pairs(&self) -> bool {
+        let formats = [self.query.format(), self.key.format(), self.value.format()];
+        formats == [Format::Bf16; 3] && self.dims.head_dim.is_multiple_of(2)
+    }
+
     /// Whether `f32` scores are powers of e, as their terms need, and not of 2: with a bias or other
     /// terms, and with a scale near `f32::MAX` that log2(e) would make overflow.
     pub(crate) fn has_natural_scores(&self) -> bool {

@@ -468,6 +468,12 @@ impl<'a> StoredRow<'a> {
         self.format
     }
 
+    /// A row of an even number of `bf16` as one of pairs, which are floats by their bits.
+    pub(crate) fn pairs(self) -> Self {
+        debug_assert!(self.format == Format::Bf16);
+        Self { format: Format::Native, ..self }
+    }
+
     /// How many numbers there are.
     pub(crate) fn len(&self) -> usize {
         (self.bytes.len() / self.format.size()).saturating_sub(self.format.extra())
@@ -506,6 +512,12 @@ pub(crate) struct StoredRows<'a> {
 }
 
 impl<'a> StoredRows<'a> {
+    /// As [`StoredRow::pairs`].
+    pub(crate) fn pairs(self) -> Self {
+        debug_assert!(self.format == Format::Bf16);
+        Self { format: Format::Native, ..self }
+    }
+
     /// Numbers in a row of a problem in `f32`.
     pub(crate) fn width(&self) -> usize {
         self.rows.width() / self.format.size() - self.format.extra()

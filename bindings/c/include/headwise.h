@@ -197,6 +197,9 @@ enum headwise_isa
   HEADWISE_ISA_NEON = 3,
   // What every machine of the target has.
   HEADWISE_ISA_PORTABLE = 4,
+  // AVX-512 with its dot products of `bf16`: queries, keys and values that are all `bf16` are multiplied
+  // in pairs, and probabilities rounded.
+  HEADWISE_ISA_AVX512_BF16 = 5,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L

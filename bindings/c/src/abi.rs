@@ -117,7 +117,7 @@ fn numbers_keep_their_meanings() {
     numbers::<headwise_causal>(&[0, 1, 2, 3, 4]);
     numbers::<headwise_alibi>(&[0, 1, 2]);
     numbers::<headwise_algorithm>(&[0, 1]);
-    numbers::<headwise_isa>(&[0, 1, 2, 3, 4]);
+    numbers::<headwise_isa>(&[0, 1, 2, 3, 4, 5]);
     numbers::<headwise_stage>(&[0, 1, 2]);
     numbers::<headwise_pick_kind>(&[0, 1, 2]);
     numbers::<headwise_cache_kind>(&[0, 1, 2]);
@@ -126,7 +126,7 @@ fn numbers_keep_their_meanings() {
     let names = format!("{:?} {:?}", headwise_dtype::ALL, headwise_isa::ALL);
     assert_eq!(
         names,
-        "[F32, F64, F16, Bf16, Bool, U8, U32, I8] [Default, Avx512, Avx2, Neon, Portable]"
+        "[F32, F64, F16, Bf16, Bool, U8, U32, I8] [Default, Avx512, Avx2, Neon, Portable, Avx512Bf16]"
     );
     let names = format!("{:?} {:?}", headwise_scale::ALL, headwise_causal::ALL);
     assert_eq!(

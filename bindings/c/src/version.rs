@@ -27,8 +27,11 @@ pub enum headwise_isa {
     Neon = 3,
     /// What every machine of the target has.
     Portable = 4,
+    /// AVX-512 with its dot products of `bf16`: queries, keys and values that are all `bf16` are multiplied
+    /// in pairs, and probabilities rounded.
+    Avx512Bf16 = 5,
 }
-choice!(headwise_isa: Default, Avx512, Avx2, Neon, Portable);
+choice!(headwise_isa: Default, Avx512, Avx2, Neon, Portable, Avx512Bf16);
 
 /// The library's of a number, or `None` for the default.
 pub(crate) fn isa_of(argument: &str, number: u32) -> Result<Option<Isa>> {
@@ -38,6 +41,7 @@ pub(crate) fn isa_of(argument: &str, number: u32) -> Result<Option<Isa>> {
         headwise_isa::Avx2 => Some(Isa::Avx2),
         headwise_isa::Neon => Some(Isa::Neon),
         headwise_isa::Portable => Some(Isa::Portable),
+        headwise_isa::Avx512Bf16 => Some(Isa::Avx512Bf16),
     })
 }
 
@@ -48,6 +52,7 @@ pub(crate) fn number_of(isa: Isa) -> u32 {
         Isa::Avx2 => headwise_isa::Avx2,
         Isa::Neon => headwise_isa::Neon,
         Isa::Portable => headwise_isa::Portable,
+        Isa::Avx512Bf16 => headwise_isa::Avx512Bf16,
         _ => headwise_isa::Default,
     };
     known as u32
@@ -70,7 +75,7 @@ pub extern "C" fn headwise_abi_version() -> u32 {
 /// text is constant.
 #[unsafe(no_mangle)]
 pub extern "C" fn headwise_isa_name(isa: u32) -> *const c_char {
-    let names = [c"default", c"avx512", c"avx2", c"neon", c"portable"];
+    let names = [c"default", c"avx512", c"avx2", c"neon", c"portable", c"avx512bf16"];
     names.get(isa as usize).unwrap_or(&c"unknown").as_ptr()
 }
 

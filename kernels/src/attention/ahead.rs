@@ -36,6 +36,11 @@ pub(crate) struct Ahead<'p> {
 const FEW: usize = 16;
 const _: () = assert!(FEW >= few::most_rows(Isa::Avx512) && FEW >= few::most_rows(Isa::Neon));
 
+/// Whether memory sets the pace of tiles of so many rows.
+pub(crate) const fn is_few(rows: usize) -> bool {
+    rows <= FEW
+}
+
 impl<'p> Ahead<'p> {
     /// For `item`, of which `head` are the keys and values, and after which `next` will probably
     /// come.
@@ -75,7 +80,7 @@ impl<'p> Ahead<'p> {
 
     /// Whether memory sets the pace.
     pub(crate) fn is_few(&self) -> bool {
-        self.rows <= FEW
+        is_few(self.rows)
     }
 
     /// The item sees about `keys` keys with `tiles` tiles.

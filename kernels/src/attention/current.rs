@@ -1,21 +1,33 @@
 //! The block of keys and values at work: read where they lie if they are evenly spaced or in pages of 16,
 //! 32 or 64 rows, or of a multiple of 128, and floats. Otherwise, where a block has rows of several pages,
 //! they are gathered first. Narrower numbers are widened on the way, so that all of an item's tiles read
-//! floats; of few rows, which read each number once, the kernels widen them as they read.
+//! floats; of few rows, which read each number once, the kernels widen them as they read. Where `bf16` is
+//! multiplied in pairs, keys are pairs as they lie, and values are paired with those of the next key here.
 
 use std::ops::Range;
 
 use crate::microkernel::BLOCK_KV;
 use crate::microkernel::block::BlockRows;
+use crate::microkernel::pairs::Interleave;
 use crate::microkernel::widen::Widen;
 use crate::simd::Simd;
 use crate::storage::{Format, StoredRows, with_stored};
 use crate::view::Rows;
 
+/// What kernels read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Read {
+    /// Floats.
+    Floats,
+    /// Numbers as they are stored.
+    Narrow,
+    /// Pairs of `bf16`; the head's keys are such already.
+    Pairs,
+}
+
 /// The keys and the values of a block.
 pub(super) struct CurrentBlock<'a> {
-    /// Whether kernels read narrower numbers.
-    narrow: bool,
+    read: Read,
     first: usize,
     gathered: [&'a mut [f32]; 2],
     rows: [BlockRows<'a>; 2],
@@ -23,14 +35,9 @@ pub(super) struct CurrentBlock<'a> {
 
 impl<'a> CurrentBlock<'a> {
     /// None yet; `gathered` has room for a block of each, if the rows are paged or narrower than floats.
-    /// With `narrow` kernels read narrower numbers.
-    pub(super) fn new(
-        gathered: [&'a mut [f32]; 2],
-        head: [StoredRows<'_>; 2],
-        narrow: bool,
-    ) -> Self {
+    pub(super) fn new(gathered: [&'a mut [f32]; 2], head: [StoredRows<'_>; 2], read: Read) -> Self {
         let rows = head.map(|of| BlockRows::even(Rows::dense(&[], of.rows.width()), of.format));
-        Self { narrow, first: usize::MAX, gathered, rows }
+        Self { read, first: usize::MAX, gathered, rows }
     }
 
     /// Goes to the block at `first`, which must have a row.
@@ -41,8 +48,12 @@ impl<'a> CurrentBlock<'a> {
         }
         self.first = first;
         for n in 0..2 {
+            if n == 1 && self.read == Read::Pairs {
+                self.interleave(simd, &head[n]);
+                continue;
+            }
             let end = (first + BLOCK_KV).min(head[n].rows.len());
-            let readable = self.narrow || head[n].format == Format::Native;
+            let readable = self.read == Read::Narrow || head[n].format == Format::Native;
             match readable.then(|| in_place(&head[n], first..end)).flatten() {
                 Some(rows) => self.rows[n] = rows,
                 None => self.gather(simd, n, &head[n]),
@@ -66,6 +77,19 @@ impl<'a> CurrentBlock<'a> {
         // SAFETY: `rows` lends them no longer than until the next call.
         let rows = unsafe { gather(simd, of, self.first..end, self.gathered[n]) };
         self.rows[n] = BlockRows::even(rows.bytes(), Format::Native);
+    }
+
+    /// Pairs the block's values in scratch.
+    #[inline(never)]
+    fn interleave<S: Simd>(&mut self, simd: S, of: &StoredRows<'_>) {
+        let keys = self.first..(self.first + BLOCK_KV).min(of.rows.len());
+        let (width, rows) = (of.width(), keys.len().div_ceil(2));
+        let to = &mut *self.gathered[1];
+        simd.vectorize(Interleave { of, keys, to });
+        // SAFETY: `to` has as many floats, which is checked there, and `rows` lends them no longer than until
+        // the next call.
+        let rows = unsafe { Rows::new(to.as_ptr(), width as isize, rows, width) };
+        self.rows[1] = BlockRows::even(rows.bytes(), Format::Native);
     }
 
     /// The block's keys (0) or values (1).
@@ -103,8 +127,7 @@ unsafe fn gather<'a, S: Simd>(
         left = rest;
         with_stored!(of.format, E => {
             // SAFETY: the format says that they are such numbers.
-            let rows = unsafe { stretch.typed::<E>() };
-            simd.vectorize(Widen { rows, to: part });
+            simd.vectorize(unsafe { Widen::<E>::new(stretch, part) });
         });
     }
     // SAFETY: `to` has as many floats, and the caller's promise.

@@ -1,12 +1,14 @@
 //! How much of a problem is computed: pairs of a query and a key, as the micro-tiles take them.
 
+use super::ahead::is_few;
 use super::tile::TileRows;
 use crate::element::Element;
 use crate::error::Result;
 use crate::microkernel::few;
-use crate::microkernel::outer::height;
+use crate::microkernel::outer::{height, low_height};
+use crate::microkernel::scores::strip_vectors;
 use crate::microkernel::values::most_rows;
-use crate::microkernel::{BLOCK_KV, BLOCK_Q, GROUP, Seen};
+use crate::microkernel::{BLOCK_KV, BLOCK_Q, GROUP, Seen, Span};
 use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::settings::Settings;
@@ -111,25 +113,34 @@ struct Block<'a> {
 
 impl Block<'_> {
     /// What some of `lanes` rows from `lane` on see.
-    fn span(&self, lane: usize, lanes: usize) -> (usize, usize) {
+    fn span(&self, lane: usize, lanes: usize) -> Span {
         let (start, end) = self.keys;
-        self.seen.map_or(self.keys, |seen| seen.span(lane, lanes).within(start, end))
+        self.seen.map_or(Span::new(start, end), |seen| seen.span(lane, lanes))
     }
 
-    /// Whole groups of keys, down to the block's last key, by each vector of `rows` that sees one of
-    /// them. A vector of few rows goes through all whole runs of the block's keys.
+    /// Groups of keys, down to the block's last key, by each vector of `rows` that sees one of them. A
+    /// vector of few rows that is in no wide strip takes runs of keys of which it sees some, one after
+    /// the other, and groups where no run is left.
     fn scores<S: Simd>(&self, rows: usize, head_dim: usize) -> u64 {
+        let (start, end) = self.keys;
+        let run = few::run::<S>();
+        let strip = strip_vectors(S::ISA) * S::LANES;
+        let in_strips = rows.next_multiple_of(S::LANES) / strip * strip;
         let of_vector = |lane| {
-            let (mut start, end) = self.span(lane, S::LANES);
-            let mut pairs = 0;
-            if few::fits::<f32>(S::ISA, rows - lane, head_dim) {
-                let behind = self.keys.1 - (self.keys.1 - self.keys.0) % few::run::<S>();
-                pairs = (behind - self.keys.0) * few::tile_rows(rows - lane);
-                start = start.max(behind);
+            let span = self.span(lane, S::LANES);
+            let few = lane >= in_strips && few::fits::<f32>(S::ISA, rows - lane, head_dim);
+            let (mut pairs, mut made) = (0, start);
+            for group in (start..end).step_by(GROUP) {
+                let mut groups = (group..group + run).step_by(GROUP);
+                if few && group >= made && group + run <= end && groups.any(|g| span.sees(g)) {
+                    pairs += run * few::tile_rows(rows - lane);
+                    made = group + run;
+                }
+                if group >= made && span.sees(group) {
+                    pairs += GROUP.min(end - group) * S::LANES;
+                }
             }
-            let (first, behind) = (start / GROUP * GROUP, end.next_multiple_of(GROUP));
-            let groups = behind.min(self.keys.1).saturating_sub(first);
-            (pairs + groups * S::LANES) as u64
+            pairs as u64
         };
         (0..rows).step_by(S::LANES).map(of_vector).sum()
     }
@@ -139,8 +150,9 @@ impl Block<'_> {
     fn values(&self, isa: Isa, rows: usize) -> u64 {
         let (mut row, mut sum) = (0, 0);
         while row < rows {
-            let high = height(most_rows(isa), rows - row);
-            let (start, end) = self.span(row, high);
+            let left = rows - row;
+            let high = if is_few(rows) { low_height(left) } else { height(most_rows(isa), left) };
+            let (start, end) = self.span(row, high).within(self.keys.0, self.keys.1);
             sum += (end - start) * high;
             row += high;
         }

@@ -27,13 +27,14 @@
 use std::ops::Range;
 
 use super::ahead::Ahead;
-use super::current::CurrentBlock;
+use super::current::{CurrentBlock, Read};
 use super::split_kv::Merge;
-use super::tile::{Softmax, Tile, TileRows, Visit};
+use super::tile::{Rounding, Softmax, Tile, TileRows, Visit};
 use crate::mask::Sequence;
 use crate::microkernel::finish::{Dot, Normalize, OutRow};
 use crate::microkernel::hidden::Hidden;
 use crate::microkernel::pack::Pack;
+use crate::microkernel::pairs::{Largest, PairUp};
 use crate::microkernel::scores::Scores;
 use crate::microkernel::sweep::{Redo, Staged, Sweep, Units};
 use crate::microkernel::terms::Scoring;
@@ -42,7 +43,7 @@ use crate::microkernel::{BLOCK_KV, BLOCK_Q, Lanes, few};
 use crate::outputs::{Outputs, Stage};
 use crate::plan::{self, Layout, Plan, SPLIT_KV};
 use crate::problem::Problem;
-use crate::simd::{Simd, Stored, StoredMut};
+use crate::simd::{Bf16Pair, Simd, Stored, StoredMut};
 use crate::storage::{Output, StoredRow, StoredRows, with_stored};
 use crate::term::{ROW_FACTS, Row};
 use crate::view::ViewMut;
@@ -154,8 +155,9 @@ pub(crate) struct Item<'a, 'p, S, T> {
     /// The batch entry in the tensors: see [`Item::row`].
     pub(super) batch: usize,
     kv_head: usize,
-    /// The keys and the values of the head.
+    /// The keys and the values of the head, the keys in pairs if they are multiplied so.
     head: [StoredRows<'p>; 2],
+    read: Read,
     block: CurrentBlock<'a>,
     pub(super) prob: &'a mut [f32],
     dense: &'a mut [f32],
@@ -192,15 +194,22 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let (sequence, kv_head) = (job.problem.mask.sequence(item.sequence), item.kv_head);
         let head = [job.problem.keys(&sequence, kv_head), job.problem.values(&sequence, kv_head)];
         let keys = (head[0].format, job.problem.dims().head_dim);
-        let narrow = T::NARROW && few::reads_narrow(S::ISA, item.rows.len(), keys);
+        let read = match () {
+            () if !T::NARROW => Read::Floats,
+            () if simd.has_bf16_dots() && job.problem.is_in_pairs() => Read::Pairs,
+            () if few::reads_narrow(S::ISA, item.rows.len(), keys) => Read::Narrow,
+            () => Read::Floats,
+        };
+        let kept = if read == Read::Pairs { [head[0].pairs(), head[1]] } else { head };
         let mut this = Self {
             simd,
             job,
             batch: sequence.batch,
             sequence,
             kv_head,
-            head,
-            block: CurrentBlock::new([keys_here, values_here], head, narrow),
+            head: kept,
+            read,
+            block: CurrentBlock::new([keys_here, values_here], kept, read),
             prob,
             dense,
             ahead: Ahead::new((job.problem, &job.plan), &item, head, next),
@@ -302,12 +311,13 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             let (head, i) = self.row(row);
             *stored = query.row((self.batch, head), i);
         }
-        self.simd.vectorize(Pack {
-            rows: &rows[..tile.len()],
-            width: self.job.problem.dims().head_dim,
-            lanes: tile.of.lanes,
-            dst: tile.q_t,
-        });
+        let rows = &mut rows[..tile.len()];
+        let mut width = self.job.problem.dims().head_dim;
+        if self.read == Read::Pairs {
+            rows.iter_mut().for_each(|row| *row = row.pairs());
+            width /= 2;
+        }
+        self.simd.vectorize(Pack { rows, width, lanes: tile.of.lanes, dst: tile.q_t });
     }
 
     /// The splits that the tiles see.
@@ -358,6 +368,10 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
                 self.block(tile, block, care);
             }
             block = next;
+        }
+        if self.read == Read::Pairs {
+            let width = self.job.plan.layout.acc_width;
+            tiles.iter_mut().for_each(|tile| tile.balance(width));
         }
         block
     }
@@ -423,6 +437,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     fn foresee(&self, tile: &mut Tile<'_>, split: usize, care: Care) {
         let Problem { query, terms, scale, .. } = self.job.problem;
         let heads = self.job.problem.dims().q_heads;
+        let keys = self.job.problem.keys(&self.sequence, self.kv_head);
         // The lanes beyond the rows are the last row with a query of zeros.
         for r in 0..tile.of.lanes {
             let row = (tile.of.rows.start + r).min(tile.of.rows.end - 1);
@@ -437,7 +452,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             let key = end - 1;
             let [dot, magnitude] = if r < tile.len() {
                 let query = query.row((self.batch, head), self.sequence.query + i);
-                self.simd.vectorize(Dot([query, self.head[0].row(key)]))
+                self.simd.vectorize(Dot([query, keys.row(key)]))
             } else {
                 [0.0; 2]
             };
@@ -488,7 +503,8 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let is_last = visit.first + BLOCK_KV >= tile.of.any.end;
         let out = self.job.outputs.out.native()?;
         let scaled = self.job.problem.value_scales(self.kv_head).is_some();
-        if !is_last || scaled || tile.merges() || self.is_split {
+        let pairs = self.read == Read::Pairs;
+        if !is_last || scaled || pairs || tile.merges() || self.is_split {
             return None;
         }
         let sums = &tile.of.split.row_sum.0[..tile.len()];
@@ -530,8 +546,9 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let (mut sums, mut rescale) = (Lanes::splat(0.0), Lanes::splat(1.0));
         let redo = Redo { rows, rescale: &mut rescale };
         self.scores::<true>(tile, visit, care, (&mut sums, Some(redo), None));
-        for (sum, factor) in tile.of.split.row_sum.0.iter_mut().zip(&rescale.0) {
-            *sum *= factor;
+        let TileRows { split, rounding, .. } = &mut *tile.of;
+        for sums in [&mut split.row_sum, &mut rounding.sum, &mut rounding.largest] {
+            sums.0.iter_mut().zip(&rescale.0).for_each(|(sum, factor)| *sum *= factor);
         }
         let width = self.job.plan.layout.acc_width;
         let rows = if tile.fresh { 0 } else { tile.len() };
@@ -551,6 +568,9 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         wanted: (&mut Lanes, Option<Redo<'_>>, Option<Staged>),
     ) {
         // Constant, so that what is not used is not compiled.
+        if const { S::BF16_DOTS && T::NARROW } && self.read == Read::Pairs {
+            return self.scores_of::<Bf16Pair, SWEPT>(tile, visit, care, wanted);
+        }
         if const { SWEPT || !T::NARROW } {
             self.block.widen(self.simd, 0, self.head);
             self.scores_of::<f32, SWEPT>(tile, visit, care, wanted);
@@ -570,7 +590,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         care: Care,
         (block_sum, redo, staged): (&mut Lanes, Option<Redo<'_>>, Option<Staged>),
     ) {
-        self.simd.vectorize(Scores::<T, E, SWEPT> {
+        let scores = Scores::<T, E, SWEPT> {
             q_t: tile.q_t,
             keys: visit.block(self.block.rows(0)),
             sweep: Sweep {
@@ -591,7 +611,12 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
                 staged,
             },
             fetch: &mut self.ahead.fetch,
-        });
+        };
+        if const { E::PRODUCTS == 2 } {
+            self.simd.vectorize_bf16(scores)
+        } else {
+            self.simd.vectorize(scores)
+        }
     }
 
     /// Adds the visit's values to the sums, or finishes them; says whether what it finished is
@@ -602,6 +627,19 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         visit: &Visit,
         finish: Option<Finish<'_>>,
     ) -> bool {
+        if const { S::BF16_DOTS && T::NARROW } && self.read == Read::Pairs {
+            let (keys, lanes) = (visit.keys.clone(), tile.of.lanes);
+            let prob = &mut *self.prob;
+            let largest = self.simd.vectorize(Largest { prob, keys: keys.clone(), lanes });
+            tile.steady(&largest, self.job.plan.layout.acc_width);
+            let Rounding { factor, sum, .. } = &mut tile.of.rounding;
+            self.simd.vectorize_bf16(PairUp { prob, keys, lanes, factor, sum });
+            return if self.ahead.is_few() {
+                self.values_of::<Bf16Pair, CAREFUL, true>(tile, visit, finish)
+            } else {
+                self.values_of::<Bf16Pair, CAREFUL, false>(tile, visit, finish)
+            };
+        }
         if !self.ahead.is_few() {
             // Of many rows all blocks are floats.
             return self.values_of::<f32, CAREFUL, false>(tile, visit, finish);
@@ -624,7 +662,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         visit: &Visit,
         finish: Option<Finish<'_>>,
     ) -> bool {
-        self.simd.vectorize(Values::<E, CAREFUL, FEW> {
+        let values = Values::<E, CAREFUL, FEW> {
             prob: self.prob,
             values: visit.block(self.block.rows(1)),
             rows: tile.len(),
@@ -634,7 +672,12 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             acc_width: self.job.plan.layout.acc_width,
             finish,
             fetch: &mut self.ahead.fetch,
-        })
+        };
+        if const { E::PRODUCTS == 2 } {
+            self.simd.vectorize_bf16(values)
+        } else {
+            self.simd.vectorize(values)
+        }
     }
 
     /// The dense term of a visit, transposed to the tile's orientation: the biases, and -inf where

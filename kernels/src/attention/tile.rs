@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use crate::mask::rows::RowBits;
 use crate::mask::{Sequence, bits};
 use crate::microkernel::block::{Block, BlockRows};
@@ -24,6 +26,22 @@ impl Softmax {
         Self { row_ref: Lanes::splat(f32::NEG_INFINITY), row_sum: Lanes::splat(0.0) };
 }
 
+/// How the rows' probabilities are rounded before values are multiplied by them.
+#[derive(Debug, Clone)]
+pub(crate) struct Rounding {
+    /// The largest so far.
+    pub(crate) largest: Lanes,
+    /// What they are multiplied by, so that the largest is a rounded number: nearly 1.
+    pub(crate) factor: Lanes,
+    /// The sums of what they are then.
+    pub(crate) sum: Lanes,
+}
+
+impl Rounding {
+    const EMPTY: Self =
+        Self { largest: Lanes::splat(0.0), factor: Lanes::splat(1.0), sum: Lanes::splat(0.0) };
+}
+
 /// What is known of up to [`BLOCK_Q`] query rows of one kv head. Threads keep theirs from item to
 /// item: it is large enough that making it anew would show.
 #[derive(Debug, Clone)]
@@ -42,6 +60,8 @@ pub(crate) struct TileRows {
     all: Range<usize>,
     /// The sums of the current split.
     pub(crate) split: Softmax,
+    /// How probabilities of the current split are rounded, where they are.
+    pub(crate) rounding: Rounding,
     /// The sums of the splits before it; unused where there is but one.
     pub(crate) total: Softmax,
 }
@@ -55,6 +75,7 @@ impl TileRows {
         any: 0..0,
         all: 0..0,
         split: Softmax::EMPTY,
+        rounding: Rounding::EMPTY,
         total: Softmax::EMPTY,
     };
 
@@ -265,6 +286,40 @@ impl<'a> Tile<'a> {
     pub(crate) fn reset_split(&mut self) {
         self.fresh = true;
         self.of.split = Softmax::EMPTY;
+        self.of.rounding = Rounding::EMPTY;
+    }
+
+    /// Before probabilities of which each row's largest is in `largest` are rounded: where one is the largest
+    /// so far, it is made a number that rounding leaves alone. Sums are in rows of `width`.
+    pub(super) fn steady(&mut self, largest: &Lanes, width: usize) {
+        let rows = self.len();
+        let Rounding { largest: before, factor, sum } = &mut self.of.rounding;
+        for r in 0..rows {
+            let top = largest.0[r];
+            if top <= before.0[r] || top.is_nan() {
+                continue;
+            }
+            let now = bf16::from_f32(top).to_f32() / top;
+            let change = now / factor.0[r];
+            (before.0[r], factor.0[r]) = (top, now);
+            sum.0[r] *= change;
+            if !self.fresh {
+                self.acc[r * width..][..width].iter_mut().for_each(|x| *x *= change);
+            }
+        }
+    }
+
+    /// Makes the current split's sums of values, which were multiplied by rounded probabilities, those of
+    /// weights that add up to 1: as if the rounding had left their sum alone.
+    pub(super) fn balance(&mut self, width: usize) {
+        let (sums, rounded) = (&self.of.split.row_sum.0, &self.of.rounding.sum.0);
+        let rows = if self.fresh { 0 } else { self.len() };
+        for (r, row) in self.acc.chunks_exact_mut(width).enumerate().take(rows) {
+            if rounded[r] != 0.0 {
+                let factor = sums[r] / rounded[r];
+                row.iter_mut().for_each(|x| *x *= factor);
+            }
+        }
     }
 
     /// How many rows the tile has.

@@ -147,11 +147,11 @@ pub(crate) struct Block<'a, E> {
 }
 
 impl<E: Stored> Block<'_, E> {
-    /// Checks what the loops rely on.
-    pub(crate) fn check(&self) {
+    /// Checks what the loops rely on, if each row has so many keys.
+    pub(crate) fn check(&self, keys: usize) {
         let format = self.rows.rows.format;
         assert_eq!((format.size(), format.extra()), (size_of::<E>(), E::EXTRA));
         assert!(self.start <= self.end && self.end <= BLOCK_KV);
-        assert!(self.end <= self.rows.len());
+        assert!(self.end.div_ceil(keys) <= self.rows.len());
     }
 }

@@ -26,7 +26,7 @@ use crate::storage::Format;
 /// The most rows for which keys along the lanes are the faster way, on this instruction set.
 pub(crate) const fn most_rows(isa: Isa) -> usize {
     match isa {
-        Isa::Avx512 => 8,
+        Isa::Avx512Bf16 | Isa::Avx512 => 8,
         Isa::Avx2 | Isa::Neon => 4,
         Isa::Portable => 2,
     }
@@ -145,7 +145,7 @@ impl<E: Stored> Few<'_, E> {
         let step = 4 * E::COLUMNS;
         for start in (0..width).step_by(step) {
             let columns = (width - start).min(step);
-            fetch.blocks.step(S::LANES * (ROWS + TRANSPOSING) * columns);
+            fetch.blocks.step(S::LANES * (ROWS + TRANSPOSING) * columns * E::PRODUCTS);
             for _ in 0..columns / E::COLUMNS {
                 // SAFETY: the caller's promise: as many columns of each key, of any alignment, and as many
                 // rows of q_t.
@@ -161,7 +161,7 @@ impl<E: Stored> Few<'_, E> {
                             let c = p * E::PACKED + n;
                             for r in 0..ROWS {
                                 let query = s.splat(*q.add(c * BLOCK_Q + r));
-                                acc[c % 2][r] = s.mul_add(columns[n], query, acc[c % 2][r]);
+                                acc[c % 2][r] = E::mul_add(s, columns[n], query, acc[c % 2][r]);
                             }
                         }
                     }

@@ -18,6 +18,7 @@ pub(crate) mod finish;
 pub(crate) mod hidden;
 pub(crate) mod outer;
 pub(crate) mod pack;
+pub(crate) mod pairs;
 pub(crate) mod row_softmax;
 pub(crate) mod scores;
 pub(crate) mod sweep;
@@ -145,7 +146,7 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    fn new(start: usize, end: usize) -> Self {
+    pub(crate) fn new(start: usize, end: usize) -> Self {
         let keys = (start as u32, end as u32);
         Self { any: keys, all: keys }
     }
@@ -159,7 +160,7 @@ impl Span {
 
     /// Whether some row sees a key of the group.
     #[inline(always)]
-    fn sees(&self, group: usize) -> bool {
+    pub(crate) fn sees(&self, group: usize) -> bool {
         (self.any.0 as usize) < group + GROUP && self.any.1 as usize > group
     }
 

@@ -63,8 +63,18 @@ pub(crate) fn height(most: usize, rows: usize) -> usize {
     }
 }
 
+/// The same of low tiles, which leave registers for more than the sums.
+#[inline(always)]
+pub(crate) fn low_height(rows: usize) -> usize {
+    match rows {
+        0 | 1 => 1,
+        2 | 3 => 2,
+        _ => 4,
+    }
+}
+
 /// Covers `rows x width` with tiles of `ROWS` rows, `TWICE` being twice as many. Without `WIDE` with tiles of
-/// four rows, two and one.
+/// four rows, two and one ([`low_height`]).
 #[inline(always)]
 pub(crate) fn cover<S: Simd, T: Tiled, const ROWS: usize, const TWICE: usize, const WIDE: bool>(
     s: S,
@@ -82,11 +92,7 @@ pub(crate) fn cover<S: Simd, T: Tiled, const ROWS: usize, const TWICE: usize, co
             tiled.tile::<S, TWICE, 1, true>(s, row, column);
             TWICE
         } else {
-            let height = match high {
-                _ if WIDE => height(ROWS, high),
-                2 | 3 => 2,
-                _ => height(4, high),
-            };
+            let height = if WIDE { height(ROWS, high) } else { low_height(high) };
             match height {
                 1 => across::<S, T, 1>(s, tiled, row, (column, wide)),
                 2 if !WIDE => across::<S, T, 2>(s, tiled, row, (column, wide)),
@@ -345,8 +351,11 @@ pub(crate) unsafe fn sum<
                     let a = s.splat(a.at(r));
                     for v in 0..VECS {
                         let sum = &mut sum[$chain][r][v];
-                        let more = s.mul_add(a, b[v], *sum);
-                        *sum = if CAREFUL { s.select(s.is_negative(a), *sum, more) } else { more };
+                        *sum = if CAREFUL {
+                            R::Number::mul_add_seen(s, a, b[v], *sum)
+                        } else {
+                            R::Number::mul_add(s, a, b[v], *sum)
+                        };
                     }
                 }
             }
@@ -410,7 +419,7 @@ pub(crate) unsafe fn sum_pairs<S: Simd, R: Right, const PAIRS: usize, const CHAI
                 let b = R::Number::load_twice(s, row, count, scale);
                 for p in 0..PAIRS {
                     let sum = &mut sum[$chain][p];
-                    *sum = s.mul_add(s.splat_pair(a.0.add(2 * p)), b, *sum);
+                    *sum = R::Number::mul_add(s, s.splat_pair(a.0.add(2 * p)), b, *sum);
                 }
             }
         };

@@ -34,6 +34,15 @@ use super::terms::Scoring;
 use super::{BLOCK_KV, BLOCK_Q, GROUP, Span, together, unroll};
 use crate::simd::{Isa, Kernel, Simd, Stored, opaque};
 
+/// The vectors of queries in a wide strip.
+pub(crate) const fn strip_vectors(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512Bf16 | Isa::Avx512 | Isa::Neon => 3,
+        Isa::Avx2 => 6,
+        Isa::Portable => 2,
+    }
+}
+
 /// A block of keys against a tile of queries.
 pub(crate) struct Scores<'a, T, E, const SWEPT: bool> {
     /// `[head_dim][BLOCK_Q]`.
@@ -50,11 +59,11 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Kernel for Scores<'_, T, E, SWEPT
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        self.keys.check();
+        self.keys.check(1);
         self.sweep.check::<S>();
         assert!(self.q_t.len() >= self.keys.rows.width() * BLOCK_Q);
         match S::ISA {
-            Isa::Avx512 | Isa::Neon => self.strips::<S, 4, 3, 8>(s),
+            Isa::Avx512Bf16 | Isa::Avx512 | Isa::Neon => self.strips::<S, 4, 3, 8>(s),
             Isa::Avx2 => self.strips::<S, 2, 6, 8>(s),
             Isa::Portable => self.strips::<S, 2, 2, 4>(s),
         }
@@ -76,6 +85,7 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
     /// width come with few rows, and get no wide strip.
     #[inline(always)]
     fn strips<S: Simd, const KEYS: usize, const VECS: usize, const HIGH: usize>(&mut self, s: S) {
+        debug_assert_eq!(VECS, strip_vectors(S::ISA));
         let mut lane = 0;
         let is_wide = size_of::<E>() == size_of::<f32>();
         while is_wide && lane + VECS * S::LANES <= self.sweep.lanes {
@@ -121,7 +131,8 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
             }
             let in_memory = VECS == 1 && group < made;
             if !in_memory {
-                self.fetch.step(GROUP * VECS * S::LANES * self.keys.rows.width());
+                let width = self.keys.rows.width() * E::PRODUCTS;
+                self.fetch.step(GROUP * VECS * S::LANES * width);
             }
             if known && spans.iter().all(|span| span.covers(group)) {
                 if in_memory {
@@ -272,7 +283,7 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
                             let query = s.load(q.add(v * S::LANES));
                             for k in 0..KEYS {
                                 let sum = &mut acc[$chain][k][v];
-                                *sum = s.mul_add(keys[k], query, *sum);
+                                *sum = E::mul_add(s, keys[k], query, *sum);
                             }
                         }
                     } else {
@@ -282,7 +293,7 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
                             let key = E::splat(s, rows[k].add($d), scales[k]);
                             for v in 0..VECS {
                                 let sum = &mut acc[$chain][k][v];
-                                *sum = s.mul_add(key, queries[v], *sum);
+                                *sum = E::mul_add(s, key, queries[v], *sum);
                             }
                         }
                     }

@@ -22,8 +22,9 @@ use crate::simd::{Isa, Kernel, Simd, Stored};
 /// A tile's probabilities against a block of values. Of `FEW` rows memory sets the pace: tiles are low, and
 /// ask for what comes later.
 pub(crate) struct Values<'a, E, const CAREFUL: bool, const FEW: bool> {
-    /// `[BLOCK_KV][BLOCK_Q]`.
+    /// `[BLOCK_KV][BLOCK_Q]`, or half as many rows of pairs.
     pub(crate) prob: &'a [f32],
+    /// The keys of which there are values, in rows of which each may have those of two.
     pub(crate) values: Block<'a, E>,
     /// Query rows in use.
     pub(crate) rows: usize,
@@ -83,7 +84,7 @@ impl<E: Stored, const CAREFUL: bool, const FEW: bool> Kernel for Values<'_, E, C
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) -> bool {
-        self.values.check();
+        self.values.check(E::PRODUCTS);
         let (rows, width) = (self.rows, self.values.rows.width());
         assert!(rows <= BLOCK_Q);
         assert!(self.prob.len() >= BLOCK_KV * BLOCK_Q);
@@ -138,9 +139,10 @@ impl<'a, E: Stored, const CAREFUL: bool, const FEW: bool> Values<'a, E, CAREFUL,
         let (mut start, mut end) = (self.values.start, self.values.end);
         if let Some(seen) = self.seen {
             (start, end) = seen.span(row, rows).within(start, end);
-            // A key's chain is that of its number.
-            start -= start % 2;
         }
+        // In rows of numbers, each of one key or of two; a row's chain is that of its number.
+        (start, end) = (start / E::PRODUCTS, end.div_ceil(E::PRODUCTS));
+        start -= start % 2;
         Operands {
             a: Packed(self.prob.as_ptr().wrapping_add(start * BLOCK_Q + row)),
             b: self.values.rows,
@@ -263,7 +265,7 @@ impl<E: Stored, const CAREFUL: bool, const FEW: bool> Tiled for Values<'_, E, CA
         unsafe {
             let operands = self.operands((row, ROWS), column);
             let sum = if FEW {
-                let due = Due(self.fetch, ROWS * VECS * S::LANES);
+                let due = Due(self.fetch, ROWS * VECS * S::LANES * E::PRODUCTS);
                 Self::sum::<S, ROWS, VECS, TAIL>(s, operands, due)
             } else {
                 Self::sum::<S, ROWS, VECS, TAIL>(s, operands, ())

@@ -1,4 +1,5 @@
-//! AVX-512 F, BW, DQ and VL: 16 lanes, 32 registers, masks of their own.
+//! AVX-512 F, BW, DQ and VL: 16 lanes, 32 registers, masks of their own; and BF16, where there are dot
+//! products.
 
 use core::arch::x86_64::*;
 
@@ -7,9 +8,11 @@ use half::{bf16, f16};
 use super::sealed::Sealed;
 use super::{Isa, Kernel, MAX_LANES, Simd, polynomial};
 
-/// Proof that AVX-512 F, BW, DQ and VL are present.
+/// Proof that AVX-512 F, BW, DQ and VL are present, and BF16 if it says so.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512 {
+    bf16: bool,
+}
 
 impl Avx512 {
     pub(super) fn detect() -> Option<Self> {
@@ -18,7 +21,13 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("fma");
-        present.then_some(Self(()))
+        present.then_some(Self { bf16: false })
+    }
+
+    /// With BF16.
+    pub(super) fn detect_bf16() -> Option<Self> {
+        let present = Self::detect().is_some() && is_x86_feature_detected!("avx512bf16");
+        present.then_some(Self { bf16: true })
     }
 }
 
@@ -45,7 +54,7 @@ fn first(count: usize) -> __mmask16 {
 
 impl Sealed for Avx512 {}
 
-// SAFETY: the field is private and `detect` the only maker; 16 lanes in a __m512.
+// SAFETY: the field is private, and `detect` and `detect_bf16` the only makers; 16 lanes in a __m512.
 unsafe impl Simd for Avx512 {
     const ISA: Isa = Isa::Avx512;
     const LANES: usize = 16;
@@ -59,6 +68,66 @@ unsafe impl Simd for Avx512 {
         }
         // SAFETY: the token proves that the instruction set is present.
         unsafe { enter(self, kernel) }
+    }
+
+    const BF16_DOTS: bool = true;
+
+    #[inline(always)]
+    fn has_bf16_dots(self) -> bool {
+        self.bf16
+    }
+
+    fn vectorize_bf16<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+        fn enter<K: Kernel>(token: Avx512, kernel: K) -> K::Output {
+            kernel.run(token)
+        }
+        assert!(self.bf16);
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe { enter(self, kernel) }
+    }
+
+    /// Only below [`Simd::vectorize_bf16`].
+    #[inline(always)]
+    fn dot_bf16(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        debug_assert!(self.bf16);
+        // SAFETY: only a token with BF16 gets here; vectors of 512 bits whatever they hold.
+        unsafe { _mm512_dpbf16_ps(c, core::mem::transmute(a), core::mem::transmute(b)) }
+    }
+
+    #[inline(always)]
+    fn pair_bf16(self, first: __m512, second: __m512) -> __m512 {
+        debug_assert!(self.bf16);
+        // SAFETY: only a token with BF16 gets here; vectors of 512 bits whatever they hold.
+        unsafe {
+            // The first in the lower half, the second in the upper, to be dealt out by turns.
+            let halves = core::mem::transmute(_mm512_cvtne2ps_pbh(second, first));
+            let turns = _mm512_set_epi16(
+                31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                20, 4, 19, 3, 18, 2, 17, 1, 16, 0,
+            );
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(turns, halves))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs(self, first: *const bf16, second: *const bf16, count: usize) -> __m512 {
+        let lanes = self::first(count);
+        // SAFETY: the token, and the caller's promise; masked lanes are not touched.
+        unsafe {
+            let low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, first.cast()));
+            let high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, second.cast()));
+            _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
+        }
+    }
+
+    #[inline(always)]
+    fn clear_where_negative_bf16(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let signs = _mm512_srai_epi16::<15>(_mm512_castps_si512(a));
+            _mm512_castsi512_ps(_mm512_andnot_si512(signs, _mm512_castps_si512(b)))
+        }
     }
 
     ops! {

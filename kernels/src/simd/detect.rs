@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
+use super::cpu::has_fast_bf16;
 #[cfg(target_arch = "aarch64")]
 use super::neon::Neon;
 use super::{Kernel, portable::Portable};
@@ -15,6 +16,10 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
+    /// As [`Isa::Avx512`], but queries, keys and values that are all `bf16` are multiplied two by two, by the
+    /// dot products of AVX-512 BF16: twice the multiply-adds to an instruction, for probabilities that are
+    /// rounded to `bf16`.
+    Avx512Bf16,
     /// AVX-512 F, BW, DQ, VL: 16 lanes of `f32`.
     Avx512,
     /// AVX2 and FMA: 8 lanes.
@@ -26,12 +31,14 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// Every instruction set of the library, fastest first, available or not.
-    pub const ALL: [Self; 4] = [Self::Avx512, Self::Avx2, Self::Neon, Self::Portable];
+    /// Every instruction set of the library, available or not, from the most instructions to the fewest.
+    pub const ALL: [Self; 5] =
+        [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Neon, Self::Portable];
 
     /// The name, as options and `HEADWISE_ISA` spell it.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Avx512Bf16 => "avx512bf16",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
             Self::Neon => "neon",
@@ -43,6 +50,8 @@ impl Isa {
     pub fn is_available(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Avx512::detect_bf16().is_some(),
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512 => Avx512::detect().is_some(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => Avx2::detect().is_some(),
@@ -53,14 +62,27 @@ impl Isa {
         }
     }
 
-    /// The instruction sets that this machine can run, fastest first.
+    /// The instruction sets that this machine can run, from the most instructions to the fewest.
     pub fn available() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|isa| isa.is_available())
     }
 
-    /// The fastest that this machine can run.
+    /// The one with the most instructions that this machine can run, of those that pay on it: see
+    /// [`Isa::pays`].
     pub fn widest() -> Self {
-        Self::available().next().unwrap_or(Self::Portable)
+        Self::available().find(|isa| isa.pays()).unwrap_or(Self::Portable)
+    }
+
+    /// Whether what this adds to the next is worth having on this machine, where it is available. By a table
+    /// of micro-architectures, never by a timing, so that the bits of a result are the same on every day:
+    ///
+    /// | | dot products of `bf16` |
+    /// |---|---|
+    /// | AMD Zen 4 and newer | as many instructions a cycle as multiply-adds: pay |
+    /// | Intel Cooper Lake and newer | half as many: do not pay |
+    /// | others | unknown: do not pay |
+    pub fn pays(self) -> bool {
+        self != Self::Avx512Bf16 || has_fast_bf16()
     }
 
     /// What a call uses that names none: `HEADWISE_ISA`, read once per process, or else the
@@ -118,6 +140,8 @@ impl FromStr for Isa {
 /// stands above the loops. Falls back on none: an unavailable `isa` is an error.
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> Result<K::Output> {
     match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 => Avx512::detect_bf16().map(|token| kernel.run(token)),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => Avx512::detect().map(|token| kernel.run(token)),
         #[cfg(target_arch = "x86_64")]

@@ -29,6 +29,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod cache;
+mod cpu;
 mod detect;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -39,7 +40,7 @@ mod tanh;
 pub(crate) use cache::l1_ways;
 pub use detect::Isa;
 pub(crate) use detect::dispatch;
-pub(crate) use stored::{Stored, StoredMut};
+pub(crate) use stored::{Bf16Pair, Stored, StoredMut};
 pub(crate) use tanh::{EXPONENT as TANH_EXPONENT, of_exponent as tanh_of_exponent};
 
 /// Asks for the cache line of `ptr`, wherever that points; where the target has no such hint,
@@ -128,6 +129,20 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     /// Runs `kernel` compiled for this instruction set.
     #[doc(hidden)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
+
+    /// Whether some token of this type has dot products of `bf16`.
+    #[doc(hidden)]
+    const BF16_DOTS: bool = false;
+    /// Whether this token has them.
+    #[doc(hidden)]
+    fn has_bf16_dots(self) -> bool {
+        false
+    }
+    /// Runs `kernel` compiled with them: only if [`Simd::has_bf16_dots`].
+    #[doc(hidden)]
+    fn vectorize_bf16<K: Kernel>(self, kernel: K) -> K::Output {
+        self.vectorize(kernel)
+    }
 
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::Vector;
@@ -306,6 +321,59 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     #[doc(hidden)]
     unsafe fn columns(self, fours: [*const f32; MAX_LANES / 4], stride: isize)
     -> [Self::Vector; 4];
+
+    /// `c` and the products of two pairs of `bf16` in each lane, by their bits: the second of each is added
+    /// first; both additions round. With dot products subnormal numbers count as 0.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn dot_bf16(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
+        let ([a0, a1], [b0, b1]) = (self.unpair_bf16(a), self.unpair_bf16(b));
+        self.mul_add(a0, b0, self.mul_add(a1, b1, c))
+    }
+    /// Pairs of numbers, each rounded as by [`Simd::store_bf16`].
+    #[doc(hidden)]
+    #[inline(always)]
+    fn pair_bf16(self, first: Self::Vector, second: Self::Vector) -> Self::Vector {
+        let (mut a, mut b) = ([bf16::ZERO; MAX_LANES], [bf16::ZERO; MAX_LANES]);
+        // SAFETY: MAX_LANES numbers.
+        unsafe {
+            self.store_bf16(a.as_mut_ptr(), first);
+            self.store_bf16(b.as_mut_ptr(), second);
+            self.load_pairs(a.as_ptr(), b.as_ptr(), Self::LANES)
+        }
+    }
+    /// The first `count <= LANES` numbers at `first`, each with the one at `second` behind it, by their bits.
+    ///
+    /// # Safety
+    /// `count` numbers must be readable at both, aligned.
+    #[doc(hidden)]
+    #[inline(always)]
+    unsafe fn load_pairs(
+        self,
+        first: *const bf16,
+        second: *const bf16,
+        count: usize,
+    ) -> Self::Vector {
+        let mut pairs = [0.0; MAX_LANES];
+        for (i, pair) in pairs.iter_mut().enumerate().take(count) {
+            // SAFETY: the caller's promise.
+            let [a, b] = unsafe { [*first.add(i), *second.add(i)] }.map(bf16::to_bits);
+            *pair = f32::from_bits(u32::from(b) << 16 | u32::from(a));
+        }
+        self.vector(pairs)
+    }
+    /// Of two pairs in each lane, the second with 0 where the first is negative.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn clear_where_negative_bf16(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        let (a, mut b) = (self.to_array(a), self.to_array(b));
+        for (a, b) in a.into_iter().zip(&mut b) {
+            // The sign bit of each half over the whole of it.
+            let signs = (a.to_bits() >> 15 & 0x1_0001) * 0xffff;
+            *b = f32::from_bits(b.to_bits() & !signs);
+        }
+        self.vector(b)
+    }
 
     /// Of two `bf16` in each lane, by their bits, the first of all and the second of all, widened.
     #[doc(hidden)]

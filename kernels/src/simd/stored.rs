@@ -85,6 +85,21 @@ pub(crate) trait Stored: Copy + Default + 'static {
     /// How many numbers of a row are read together where keys lie along the lanes: as much as four floats.
     const COLUMNS: usize = 4 * Self::PACKED;
 
+    /// How many products a multiply-add of it has.
+    const PRODUCTS: usize = 1;
+
+    /// `c` and the products of `a` and `b`, which are such numbers.
+    #[inline(always)]
+    fn mul_add<S: Simd>(s: S, a: S::Vector, b: S::Vector, c: S::Vector) -> S::Vector {
+        s.mul_add(a, b, c)
+    }
+
+    /// The same without the products of an `a` whose sign bit is set, whatever `b` is there.
+    #[inline(always)]
+    fn mul_add_seen<S: Simd>(s: S, a: S::Vector, b: S::Vector, c: S::Vector) -> S::Vector {
+        s.select(s.is_negative(a), c, s.mul_add(a, b, c))
+    }
+
     /// Of `PACKED` numbers in each lane, by their bits, the first of all, the second and so on; behind
     /// them anything.
     fn unpack<S: Simd>(s: S, packed: S::Vector, scale: Self::Scale<S>) -> [S::Vector; 4];
@@ -247,6 +262,54 @@ macro_rules! half_width {
 half_width!(bf16, load_bf16, store_bf16, unpair_bf16, false);
 half_width!(f16, load_f16, store_f16, unpair_f16, true);
 
+/// Two `bf16` that are multiplied together, where a float would stand: of a row, one behind the other, or
+/// one of a row and the one below it.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct Bf16Pair(bf16, bf16);
+
+// Where floats are, by their bits: every way of loading them leaves these alone.
+impl Stored for Bf16Pair {
+    unscaled!();
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, ptr: *const Bf16Pair, (): ()) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(ptr.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first<S: Simd>(s: S, ptr: *const Bf16Pair, count: usize, (): ()) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_first(ptr.cast(), count) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat<S: Simd>(s: S, ptr: *const Bf16Pair, (): ()) -> S::Vector {
+        // SAFETY: the caller's promise.
+        s.splat(unsafe { ptr.cast::<f32>().read_unaligned() })
+    }
+
+    const PACKED: usize = 1;
+
+    const PRODUCTS: usize = 2;
+
+    #[inline(always)]
+    fn mul_add<S: Simd>(s: S, a: S::Vector, b: S::Vector, c: S::Vector) -> S::Vector {
+        s.dot_bf16(a, b, c)
+    }
+
+    #[inline(always)]
+    fn mul_add_seen<S: Simd>(s: S, a: S::Vector, b: S::Vector, c: S::Vector) -> S::Vector {
+        s.dot_bf16(a, s.clear_where_negative_bf16(a, b), c)
+    }
+
+    #[inline(always)]
+    fn unpack<S: Simd>(_: S, packed: S::Vector, (): ()) -> [S::Vector; 4] {
+        [packed; 4]
+    }
+}
+
 impl Stored for Int8 {
     type Scale<S: Simd> = S::Vector;
 
@@ -384,6 +447,65 @@ mod tests {
             let of_bf16 = dispatch(isa, Entered(Every::<bf16>(std::marker::PhantomData)));
             let of_f16 = dispatch(isa, Entered(Every::<f16>(std::marker::PhantomData)));
             assert_eq!((of_bf16, of_f16), (Ok(()), Ok(())), "{isa}");
+        }
+    }
+
+    /// Pairs of numbers, their products, and what is left of them.
+    struct Pairs;
+
+    impl Kernel for Pairs {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let mut state = 1_u32;
+            let mut next = || {
+                state = state.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+                (state >> 9) as f32 / (1 << 20) as f32 - 4.0
+            };
+            for count in [S::LANES, 1, S::LANES - 1] {
+                let [a, b, c]: [[f32; MAX_LANES]; 3] =
+                    std::array::from_fn(|_| std::array::from_fn(|_| next()));
+                let narrow = [a, b].map(|x| x.map(bf16::from_f32));
+                let pair = |i: usize| {
+                    let [low, high] = narrow.map(|x| u32::from(x[i].to_bits()));
+                    high << 16 | low
+                };
+                let made = s.to_array(s.pair_bf16(s.vector(a), s.vector(b)));
+                // SAFETY: MAX_LANES numbers.
+                let loaded = unsafe { s.load_pairs(narrow[0].as_ptr(), narrow[1].as_ptr(), count) };
+                let parts = s.to_array(loaded);
+                let cleared = s.to_array(s.clear_where_negative_bf16(loaded, loaded));
+                let sum = s.to_array(s.dot_bf16(loaded, loaded, s.vector(c)));
+                for i in 0..S::LANES {
+                    let expected = if i < count { pair(i) } else { 0 };
+                    assert_eq!(made[i].to_bits(), pair(i), "{}", S::ISA);
+                    assert_eq!(parts[i].to_bits(), expected, "{i} of {count}, {}", S::ISA);
+                    let [low, high] = [expected & 0xffff, expected >> 16]
+                        .map(|half| if half & 0x8000 == 0 { half } else { 0 });
+                    assert_eq!(cleared[i].to_bits(), high << 16 | low, "{}", S::ISA);
+                    let [x, y] = [expected << 16, expected & 0xffff_0000].map(f32::from_bits);
+                    assert!((sum[i] - (c[i] + x * x + y * y)).abs() < 1e-5, "{}", S::ISA);
+                }
+            }
+        }
+    }
+
+    struct EnteredForPairs;
+    impl Kernel for EnteredForPairs {
+        type Output = ();
+        fn run<S: Simd>(self, s: S) {
+            if s.has_bf16_dots() {
+                s.vectorize_bf16(Pairs)
+            } else if !S::BF16_DOTS {
+                s.vectorize(Pairs)
+            }
+        }
+    }
+
+    #[test]
+    fn pairs_are_made_and_multiplied() {
+        for isa in Isa::available() {
+            assert_eq!(dispatch(isa, EnteredForPairs), Ok(()), "{isa}");
         }
     }
 

@@ -28,6 +28,8 @@ struct Isa {
     arch: Arch,
     /// The token's type.
     token: &'static str,
+    /// Its method that switches the instruction set on.
+    entry: &'static str,
     /// What its vector registers' names start with.
     register: &'static str,
     /// Multiply-adds in a step of every kernel's largest tile.
@@ -35,8 +37,14 @@ struct Isa {
 }
 
 const ISAS: &[Isa] = &[
-    Isa { arch: Arch::X86_64, token: "avx512::Avx512", register: "%zmm", tile: 24 },
-    Isa { arch: Arch::X86_64, token: "avx2::Avx2", register: "%ymm", tile: 12 },
+    Isa {
+        arch: Arch::X86_64,
+        token: "avx512::Avx512",
+        entry: "vectorize",
+        register: "%zmm",
+        tile: 24,
+    },
+    Isa { arch: Arch::X86_64, token: "avx2::Avx2", entry: "vectorize", register: "%ymm", tile: 12 },
 ];
 
 /// What the names of the kernels start with, and the tile of those that have a smaller one. The careful
@@ -56,10 +64,31 @@ const KERNELS: &[(&str, Option<usize>)] = &[
     ),
 ];
 
+/// The same of what is multiplied in pairs.
+const PAIRS: (&[Isa], &[(&str, Option<usize>)]) = (
+    &[Isa {
+        arch: Arch::X86_64,
+        token: "avx512::Avx512",
+        entry: "vectorize_bf16",
+        register: "%zmm",
+        tile: 24,
+    }],
+    &[
+        (
+            "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Plain, headwise_kernels::simd::stored::Bf16Pair, false",
+            None,
+        ),
+        (
+            "microkernel::values::Values<headwise_kernels::simd::stored::Bf16Pair, false, false",
+            None,
+        ),
+    ],
+);
+
 /// The kernel that a function is, if it is one compiled for the instruction set: as `vectorize`, or
 /// as the function inside that switches the instruction set on.
 fn kernel_of<'n>(function: &'n str, isa: &Isa) -> Option<&'n str> {
-    let (token, kernel) = function.split_once(">::vectorize::")?;
+    let (token, kernel) = function.split_once(&format!(">::{}::", isa.entry))?;
     let kernel = kernel.strip_prefix("enter::").unwrap_or(kernel);
     let kernel = kernel.strip_prefix("<headwise_kernels::")?.strip_suffix('>')?;
     token.contains(&format!("::{} as ", isa.token)).then_some(kernel)
@@ -251,8 +280,11 @@ fn hot_loops() {
     let functions: Vec<_> = texts.iter().flat_map(|text| assembly::functions(arch, text)).collect();
     let isas: Vec<_> = ISAS.iter().copied().filter(|isa| isa.arch == arch).collect();
     assert!(!isas.is_empty(), "no instruction set with tiles on this architecture");
-    let Report { table, faults } = Report::new(&functions, &isas, KERNELS);
-    println!("{table}");
+    let of_floats = Report::new(&functions, &isas, KERNELS);
+    let isas: Vec<_> = PAIRS.0.iter().copied().filter(|isa| isa.arch == arch).collect();
+    let of_pairs = Report::new(&functions, &isas, PAIRS.1);
+    println!("{}{}", of_floats.table, of_pairs.table);
+    let faults = of_floats.faults + &of_pairs.faults;
     assert!(faults.is_empty(), "{faults}");
 }
 
@@ -261,7 +293,8 @@ fn hot_loops() {
 mod tests {
     use super::*;
 
-    const ISA: Isa = Isa { arch: Arch::X86_64, token: "x::X", register: "%ymm", tile: 2 };
+    const ISA: Isa =
+        Isa { arch: Arch::X86_64, token: "x::X", entry: "vectorize", register: "%ymm", tile: 2 };
     const CLEAN: &str = "vmovups (%rsi), %ymm0\n vfmadd231ps (%rdi), %ymm0, %ymm1\n \
                          vfmadd231ps 32(%rdi), %ymm0, %ymm2\n ";
 

@@ -1,0 +1,194 @@
+//! What is multiplied in pairs of `bf16`: probabilities and values of two keys side by side.
+//!
+//! ```text
+//! prob   [keys][BLOCK_Q] floats        ->   [keys / 2][BLOCK_Q] pairs, rounded, in place
+//! values [keys][value_dim] bf16        ->   [keys / 2][value_dim] pairs
+//! ```
+//!
+//! Keys and queries are in pairs as they lie, along head_dim. So the score and the value micro-kernel are
+//! those of floats, with half the steps, and a dot product where there is a multiply-add
+//! ([`Stored::mul_add`](crate::simd::Stored::mul_add)). Of an odd number of keys the last has a hidden one
+//! beside it.
+
+use std::ops::Range;
+
+use half::bf16;
+
+use super::{BLOCK_KV, BLOCK_Q, Lanes};
+use crate::simd::{Kernel, Simd};
+use crate::storage::{Format, StoredRows};
+
+/// Pairs the values of `keys` at the front of `to`, row by row.
+pub(crate) struct Interleave<'a, 'p> {
+    /// Of `bf16`.
+    pub(crate) of: &'a StoredRows<'p>,
+    pub(crate) keys: Range<usize>,
+    /// `[keys / 2][value_dim]`
+    pub(crate) to: &'a mut [f32],
+}
+
+impl Kernel for Interleave<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let width = self.of.width();
+        assert!(self.of.format == Format::Bf16);
+        assert!(self.to.len() >= self.keys.len().div_ceil(2) * width);
+        let mut to = self.to.as_mut_ptr();
+        let mut pair = |first: *const u8, second: Option<*const u8>| {
+            let (first, second) = (first.cast::<bf16>(), second.map(<*const u8>::cast));
+            // SAFETY: both are rows of `width` numbers, and `to` has as many for each two of them.
+            unsafe { pair_rows(s, [first, second.unwrap_or(first)], (to, width)) };
+            if second.is_none() {
+                // SAFETY: as above.
+                unsafe { clear_second(s, (to, width)) };
+            }
+            to = to.wrapping_add(width);
+        };
+        let mut left = None;
+        for stretch in self.of.rows.stretches(self.keys) {
+            let mut row = 0;
+            if let Some(first) = left.take() {
+                pair(first, Some(stretch.row(0)));
+                row = 1;
+            }
+            while row + 1 < stretch.len() {
+                pair(stretch.row(row), Some(stretch.row(row + 1)));
+                row += 2;
+            }
+            left = (row < stretch.len()).then(|| stretch.row(row));
+        }
+        if let Some(first) = left {
+            pair(first, None);
+        }
+    }
+}
+
+/// # Safety
+/// Both rows must have `width` numbers, and `to` as many pairs.
+#[inline(always)]
+unsafe fn pair_rows<S: Simd>(
+    s: S,
+    [first, second]: [*const bf16; 2],
+    (to, width): (*mut f32, usize),
+) {
+    let whole = width / S::LANES * S::LANES;
+    // SAFETY: the caller's promise.
+    unsafe {
+        for column in (0..whole).step_by(S::LANES) {
+            let pairs = s.load_pairs(first.add(column), second.add(column), S::LANES);
+            s.store(to.add(column), pairs);
+        }
+        if whole < width {
+            let count = width - whole;
+            let pairs = s.load_pairs(first.add(whole), second.add(whole), count);
+            s.store_first(to.add(whole), count, pairs);
+        }
+    }
+}
+
+/// Makes the second of each pair 0.
+///
+/// # Safety
+/// `width` pairs must be at `to`.
+#[inline(always)]
+unsafe fn clear_second<S: Simd>(s: S, (to, width): (*mut f32, usize)) {
+    // By its bits a pair of which the second is negative.
+    let second = s.splat(-0.0);
+    for column in (0..width).step_by(S::LANES) {
+        let count = (width - column).min(S::LANES);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let to = to.add(column);
+            s.store_first(to, count, s.clear_where_negative_bf16(second, s.load_first(to, count)));
+        }
+    }
+}
+
+/// The largest of each row's probabilities of a visit.
+pub(crate) struct Largest<'a> {
+    /// `[BLOCK_KV][BLOCK_Q]`.
+    pub(crate) prob: &'a [f32],
+    pub(crate) keys: Range<usize>,
+    /// Whole vectors.
+    pub(crate) lanes: usize,
+}
+
+impl Kernel for Largest<'_> {
+    type Output = Lanes;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Lanes {
+        let Range { start, end } = self.keys;
+        assert!(end <= BLOCK_KV && self.prob.len() >= BLOCK_KV * BLOCK_Q);
+        assert!(self.lanes.is_multiple_of(S::LANES) && self.lanes <= BLOCK_Q);
+        let mut largest = Lanes::splat(0.0);
+        for lane in (0..self.lanes).step_by(S::LANES) {
+            // Several, which need not wait for each other.
+            let mut max = [s.splat(0.0); 4];
+            for key in (start..end).step_by(4) {
+                for k in 0..4 {
+                    let key = (key + k).min(end - 1);
+                    // SAFETY: the key and the lanes lie in `prob`.
+                    max[k] = s.max(max[k], unsafe {
+                        s.load(self.prob.as_ptr().add(key * BLOCK_Q + lane))
+                    });
+                }
+            }
+            let max = s.max(s.max(max[0], max[1]), s.max(max[2], max[3]));
+            // SAFETY: the lanes are there.
+            unsafe { s.store(largest.0.as_mut_ptr().add(lane), max) };
+        }
+        largest
+    }
+}
+
+/// Pairs a visit's probabilities in place, multiplied by `factor`, and adds what they are then to `sum`.
+pub(crate) struct PairUp<'a> {
+    /// `[BLOCK_KV][BLOCK_Q]`, and then half as many rows.
+    pub(crate) prob: &'a mut [f32],
+    /// From the start of a group.
+    pub(crate) keys: Range<usize>,
+    /// Whole vectors.
+    pub(crate) lanes: usize,
+    pub(crate) factor: &'a Lanes,
+    pub(crate) sum: &'a mut Lanes,
+}
+
+impl Kernel for PairUp<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Range { start, end } = self.keys;
+        assert!(start.is_multiple_of(4) && end <= BLOCK_KV);
+        assert!(self.lanes.is_multiple_of(S::LANES) && self.lanes <= BLOCK_Q);
+        assert!(self.prob.len() >= BLOCK_KV * BLOCK_Q);
+        let prob = self.prob.as_mut_ptr();
+        for lane in (0..self.lanes).step_by(S::LANES) {
+            let mut sum = s.splat(0.0);
+            // SAFETY: the lanes are there.
+            let factor = unsafe { s.load(self.factor.0.as_ptr().add(lane)) };
+            for key in (start..end).step_by(2) {
+                // SAFETY: the keys and the lanes lie in `prob`; a row is written when it has been read.
+                unsafe {
+                    let from = prob.add(key * BLOCK_Q + lane);
+                    let first = s.load(from);
+                    // No key is hidden.
+                    let second =
+                        if key + 1 < end { s.load(from.add(BLOCK_Q)) } else { s.splat(-0.0) };
+                    let pair = s.pair_bf16(s.mul(first, factor), s.mul(second, factor));
+                    s.store(prob.add(key / 2 * BLOCK_Q + lane), pair);
+                    let [first, second] = s.unpair_bf16(pair);
+                    sum = s.add(sum, s.add(first, second));
+                }
+            }
+            // SAFETY: as above.
+            unsafe {
+                let to = self.sum.0.as_mut_ptr().add(lane);
+                s.store(to, s.add(s.load(to), sum));
+            }
+        }
+    }
+}
