@@ -8,7 +8,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from environment import HERE
+from environment import HERE, ROOT
 
 # llama.cpp has no releases on a package registry, but its Python package ships its sources.
 LLAMA_PACKAGE = "llama-cpp-python"
@@ -26,6 +26,21 @@ def cargo(directory, arguments, env):
     if len(executables) != 1:
         raise RuntimeError(f"{' '.join(command)}: expected one executable, got {executables}")
     return executables[0]
+
+
+def python(env):
+    """Builds the Python package and returns the directory from which it can be imported."""
+    directory = ROOT / "bindings" / "python"
+    env = {**env, "PYO3_PYTHON": sys.executable}
+    command = ["cargo", "build", "--release", "--locked", "--message-format=json"]
+    output = subprocess.run(command, cwd=directory, env=env, check=True, stdout=subprocess.PIPE)
+    messages = map(json.loads, output.stdout.splitlines())
+    library, = (file for m in messages if m.get("target", {}).get("name") == "_headwise"
+                for file in m.get("filenames", []) if Path(file).suffix in (".so", ".dylib"))
+    place = directory / "target" / "peers"
+    shutil.copytree(directory / "python", place, dirs_exist_ok=True)
+    shutil.copy(library, place / "headwise" / "_headwise.abi3.so")
+    return place
 
 
 def candle(env):

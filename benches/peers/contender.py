@@ -88,6 +88,8 @@ def start_peer(name, threads):
     """A process that holds the peer of that name and stands still."""
     env = environment.clean()
     env |= {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+    if name == "patched":
+        env |= {"PYTHONPATH": str(build.python(env))}
     return PeerProcess(command(name, threads, env), env)
 
 

@@ -1,7 +1,7 @@
 """PyTorch."""
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+import torch.nn.functional as F
 
 import dtypes
 from peer import Call, Peer, repeat_heads
@@ -35,11 +35,12 @@ class TorchPeer(Peer):
             raise ValueError(f"PyTorch has no attention in {dtypes.dtype(shape)}")
         tensors = [torch.from_numpy(x).clone().to(dtype) for x in (query, key, value)]
         out = None
+        # Looked up here: it may be patched.
+        attention = F.scaled_dot_product_attention
 
         def run():
             nonlocal out
-            out = scaled_dot_product_attention(
-                *tensors, is_causal=causal, enable_gqa=way == "enable_gqa")
+            out = attention(*tensors, is_causal=causal, enable_gqa=way == "enable_gqa")
 
         return Call(run, lambda: out.float().numpy())
 

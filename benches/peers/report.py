@@ -65,10 +65,24 @@ fast headwise is. {losses}
 """
 
 
+PYTHON = """\
+## From Python
+
+Written by `{command}`; {processor}, {isa}, {threads} threads, `f32`.
+{versions}.
+
+`torch.nn.functional.scaled_dot_product_attention` as it is, and after `headwise.torch.patch()`: what a model of
+PyTorch's gets. Times in ms by the median over {rounds} rounds; how many times as fast the patched call is, and how
+many times as long it takes as the same call from Rust: medians of the ratio within a round, with its
+quartiles. {losses}
+
+"""
+
+
 def markdown(found):
     """The whole document of the suites' results, by their names."""
     sections = {"prefill": prefill, "decode": decode, "structure": structure,
-                "precision": precision}
+                "precision": precision, "python": python}
     return "\n".join(section(found[name]) for name, section in sections.items() if name in found)
 
 
@@ -143,6 +157,28 @@ def precision(found):
         read=summary.machine_rate(found, "read_gbps"), versions=", ".join(versions(found)),
         rounds=len(found["machine"]), losses=losses(found))
     return head + speed_table(found, TIME) + "\n" + ways_section(found)
+
+
+def python(found):
+    """PyTorch's own call beside the same patched."""
+    ours, theirs = found["versions"]
+    table = line(["shape", "batch, heads, queries x keys, dim", ours, theirs, "times as fast",
+                  "times the call from Rust"])
+    table += line(["---", "---", "---:", "---:", "---:", "---:"])
+    lost = 0
+    for shape in found["shapes"]:
+        ratio = summary.times_ours(found, shape, theirs, ours)
+        lost += ratio is None or ratio.median < 1
+        ratios = [ratio, summary.times_ours(found, shape, ours)]
+        cells = [f"{r.median:.2f} ({r.low:.2f} to {r.high:.2f})" if r else "-" for r in ratios]
+        times = [f"{summary.milliseconds(found, shape, who) or float('nan'):.3f}"
+                 for who in (ours, theirs)]
+        table += line([f"`{shape['shape']}`", sizes(shape), *times, *cells])
+    lost = f"slower on {lost} of {len(found['shapes'])} shapes" if lost else "faster on every shape"
+    head = PYTHON.format(
+        **machine(found), versions=", ".join(versions(found)), rounds=len(found["machine"]),
+        losses=f"Patched it is {lost}.")
+    return head + table + "\n" + ways_section(found)
 
 
 def machine(found):

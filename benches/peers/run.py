@@ -168,8 +168,8 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--suite", choices=list(SUITES), default="prefill",
                         help="shapes and peers: attention without and with a causal mask, a window "
-                             "and a term of the caller's, one query for each sequence, or tensors "
-                             "narrower than f32 (default: %(default)s)")
+                             "and a term of the caller's, one query for each sequence, PyTorch's call "
+                             "from Python, or tensors narrower than f32 (default: %(default)s)")
     parser.add_argument("--shapes", type=names, metavar="NAME,...", help="some of its shapes")
     peers = "; ".join(f"{name}: {', '.join(suite.peers)}" for name, suite in SUITES.items())
     parser.add_argument("--peers", type=names, metavar="NAME,...",

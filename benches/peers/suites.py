@@ -19,6 +19,8 @@ SUITES = {
                        "structure.json"),
     "decode": Suite(("decode",), None, ("torch", "onnxruntime", "openvino", "candle", "llama"),
                     "decode.json"),
+    # PyTorch's own call, and the same call patched.
+    "python": Suite(("prefill", "decode"), None, ("patched", "torch"), "python.json"),
     # What a peer computes in the same types; of `int8` a cache of some kind in a byte a number.
     "precision": Suite(("precision",), None, ("torch", "openvino", "llama"), "precision.json"),
 }

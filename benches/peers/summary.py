@@ -45,12 +45,12 @@ def percent_of_read(found, shape, contender):
     return float(np.median(shape["bytes"] / np.array(seconds) / np.array(rates) / 1e9 * 100))
 
 
-def times_ours(found, shape, peer):
-    """Each round's time of the peer over ours, or None."""
+def times_ours(found, shape, peer, ours="headwise"):
+    """Each round's time of the peer over ours, or over another contender's, or None."""
     seconds = found["seconds"][shape["shape"]]
-    if peer not in seconds:
+    if peer not in seconds or ours not in seconds:
         return None
-    ratios = np.array(seconds[peer]) / np.array(seconds["headwise"])
+    ratios = np.array(seconds[peer]) / np.array(seconds[ours])
     return Ratio(*np.percentile(ratios, [25, 50, 75]))
 
 

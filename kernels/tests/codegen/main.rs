@@ -388,7 +388,8 @@ mod tests {
 
     #[test]
     fn aarch64() {
-        let isa = Isa { arch: Arch::Aarch64, token: "x::X", register: "v", tile: 2 };
+        let isa =
+            Isa { arch: Arch::Aarch64, token: "x::X", entry: "vectorize", register: "v", tile: 2 };
         let report = |extra: &str| {
             let text = format!(
                 "kernel:\n.cfi_startproc\n.LBB0_1: // a loop\n ldp q0, q1, [x8], #32\n \
