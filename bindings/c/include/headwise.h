@@ -506,6 +506,9 @@ typedef struct headwise_options {
   uint32_t isa;
   // A `headwise_algorithm`.
   uint32_t algorithm;
+  // Values are stored divided by these, `[kv_heads, value_dim]` of positive, finite factors: the
+  // output is multiplied by them. `headwise_append_call` divides what goes into a cache.
+  struct headwise_floats value_scales;
 } headwise_options;
 
 // Which query heads, or queries, an output has rows of. All zero picks all.
@@ -636,6 +639,9 @@ typedef struct headwise_append_call {
   // If given, the tokens lie one behind the other, `[1, kv_heads, tokens, dim]`: the first of each
   // sequence, and how many there are.
   struct headwise_sizes offsets;
+  // If given, values are divided by these before they are stored, `[kv_heads, value_dim]` of
+  // positive, finite factors: those of `headwise_options`, which multiplies by them again.
+  struct headwise_floats value_scales;
 } headwise_append_call;
 
 // A table of biases.

@@ -81,7 +81,7 @@ fn what_may_grow_began_so() {
         document_query_offsets 176, document_key_offsets 192, tree_nodes 208, tree_bits 216,
         blocks 232, block_q 240, block_kv 248, mask 256, packed_mask 264, bias 272, softcap 280,
         alibi 284, alibi_slopes 288, sinks 304, relative_bias 320, term 328, term_context 336,
-        executor 344, max_threads 352, isa 360, algorithm 364);
+        executor 344, max_threads 352, isa 360, algorithm 364, value_scales 368);
     assert_eq!(headwise_outputs::LEAST, 232);
     members!(headwise_outputs: size 0, out 8, lse 16, weights 24, weights_heads 32,
         weights_queries 72, scores 112, scores_heads 120, scores_queries 160, scores_stage 200,
@@ -95,7 +95,8 @@ fn what_may_grow_began_so() {
     members!(headwise_cache_options: size 0, kind 8, dtype 12, kv_heads 16, head_dim 24,
         value_dim 32, sequences 40, capacity 48, pages 56, page_size 64, pages_per_sequence 72);
     assert_eq!(headwise_append_call::LEAST, 56);
-    members!(headwise_append_call: size 0, sequences 8, key 24, value 32, offsets 40);
+    members!(headwise_append_call: size 0, sequences 8, key 24, value 32, offsets 40,
+        value_scales 56);
     assert_eq!(headwise_merge_call::LEAST, 56);
     members!(headwise_merge_call: size 0, states 8, count 16, into 24, options 40, isa 48);
     assert_eq!(headwise_relative_bias_options::LEAST, 56);

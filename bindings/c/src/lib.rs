@@ -19,6 +19,8 @@ mod counting;
 mod decoding;
 mod dtype;
 mod executor;
+#[cfg(test)]
+mod incoming;
 mod list;
 mod mask;
 mod options;

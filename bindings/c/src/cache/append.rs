@@ -4,7 +4,7 @@ use headwise::NewTokens;
 
 use super::{Inner, change, headwise_cache, stored};
 use crate::dtype::Number;
-use crate::list::{headwise_sequences, headwise_sizes};
+use crate::list::{headwise_floats, headwise_sequences, headwise_sizes};
 use crate::pointer;
 use crate::sized::{self, growing};
 use crate::status::{Result, headwise_error, headwise_status};
@@ -26,8 +26,11 @@ pub struct headwise_append_call {
     /// If given, the tokens lie one behind the other, `[1, kv_heads, tokens, dim]`: the first of each
     /// sequence, and how many there are.
     pub offsets: headwise_sizes,
+    /// If given, values are divided by these before they are stored, `[kv_heads, value_dim]` of
+    /// positive, finite factors: those of `headwise_options`, which multiplies by them again.
+    pub value_scales: headwise_floats,
 }
-growing!(headwise_append_call, ..=offsets: headwise_sizes);
+growing!(headwise_append_call, ..=offsets: headwise_sizes, now ..=value_scales: headwise_floats);
 
 /// # Safety
 /// All that the call points at must be what the header says.
@@ -37,11 +40,13 @@ unsafe fn append(cache: &mut Inner, call: *const headwise_append_call) -> Result
         let call = sized::read("call", call)?;
         let key = pointer::required("key", call.key, "a headwise_tensor")?;
         let value = pointer::required("value", call.value, "a headwise_tensor")?;
-        let tokens = NewTokens::new(f32::reading("key", key)?, f32::reading("value", value)?);
-        let tokens = match call.offsets.get("offsets")? {
-            Some(offsets) => tokens.ragged(offsets),
-            None => tokens,
-        };
+        let mut tokens = NewTokens::new(f32::reading("key", key)?, f32::reading("value", value)?);
+        if let Some(offsets) = call.offsets.get("offsets")? {
+            tokens = tokens.ragged(offsets);
+        }
+        if let Some(scales) = call.value_scales.get("value_scales")? {
+            tokens = tokens.value_scales(scales);
+        }
         (call.sequences.get("sequences")?, tokens)
     };
     let Inner { stored, names, indices } = cache;
