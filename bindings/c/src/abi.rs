@@ -20,12 +20,15 @@ use crate::options::{
 use crate::outputs::{
     HEADWISE_NO_KEY, headwise_outputs, headwise_pick, headwise_pick_kind, headwise_stage,
 };
+use crate::qk_norm::headwise_qk_norm_options;
 use crate::relative_bias::{headwise_relative_bias_kind, headwise_relative_bias_options};
+use crate::rope::{headwise_rope_layout, headwise_rope_options, headwise_rope_scaling};
 use crate::sized::Growing;
 use crate::state::{headwise_merge_call, headwise_state};
 use crate::status::{HEADWISE_MESSAGE_SIZE, headwise_error, headwise_status};
 use crate::tensor::headwise_tensor;
 use crate::term::{HEADWISE_TILE_ROWS, headwise_row, headwise_score_tile};
+use crate::transform::headwise_transform_call;
 use crate::version::{HEADWISE_ABI_VERSION, headwise_isa};
 use crate::workspace::headwise_workspace_options;
 
@@ -96,12 +99,21 @@ fn what_may_grow_began_so() {
         value_dim 32, sequences 40, capacity 48, pages 56, page_size 64, pages_per_sequence 72);
     assert_eq!(headwise_append_call::LEAST, 56);
     members!(headwise_append_call: size 0, sequences 8, key 24, value 32, offsets 40,
-        value_scales 56);
+        value_scales 56, norm 72, rope 80, positions 88);
     assert_eq!(headwise_merge_call::LEAST, 56);
     members!(headwise_merge_call: size 0, states 8, count 16, into 24, options 40, isa 48);
     assert_eq!(headwise_relative_bias_options::LEAST, 56);
     members!(headwise_relative_bias_options: size 0, kind 8, reserved 12, table 16, heads 32, low 40,
         max_distance 48);
+    assert_eq!(headwise_rope_options::LEAST, 120);
+    members!(headwise_rope_options: size 0, layout 8, scaling 12, rotary_dim 16, positions 24,
+        base 32, factor 40, original_positions 48, seq_len 56, beta_fast 64, beta_slow 72,
+        attention_factor 80, low_freq_factor 88, high_freq_factor 96, cos 104, sin 112);
+    assert_eq!(headwise_qk_norm_options::LEAST, 32);
+    members!(headwise_qk_norm_options: size 0, weight 8, eps 24, reserved 28);
+    assert_eq!(headwise_transform_call::LEAST, 80);
+    members!(headwise_transform_call: size 0, rows 8, out 16, norm 24, rope 32, start 40, starts 48,
+        positions 64);
     assert!(size_of::<headwise_score_tile>() >= 56);
     members!(headwise_score_tile: size 0, scores 8, pitch 16, rows 24, row_count 32, first_key 40,
         key_count 48);
@@ -123,6 +135,8 @@ fn numbers_keep_their_meanings() {
     numbers::<headwise_pick_kind>(&[0, 1, 2]);
     numbers::<headwise_cache_kind>(&[0, 1, 2]);
     numbers::<headwise_relative_bias_kind>(&[0, 1, 2]);
+    numbers::<headwise_rope_layout>(&[0, 1]);
+    numbers::<headwise_rope_scaling>(&[0, 1, 2, 3, 4, 5]);
     // Which number is which: `Debug` is the variant's name.
     let names = format!("{:?} {:?}", headwise_dtype::ALL, headwise_isa::ALL);
     assert_eq!(
@@ -140,6 +154,8 @@ fn numbers_keep_their_meanings() {
     assert_eq!(names, "[Final, Scaled, Capped] [All, Range, List]");
     let kinds = format!("{:?} {:?}", headwise_cache_kind::ALL, headwise_relative_bias_kind::ALL);
     assert_eq!(kinds, "[Contiguous, Ring, Paged] [ByDistance, T5, T5Bidirectional]");
+    let ropes = format!("{:?} {:?}", headwise_rope_layout::ALL, headwise_rope_scaling::ALL);
+    assert_eq!(ropes, "[HalfSplit, Interleaved] [None, Linear, Ntk, DynamicNtk, Yarn, Llama3]");
     use headwise_status as Status;
     let statuses = [
         Status::Ok,

@@ -2,7 +2,9 @@
 
 use std::ptr::null_mut;
 
-use headwise::kv_cache::{ContiguousCache, KvShape};
+use headwise::kv_cache::{
+    ContiguousCache, Frequencies, KvShape, Llama3, Rope, RopeLayout, RopeScaling, Yarn,
+};
 use headwise::{AttentionOptions, Int8, KvStorage, NewTokens, View, attention_cached};
 
 use crate::attention::{headwise_attention, headwise_attention_call};
@@ -13,6 +15,10 @@ use crate::cache::{
 use crate::dtype::headwise_dtype;
 use crate::list::headwise_floats;
 use crate::options::headwise_options;
+use crate::rope::{
+    headwise_rope_create, headwise_rope_free, headwise_rope_layout, headwise_rope_options,
+    headwise_rope_scaling,
+};
 use crate::same::{append_call, done, floats, floats_mut, options, outputs, wave};
 
 const SHAPE: KvShape = KvShape { kv_heads: 2, head_dim: 16, value_dim: 20 };
@@ -94,5 +100,80 @@ fn values_divided_by_factors() -> headwise::Result<()> {
     let rounded = by_c(headwise_dtype::I8, |tokens| tokens.value_scales = list, &c);
     assert!(rounded == by_rust::<Int8>(&inputs, |tokens| tokens.value_scales(&scales), &rust)?);
     assert!(rounded != by_c(headwise_dtype::I8, |_| (), &options()));
+    Ok(())
+}
+
+fn rope_options(set: impl Fn(&mut headwise_rope_options)) -> headwise_rope_options {
+    // SAFETY: of numbers, for all of which zeros are a value.
+    let zero: headwise_rope_options = unsafe { std::mem::zeroed() };
+    let size = size_of::<headwise_rope_options>();
+    let mut options = headwise_rope_options {
+        size,
+        rotary_dim: 12,
+        positions: 100,
+        factor: 4.0,
+        original_positions: 32,
+        ..zero
+    };
+    set(&mut options);
+    options
+}
+
+/// Every kind of embedding: options of C's, and the library's layout, base and scaling.
+fn ropes() -> Vec<(headwise_rope_options, RopeLayout, f64, RopeScaling)> {
+    let of = |scaling: headwise_rope_scaling| rope_options(|c| c.scaling = scaling as u32);
+    let (half, factor) = (RopeLayout::HalfSplit, 4.0);
+    let (original_positions, seq_len) = (32, 70);
+    let yarn = Yarn::new(factor, original_positions);
+    let sharp = Yarn { beta_fast: 8.0, beta_slow: 2.0, attention_factor: Some(1.5), ..yarn };
+    let (low_freq_factor, high_freq_factor) = (1.0, 4.0);
+    let llama3 = Llama3 { factor, low_freq_factor, high_freq_factor, original_positions };
+    let dynamic = RopeScaling::DynamicNtk { factor, original_positions, seq_len };
+    let interleaved = rope_options(|c| {
+        (c.layout, c.base) = (headwise_rope_layout::Interleaved as u32, 500.0);
+    });
+    let of_sharp = headwise_rope_options {
+        beta_fast: 8.0,
+        beta_slow: 2.0,
+        attention_factor: 1.5,
+        ..of(headwise_rope_scaling::Yarn)
+    };
+    let of_llama3 = headwise_rope_options {
+        low_freq_factor,
+        high_freq_factor,
+        ..of(headwise_rope_scaling::Llama3)
+    };
+    let of_dynamic = headwise_rope_options { seq_len, ..of(headwise_rope_scaling::DynamicNtk) };
+    vec![
+        (of(headwise_rope_scaling::None), half, 1e4, RopeScaling::Unscaled),
+        (interleaved, RopeLayout::Interleaved, 500.0, RopeScaling::Unscaled),
+        (of(headwise_rope_scaling::Linear), half, 1e4, RopeScaling::Linear { factor }),
+        (of(headwise_rope_scaling::Ntk), half, 1e4, RopeScaling::NtkAware { factor }),
+        (of_dynamic, half, 1e4, dynamic),
+        (of(headwise_rope_scaling::Yarn), half, 1e4, RopeScaling::Yarn(yarn)),
+        (of_sharp, half, 1e4, RopeScaling::Yarn(sharp)),
+        (of_llama3, half, 1e4, RopeScaling::Llama3(llama3)),
+    ]
+}
+
+#[test]
+fn keys_rotated_by_every_embedding() -> headwise::Result<()> {
+    let inputs = inputs();
+    let plain = by_c(headwise_dtype::F32, |_| (), &options());
+    let mut seen = vec![plain];
+    for (of, layout, base, scaling) in ropes() {
+        let mut rope = null_mut();
+        // SAFETY: all of it is there.
+        done(|error| unsafe { headwise_rope_create(&of, &mut rope, error) });
+        let got = by_c(headwise_dtype::F32, |tokens| tokens.rope = rope, &options());
+        // SAFETY: a handle, which nobody uses.
+        unsafe { headwise_rope_free(&mut rope) };
+        let own = Rope::new(layout, &Frequencies::new(12, base, scaling)?, 100)?;
+        let expected =
+            by_rust::<f32>(&inputs, |tokens| tokens.rope(&own), &AttentionOptions::new())?;
+        assert!(got == expected, "{layout:?} {scaling:?}");
+        assert!(!seen.contains(&got), "{layout:?} {scaling:?} is as another");
+        seen.push(got);
+    }
     Ok(())
 }

@@ -27,7 +27,9 @@ mod options;
 mod outputs;
 mod overlap;
 mod pointer;
+mod qk_norm;
 mod relative_bias;
+mod rope;
 #[cfg(test)]
 mod same;
 mod sized;
@@ -35,5 +37,6 @@ mod state;
 mod status;
 mod tensor;
 mod term;
+mod transform;
 mod version;
 mod workspace;
