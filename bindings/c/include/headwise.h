@@ -421,7 +421,7 @@ typedef struct headwise_floats {
 
 // A query row of a tile.
 typedef struct headwise_row {
-  // The batch entry, or the sequence of a ragged batch.
+  // The batch entry, or the sequence of a ragged batch or a cache.
   size_t batch;
   // The query head.
   size_t head;
