@@ -567,6 +567,19 @@ impl<'a> AttentionOptions<'a> {
         Ok(workspace_bytes(&self.cached(query.into(), cache)?, &self.settings))
     }
 
+    /// As [`AttentionOptions::workspace_bytes_cached`], of [`attention_cached_with_into`] with a term of
+    /// type `U`.
+    ///
+    /// # Errors
+    /// Where the queries do not fit the cache.
+    pub fn workspace_bytes_cached_with<'t, U: ScoreTerm, K: KvStorage<Compute = f32>>(
+        &self,
+        query: impl Into<Input<'t, f32>>,
+        cache: &KvView<'t, K>,
+    ) -> Result<usize> {
+        Ok(workspace_bytes_with::<U>(&self.cached(query.into(), cache)?, &self.settings))
+    }
+
     /// How many queries a sequence of a cache has, if they are packed.
     pub(crate) fn queries_of(&self, sequence: usize) -> Option<usize> {
         let offsets = self.masking.query_offsets?;
@@ -849,6 +862,65 @@ pub fn attention_cached_into<'t, K: KvStorage<Compute = f32>>(
 ) -> Result<Isa> {
     let problem = options.cached(query.into(), cache)?;
     headwise_kernels::attention(&problem, outputs, &options.settings, workspace)
+}
+
+/// [`attention_cached`] with a term of the caller's in its scores, as [`attention_with`] has it: a row's
+/// batch entry is the sequence, and positions and keys count from the sequence's first token.
+///
+/// ```
+/// use headwise::kv_cache::KvShape;
+/// use headwise::{
+///     AttentionOptions, ContiguousCache, NewTokens, Position, View, attention_cached_with, scalar,
+/// };
+///
+/// let mut cache = ContiguousCache::new(KvShape { kv_heads: 1, head_dim: 8, value_dim: 8 }, 1, 64)?;
+/// let rows: Vec<f32> = (0..5 * 8).map(|x| (x as f32).sin()).collect();
+/// let rows = View::bhsd(&rows, [1, 1, 5, 8])?;
+/// cache.append(&NewTokens::new(rows, rows))?;
+/// let query = View::bhsd(&[0.5_f32; 8], [1, 1, 1, 8])?;
+/// let recent = scalar(|score, at: Position| {
+///     score - 0.1 * (at.row.position - at.key as i64) as f32
+/// });
+/// let result = attention_cached_with(query, &cache.view(), &recent, &AttentionOptions::new())?;
+/// assert_eq!(result.out.shape(), [1, 1, 1, 8]);
+/// # Ok::<(), headwise::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`attention_cached`] and [`attention_with`].
+pub fn attention_cached_with<S, K, U>(
+    query: View<'_, S>,
+    cache: &KvView<'_, K>,
+    term: &U,
+    options: &AttentionOptions<'_>,
+) -> Result<Attention<S>>
+where
+    S: Storage<Compute = f32>,
+    K: KvStorage<Compute = f32>,
+    U: ScoreTerm,
+{
+    let problem = options.cached(S::input(query), cache)?;
+    options.fill(&problem, |outputs| {
+        let workspace = &mut Workspace::new();
+        headwise_kernels::attention_with(&problem, term, outputs, &options.settings, workspace)
+    })
+}
+
+/// [`attention_cached_with`] into the caller's memory. With a workspace of
+/// [`AttentionOptions::workspace_bytes_cached_with`] the library allocates nothing.
+///
+/// # Errors
+/// As [`attention_cached_with`], and where the outputs do not fit; then nothing is written.
+pub fn attention_cached_with_into<'t, K: KvStorage<Compute = f32>, U: ScoreTerm>(
+    query: impl Into<Input<'t, f32>>,
+    cache: &KvView<'t, K>,
+    term: &U,
+    options: &AttentionOptions<'_>,
+    outputs: Outputs<'_, f32>,
+    workspace: &mut Workspace,
+) -> Result<Isa> {
+    let problem = options.cached(query.into(), cache)?;
+    headwise_kernels::attention_with(&problem, term, outputs, &options.settings, workspace)
 }
 
 /// Dot-product attention, `softmax(query key^T) value`: [`attention`] without a scale unless the

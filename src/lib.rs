@@ -64,8 +64,8 @@ mod tensor;
 
 pub use attention::{
     Attention, AttentionOptions, attention, attention_cached, attention_cached_into,
-    attention_into, attention_with, attention_with_into, dot_product_attention,
-    dot_product_attention_into,
+    attention_cached_with, attention_cached_with_into, attention_into, attention_with,
+    attention_with_into, dot_product_attention, dot_product_attention_into,
 };
 pub use cascade::{CascadeWorkspace, attention_cascade_into};
 pub use half::{bf16, f16};

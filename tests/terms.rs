@@ -14,10 +14,11 @@ use common::strided::{Layout, Strided};
 use common::structure::Kinds;
 use common::terms::{Own, Relative, Terms};
 use common::{Rng, bits, for_all, poison, result_bits, row_bits};
+use headwise::kv_cache::{KvShape, PagedCapacity, TableBuffer};
 use headwise::{
-    Algorithm, Alibi, At, Attention, AttentionOptions, Causal, Isa, NoTerm, Position, RelativeBias,
-    Row, Scalar, Scale, ScoreTerm, ScoreTile, Serial, Simd, View, attention, attention_with,
-    scalar, tiles,
+    Algorithm, Alibi, At, Attention, AttentionOptions, Causal, Isa, KvView, NewTokens, NoTerm,
+    PagedCache, Position, RelativeBias, RingCache, Row, Scalar, Scale, ScoreTerm, ScoreTile,
+    Serial, Simd, View, attention, attention_cached_with, attention_with, scalar, tiles,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -297,6 +298,87 @@ fn queries_split_into_calls_keep_their_bits() {
             }
         }
     });
+}
+
+const CACHE: KvShape = KvShape { kv_heads: 2, head_dim: 16, value_dim: 12 };
+
+fn rows(data: &[f32], shape: [usize; 4]) -> View<'_, f32> {
+    View::bhsd(data, shape).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Keys and values of a sequence, and its queries.
+fn tokens(length: usize, seq_q: usize, rng: &mut Rng) -> [Vec<f32>; 3] {
+    let kv = CACHE.kv_heads * length;
+    [kv * CACHE.head_dim, kv * CACHE.value_dim, 4 * seq_q * CACHE.head_dim].map(|n| rng.normals(n))
+}
+
+fn views([key, value, query]: &[Vec<f32>; 3]) -> [View<'_, f32>; 3] {
+    let of = |data, heads, dim| {
+        let seq = <[f32]>::len(data) / heads / dim;
+        rows(data, [1, heads, seq, dim])
+    };
+    let KvShape { kv_heads, head_dim, value_dim } = CACHE;
+    [of(key, kv_heads, head_dim), of(value, kv_heads, value_dim), of(query, 4, head_dim)]
+}
+
+/// A term that goes by all that a row is told of.
+fn by_everything(sequence: impl Fn(usize) -> usize + Sync) -> impl Fn(f32, Position) -> f32 + Sync {
+    move |score, Position { row, key }| {
+        let odd = (sequence(row.batch) + row.head + row.query) as f32;
+        let ahead = (row.position - key as i64) as f32;
+        if key % 7 == 3 { f32::NEG_INFINITY } else { score + 0.01 * ahead - 0.1 * odd }
+    }
+}
+
+/// Sequences of a cache, of which tokens before the starts are gone, to the bits of each in tensors.
+fn as_in_tensors(cache: &KvView<'_>, starts: &[usize], sequences: &[[Vec<f32>; 3]]) {
+    let options = AttentionOptions::new().causal().return_lse();
+    let query: Vec<f32> = sequences.iter().flat_map(|[_, _, query]| query.clone()).collect();
+    let seq_q = query.len() / sequences.len() / 4 / CACHE.head_dim;
+    let query = rows(&query, [sequences.len(), 4, seq_q, CACHE.head_dim]);
+    for isa in Isa::available() {
+        let options = options.isa(isa);
+        let term = by_everything(|batch| batch);
+        let all = attention_cached_with(query, cache, &by_scalar(&term), &options);
+        let all = all.unwrap_or_else(|error| panic!("{error}"));
+        for (s, (sequence, start)) in sequences.iter().zip(starts).enumerate() {
+            let ([key, value, query], start) = (views(sequence), [*start]);
+            let term = by_everything(move |_| s);
+            let options = options.key_starts(&start);
+            let alone = attention_with(query, key, value, &by_scalar(&term), &options);
+            let alone = alone.unwrap_or_else(|error| panic!("{error}"));
+            for [h, i] in (0..4).flat_map(|h| (0..seq_q).map(move |i| [h, i])) {
+                assert_eq!(row_bits(&all, [s, h, i]), row_bits(&alone, [0, h, i]), "{s} on {isa}");
+            }
+        }
+    }
+}
+
+/// Of a few tokens and of many, decoding and prefilling, and where a ring has let go of some.
+#[test]
+fn caches_have_the_bits_of_tensors() -> headwise::Result<()> {
+    let mut rng = Rng(51);
+    let capacity =
+        PagedCapacity { pages: 150, page_size: 16, sequences: 3, pages_per_sequence: 140 };
+    for seq_q in [1, 5] {
+        let sequences = [5, 130, 2100].map(|length| tokens(length, seq_q, &mut rng));
+        let mut cache = PagedCache::new(CACHE, capacity)?;
+        let mut ids = Vec::new();
+        for sequence in &sequences {
+            let [key, value, _] = views(sequence);
+            let id = cache.create()?;
+            cache.append(&[id], &NewTokens::new(key, value))?;
+            ids.push(id);
+        }
+        let mut tables = TableBuffer::new();
+        as_in_tensors(&cache.view(&ids, &mut tables)?, &[0; 3], &sequences);
+        let sequence = tokens(200, seq_q, &mut rng);
+        let [key, value, _] = views(&sequence);
+        let mut ring = RingCache::new(CACHE, 1, 64)?;
+        ring.append(&NewTokens::new(key, value))?;
+        as_in_tensors(&ring.view(), &[136], std::slice::from_ref(&sequence));
+    }
+    Ok(())
 }
 
 #[test]

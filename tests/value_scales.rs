@@ -53,6 +53,12 @@ fn outputs_are_multiplied_once() {
     });
 }
 
+/// Factors of [`SHAPE`], which change nothing but what integers can tell apart.
+fn powers_of_two() -> Vec<f32> {
+    let count = (SHAPE.kv_heads * SHAPE.value_dim) as i32;
+    (0..count).map(|n| f32::powi(2.0, n % 7 - 3)).collect()
+}
+
 const SHAPE: KvShape = KvShape { kv_heads: 2, head_dim: 16, value_dim: 20 };
 const TOKENS: usize = 70;
 
@@ -102,10 +108,9 @@ fn from_caches<S: KvStorage<Compute = f32>>(
     Ok(found)
 }
 
-/// Powers of two change nothing but what integers can tell apart.
 #[test]
 fn caches_divide_what_outputs_are_multiplied_by() -> Result<()> {
-    let scales: Vec<f32> = (0..40).map(|n| f32::powi(2.0, n % 7 - 3)).collect();
+    let scales = powers_of_two();
     let tokens = tokens(1.0);
     let plain = from_caches::<f32>(&tokens, None)?;
     let scaled = from_caches::<f32>(&tokens, Some(&scales))?;
@@ -117,7 +122,7 @@ fn caches_divide_what_outputs_are_multiplied_by() -> Result<()> {
 /// Both parts of a cascade are multiplied, and so what they merge to is.
 #[test]
 fn a_shared_prefix_is_multiplied_as_the_rest_is() -> Result<()> {
-    let scales: Vec<f32> = (0..40).map(|n| f32::powi(2.0, n % 7 - 3)).collect();
+    let scales = powers_of_two();
     let [query, key, value] = tokens(1.0);
     let cascade = |scales: Option<&[f32]>| -> Result<Vec<f32>> {
         let capacity =

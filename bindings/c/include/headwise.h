@@ -293,12 +293,65 @@ typedef uint32_t headwise_relative_bias_kind;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+// Which dimensions turn together, of the first `rotary_dim`.
+enum headwise_rope_layout
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // `i` and `i + rotary_dim / 2`: GPT-NeoX, Llama as Hugging Face stores it.
+  HEADWISE_ROPE_LAYOUT_HALF_SPLIT = 0,
+  // `2 i` and `2 i + 1`: GPT-J, Llama as Meta stores it.
+  HEADWISE_ROPE_LAYOUT_INTERLEAVED = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum headwise_rope_layout headwise_rope_layout;
+#else
+typedef uint32_t headwise_rope_layout;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// How frequencies are stretched to contexts longer than a model was trained on; docs/kv-cache.md has
+// the formulas.
+enum headwise_rope_scaling
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // Not at all.
+  HEADWISE_ROPE_SCALING_NONE = 0,
+  // By `factor`.
+  HEADWISE_ROPE_SCALING_LINEAR = 1,
+  // NTK-aware, by `factor`.
+  HEADWISE_ROPE_SCALING_NTK = 2,
+  // The same of a sequence of `seq_len` tokens, by `factor` and `original_positions`.
+  HEADWISE_ROPE_SCALING_DYNAMIC_NTK = 3,
+  // By `factor`, `original_positions`, `beta_fast`, `beta_slow`, `attention_factor`.
+  HEADWISE_ROPE_SCALING_YARN = 4,
+  // By `factor`, `original_positions`, `low_freq_factor`, `high_freq_factor`.
+  HEADWISE_ROPE_SCALING_LLAMA3 = 5,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum headwise_rope_scaling headwise_rope_scaling;
+#else
+typedef uint32_t headwise_rope_scaling;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
 // Keys and values of past tokens. Several threads may attend to a cache at a time; what changes it
 // must be alone, and is refused (HEADWISE_STATUS_BUSY) where it is not.
 typedef struct headwise_cache headwise_cache;
 
+// A norm of rows, made once and used in every call.
+typedef struct headwise_qk_norm headwise_qk_norm;
+
 // A bias for each query head and distance, made once and used in every call.
 typedef struct headwise_relative_bias headwise_relative_bias;
+
+// Cosines and sines of every position, made once and used in every call.
+typedef struct headwise_rope headwise_rope;
 
 // Scratch memory for one call at a time, kept from call to call.
 typedef struct headwise_workspace headwise_workspace;
@@ -371,7 +424,7 @@ typedef struct headwise_floats {
 
 // A query row of a tile.
 typedef struct headwise_row {
-  // The batch entry, or the sequence of a ragged batch.
+  // The batch entry, or the sequence of a ragged batch or a cache.
   size_t batch;
   // The query head.
   size_t head;
@@ -509,6 +562,9 @@ typedef struct headwise_options {
   uint32_t isa;
   // A `headwise_algorithm`.
   uint32_t algorithm;
+  // Values are stored divided by these, `[kv_heads, value_dim]` of positive, finite factors: the
+  // output is multiplied by them. `headwise_append_call` divides what goes into a cache.
+  struct headwise_floats value_scales;
 } headwise_options;
 
 // Which query heads, or queries, an output has rows of. All zero picks all.
@@ -639,7 +695,30 @@ typedef struct headwise_append_call {
   // If given, the tokens lie one behind the other, `[1, kv_heads, tokens, dim]`: the first of each
   // sequence, and how many there are.
   struct headwise_sizes offsets;
+  // If given, values are divided by these before they are stored, `[kv_heads, value_dim]` of
+  // positive, finite factors: those of `headwise_options`, which multiplies by them again.
+  struct headwise_floats value_scales;
+  // Keys are normalised; NULL: not.
+  const struct headwise_qk_norm *norm;
+  // Keys are rotated, behind the norm; NULL: not.
+  const struct headwise_rope *rope;
+  // If given, the positions to rotate by, one for each token, sequence by sequence, where they are
+  // not those at which the tokens go into the cache: drafts of a tree stand at their depth.
+  struct headwise_sizes positions;
 } headwise_append_call;
+
+// `x / sqrt(mean(x^2) + eps) * weight` over the elements of a row.
+typedef struct headwise_qk_norm_options {
+  // `sizeof(headwise_qk_norm_options)`.
+  size_t size;
+  // One for each of `head_dim`, which are copied. Of models that store them less 1 (Gemma's) with
+  // 1 added.
+  struct headwise_floats weight;
+  // Added to the mean, such as 1e-6.
+  float eps;
+  // Zero.
+  uint32_t reserved;
+} headwise_qk_norm_options;
 
 // A table of biases.
 typedef struct headwise_relative_bias_options {
@@ -658,6 +737,43 @@ typedef struct headwise_relative_bias_options {
   // T5: the distance from which on all share a bucket.
   size_t max_distance;
 } headwise_relative_bias_options;
+
+// A rotary embedding: by a model's numbers, or by tables of the caller's, beside which nothing but
+// `layout` counts.
+typedef struct headwise_rope_options {
+  // `sizeof(headwise_rope_options)`.
+  size_t size;
+  // A `headwise_rope_layout`.
+  uint32_t layout;
+  // A `headwise_rope_scaling`.
+  uint32_t scaling;
+  // The dimensions that are rotated, the first of a row; the others stay.
+  size_t rotary_dim;
+  // How many positions the table has, from 0 on.
+  size_t positions;
+  // Pair `i` turns by `base^(-2 i / rotary_dim)` from one position to the next; 0 for 10000.
+  double base;
+  // How many times as long the context is.
+  double factor;
+  // The positions that the model was trained on.
+  size_t original_positions;
+  // Dynamic NTK: the tokens that there are.
+  size_t seq_len;
+  // YaRN: pairs that turn as often in the original context keep their frequency; 0 for 32.
+  double beta_fast;
+  // YaRN: pairs that turn no more often are stretched in full; 0 for 1.
+  double beta_slow;
+  // YaRN: a factor on cosines and sines; 0 for `0.1 ln(factor) + 1`.
+  double attention_factor;
+  // Llama 3.
+  double low_freq_factor;
+  // Llama 3.
+  double high_freq_factor;
+  // Or the cosines, `[1, 1, positions, rotary_dim / 2]` of F32, which are copied.
+  const struct headwise_tensor *cos;
+  // And the sines, the same shape.
+  const struct headwise_tensor *sin;
+} headwise_rope_options;
 
 // What attention over some keys gives: its output, and how much those keys weigh.
 typedef struct headwise_state {
@@ -682,6 +798,27 @@ typedef struct headwise_merge_call {
   // If not NULL, where the `headwise_isa` that ran goes.
   uint32_t *isa;
 } headwise_merge_call;
+
+// Rows that are normalised and then rotated, each where it is asked for.
+typedef struct headwise_transform_call {
+  // `sizeof(headwise_transform_call)`.
+  size_t size;
+  // Queries or keys, `[batch, heads, seq, head_dim]` of F32, F16 or BF16. NULL: those in `out`,
+  // which are changed where they lie.
+  const struct headwise_tensor *rows;
+  // Where they go, of F32, the same shape.
+  const struct headwise_tensor *out;
+  // NULL: not normalised.
+  const struct headwise_qk_norm *norm;
+  // NULL: not rotated.
+  const struct headwise_rope *rope;
+  // The position of each batch entry's first row.
+  size_t start;
+  // Or one for each batch entry.
+  struct headwise_sizes starts;
+  // Or one for each row, batch entry by batch entry: `[batch, seq]`.
+  struct headwise_sizes positions;
+} headwise_transform_call;
 
 // Gives `size` bytes on a boundary of `align`, or NULL. Must return.
 typedef void *(*headwise_allocate)(void *context, size_t size, size_t align);
@@ -786,6 +923,14 @@ headwise_status headwise_cache_unused_pages(const struct headwise_cache *cache,
                                             size_t *pages,
                                             struct headwise_error *error);
 
+// Makes a norm.
+headwise_status headwise_qk_norm_create(const struct headwise_qk_norm_options *options,
+                                        struct headwise_qk_norm **norm,
+                                        struct headwise_error *error);
+
+// Frees a norm that no call uses, and makes the handle NULL.
+void headwise_qk_norm_free(struct headwise_qk_norm **norm);
+
 // Makes a bias.
 headwise_status headwise_relative_bias_create(const struct headwise_relative_bias_options *options,
                                               struct headwise_relative_bias **bias,
@@ -794,12 +939,24 @@ headwise_status headwise_relative_bias_create(const struct headwise_relative_bia
 // Frees a bias that no call uses, and makes the handle NULL.
 void headwise_relative_bias_free(struct headwise_relative_bias **bias);
 
+// Makes a rotary embedding. A pair `(x, y)` at position `p` becomes `(x cos - y sin, x sin + y cos)`.
+headwise_status headwise_rope_create(const struct headwise_rope_options *options,
+                                     struct headwise_rope **rope,
+                                     struct headwise_error *error);
+
+// Frees a rotary embedding that no call uses, and makes the handle NULL.
+void headwise_rope_free(struct headwise_rope **rope);
+
 // Merges states. A row of no keys is the exact identity; of no states the result is 0 and -INFINITY.
 headwise_status headwise_merge_states(const struct headwise_merge_call *call,
                                       struct headwise_error *error);
 
 // The name of a status, such as "shape"; "unknown" for a number that is none. The text is constant.
 const char *headwise_status_name(uint32_t status);
+
+// Normalises and rotates rows, in one pass. A call that is refused has written nothing.
+headwise_status headwise_transform(const struct headwise_transform_call *call,
+                                   struct headwise_error *error);
 
 // The library's version, such as "0.1.0". The text is constant.
 const char *headwise_version(void);

@@ -20,12 +20,15 @@ use crate::options::{
 use crate::outputs::{
     HEADWISE_NO_KEY, headwise_outputs, headwise_pick, headwise_pick_kind, headwise_stage,
 };
+use crate::qk_norm::headwise_qk_norm_options;
 use crate::relative_bias::{headwise_relative_bias_kind, headwise_relative_bias_options};
+use crate::rope::{headwise_rope_layout, headwise_rope_options, headwise_rope_scaling};
 use crate::sized::Growing;
 use crate::state::{headwise_merge_call, headwise_state};
 use crate::status::{HEADWISE_MESSAGE_SIZE, headwise_error, headwise_status};
 use crate::tensor::headwise_tensor;
 use crate::term::{HEADWISE_TILE_ROWS, headwise_row, headwise_score_tile};
+use crate::transform::headwise_transform_call;
 use crate::version::{HEADWISE_ABI_VERSION, headwise_isa};
 use crate::workspace::headwise_workspace_options;
 
@@ -81,7 +84,7 @@ fn what_may_grow_began_so() {
         document_query_offsets 176, document_key_offsets 192, tree_nodes 208, tree_bits 216,
         blocks 232, block_q 240, block_kv 248, mask 256, packed_mask 264, bias 272, softcap 280,
         alibi 284, alibi_slopes 288, sinks 304, relative_bias 320, term 328, term_context 336,
-        executor 344, max_threads 352, isa 360, algorithm 364);
+        executor 344, max_threads 352, isa 360, algorithm 364, value_scales 368);
     assert_eq!(headwise_outputs::LEAST, 232);
     members!(headwise_outputs: size 0, out 8, lse 16, weights 24, weights_heads 32,
         weights_queries 72, scores 112, scores_heads 120, scores_queries 160, scores_stage 200,
@@ -95,12 +98,22 @@ fn what_may_grow_began_so() {
     members!(headwise_cache_options: size 0, kind 8, dtype 12, kv_heads 16, head_dim 24,
         value_dim 32, sequences 40, capacity 48, pages 56, page_size 64, pages_per_sequence 72);
     assert_eq!(headwise_append_call::LEAST, 56);
-    members!(headwise_append_call: size 0, sequences 8, key 24, value 32, offsets 40);
+    members!(headwise_append_call: size 0, sequences 8, key 24, value 32, offsets 40,
+        value_scales 56, norm 72, rope 80, positions 88);
     assert_eq!(headwise_merge_call::LEAST, 56);
     members!(headwise_merge_call: size 0, states 8, count 16, into 24, options 40, isa 48);
     assert_eq!(headwise_relative_bias_options::LEAST, 56);
     members!(headwise_relative_bias_options: size 0, kind 8, reserved 12, table 16, heads 32, low 40,
         max_distance 48);
+    assert_eq!(headwise_rope_options::LEAST, 120);
+    members!(headwise_rope_options: size 0, layout 8, scaling 12, rotary_dim 16, positions 24,
+        base 32, factor 40, original_positions 48, seq_len 56, beta_fast 64, beta_slow 72,
+        attention_factor 80, low_freq_factor 88, high_freq_factor 96, cos 104, sin 112);
+    assert_eq!(headwise_qk_norm_options::LEAST, 32);
+    members!(headwise_qk_norm_options: size 0, weight 8, eps 24, reserved 28);
+    assert_eq!(headwise_transform_call::LEAST, 80);
+    members!(headwise_transform_call: size 0, rows 8, out 16, norm 24, rope 32, start 40, starts 48,
+        positions 64);
     assert!(size_of::<headwise_score_tile>() >= 56);
     members!(headwise_score_tile: size 0, scores 8, pitch 16, rows 24, row_count 32, first_key 40,
         key_count 48);
@@ -122,6 +135,8 @@ fn numbers_keep_their_meanings() {
     numbers::<headwise_pick_kind>(&[0, 1, 2]);
     numbers::<headwise_cache_kind>(&[0, 1, 2]);
     numbers::<headwise_relative_bias_kind>(&[0, 1, 2]);
+    numbers::<headwise_rope_layout>(&[0, 1]);
+    numbers::<headwise_rope_scaling>(&[0, 1, 2, 3, 4, 5]);
     // Which number is which: `Debug` is the variant's name.
     let names = format!("{:?} {:?}", headwise_dtype::ALL, headwise_isa::ALL);
     assert_eq!(
@@ -139,6 +154,8 @@ fn numbers_keep_their_meanings() {
     assert_eq!(names, "[Final, Scaled, Capped] [All, Range, List]");
     let kinds = format!("{:?} {:?}", headwise_cache_kind::ALL, headwise_relative_bias_kind::ALL);
     assert_eq!(kinds, "[Contiguous, Ring, Paged] [ByDistance, T5, T5Bidirectional]");
+    let ropes = format!("{:?} {:?}", headwise_rope_layout::ALL, headwise_rope_scaling::ALL);
+    assert_eq!(ropes, "[HalfSplit, Interleaved] [None, Linear, Ntk, DynamicNtk, Yarn, Llama3]");
     use headwise_status as Status;
     let statuses = [
         Status::Ok,

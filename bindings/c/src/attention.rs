@@ -1,8 +1,8 @@
 //! Attention to tensors or to a cache.
 
 use headwise::{
-    AttentionOptions, Input, Isa, Outputs, ScoreTerm, Workspace, attention_cached_into,
-    attention_into, attention_with_into,
+    AttentionOptions, Input, Isa, KvStorage, KvView, Outputs, ScoreTerm, Workspace,
+    attention_cached_into, attention_cached_with_into, attention_into, attention_with_into,
 };
 
 use crate::boundary::guard;
@@ -134,10 +134,6 @@ impl Call {
             let got = "names of sequences";
             return Err(Failure::argument("sequences", got, "none without a cache"));
         }
-        if cache.is_some() && self.term.is_some() {
-            let expected = "none with a cache, in this version";
-            return Err(Failure::unsupported("options.term", "a term", expected));
-        }
         Ok(cache)
     }
 
@@ -165,7 +161,13 @@ impl Call {
         let outputs = self.outputs()?;
         stored!(&cache.read()?.stored, kind => {
             let view = kind.view(sequences, lists)?;
-            Ok(attention_cached_into(query, &view, &options, outputs, workspace)?)
+            Ok(match &self.term {
+                None => attention_cached_into(query, &view, &options, outputs, workspace),
+                Some(term) => {
+                    let term = &term.as_term();
+                    attention_cached_with_into(query, &view, term, &options, outputs, workspace)
+                }
+            }?)
         })
     }
 
@@ -188,7 +190,10 @@ impl Call {
                 let mut lists = Lists::default();
                 return stored!(&cache.read()?.stored, kind => {
                     let view = kind.view(sequences, &mut lists)?;
-                    Ok(options.workspace_bytes_cached(query, &view)?)
+                    Ok(match &self.term {
+                        None => options.workspace_bytes_cached(query, &view),
+                        Some(term) => bytes_cached_with(&term.as_term(), &options, query, &view),
+                    }?)
                 });
             }
             if let Some(term) = &self.term {
@@ -208,6 +213,16 @@ fn bytes_with<U: ScoreTerm>(
     [query, key, value]: [Input<'_, f32>; 3],
 ) -> headwise::Result<usize> {
     options.workspace_bytes_with::<U>(query, key, value)
+}
+
+/// [`AttentionOptions::workspace_bytes_cached_with`], likewise.
+fn bytes_cached_with<'t, U: ScoreTerm, K: KvStorage<Compute = f32>>(
+    _term: &U,
+    options: &AttentionOptions<'_>,
+    query: Input<'t, f32>,
+    cache: &KvView<'t, K>,
+) -> headwise::Result<usize> {
+    options.workspace_bytes_cached_with::<U, K>(query, cache)
 }
 
 /// A call to tensors without a term.

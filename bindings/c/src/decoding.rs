@@ -12,7 +12,7 @@ use crate::cache::{
 use crate::counting::allocations;
 use crate::list::{headwise_sequences, headwise_sizes};
 use crate::options::{headwise_causal, headwise_options};
-use crate::same::{attend, done, floats, floats_mut, options, outputs, sizes, wave};
+use crate::same::{append_call, attend, done, floats, floats_mut, options, outputs, sizes, wave};
 use crate::tensor::headwise_tensor;
 use crate::workspace::{headwise_workspace, headwise_workspace_create, headwise_workspace_free};
 
@@ -58,8 +58,8 @@ impl Paged {
     }
 
     fn append(&self, [key, value]: [&headwise_tensor; 2], offsets: headwise_sizes) {
-        let size = size_of::<headwise_append_call>();
-        let call = headwise_append_call { size, sequences: self.names(), key, value, offsets };
+        let sequences = self.names();
+        let call = headwise_append_call { sequences, offsets, ..append_call([key, value]) };
         // SAFETY: all of it is there.
         done(|error| unsafe { headwise_cache_append(self.cache, &call, error) });
     }

@@ -19,13 +19,17 @@ mod counting;
 mod decoding;
 mod dtype;
 mod executor;
+#[cfg(test)]
+mod incoming;
 mod list;
 mod mask;
 mod options;
 mod outputs;
 mod overlap;
 mod pointer;
+mod qk_norm;
 mod relative_bias;
+mod rope;
 #[cfg(test)]
 mod same;
 mod sized;
@@ -33,5 +37,6 @@ mod state;
 mod status;
 mod tensor;
 mod term;
+mod transform;
 mod version;
 mod workspace;

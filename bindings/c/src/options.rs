@@ -161,8 +161,11 @@ pub struct headwise_options {
     pub isa: u32,
     /// A `headwise_algorithm`.
     pub algorithm: u32,
+    /// Values are stored divided by these, `[kv_heads, value_dim]` of positive, finite factors: the
+    /// output is multiplied by them. `headwise_append_call` divides what goes into a cache.
+    pub value_scales: headwise_floats,
 }
-growing!(headwise_options, ..=algorithm: u32);
+growing!(headwise_options, ..=algorithm: u32, now ..=value_scales: headwise_floats);
 
 impl headwise_options {
     /// The executor of the options, to be kept as long as what [`headwise_options::build`] gives.
@@ -198,7 +201,11 @@ impl headwise_options {
             let options = self.positioned(options)?;
             let options = self.packed(options)?;
             let options = self.masked(options)?;
-            self.with_terms(options)
+            let options = self.with_terms(options)?;
+            Ok(match self.value_scales.get("options.value_scales")? {
+                Some(scales) => options.value_scales(scales),
+                None => options,
+            })
         }
     }
 

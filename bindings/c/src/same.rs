@@ -81,6 +81,12 @@ pub(crate) fn outputs(out: &headwise_tensor) -> headwise_outputs {
     headwise_outputs { size: size_of::<headwise_outputs>(), out, ..zero }
 }
 
+pub(crate) fn append_call([key, value]: [*const headwise_tensor; 2]) -> headwise_append_call {
+    // SAFETY: as above.
+    let zero: headwise_append_call = unsafe { std::mem::zeroed() };
+    headwise_append_call { size: size_of::<headwise_append_call>(), key, value, ..zero }
+}
+
 pub(crate) fn sizes(list: &[usize]) -> headwise_sizes {
     headwise_sizes { data: list.as_ptr(), count: list.len() }
 }
@@ -263,6 +269,9 @@ fn score_terms() {
     };
     check("slopes", &set, rust().alibi(Alibi::Slopes(&four)));
     check("sinks", &|c| c.sinks = list, rust().sinks(&four));
+    let scales: Vec<f32> = (1..=2 * DIM).map(|n| n as f32 / 5.0).collect();
+    let list = headwise_floats { data: scales.as_ptr(), count: scales.len() };
+    check("value scales", &|c| c.value_scales = list, rust().value_scales(&scales));
 
     let table = wave(HEADS * 32, 0.7);
     let kinds = [
@@ -602,11 +611,8 @@ unsafe fn append(
     };
     let (key, value) = (&rest(k), &rest(v));
     let call = headwise_append_call {
-        size: size_of::<headwise_append_call>(),
         sequences: headwise_sequences { data: names.as_ptr(), count: names.len() },
-        key,
-        value,
-        offsets: headwise_sizes { data: null(), count: 0 },
+        ..append_call([key, value])
     };
     // SAFETY: the caller's promise; the tensors are there.
     done(|error| unsafe { headwise_cache_append(cache, &call, error) });

@@ -8,7 +8,7 @@ use headwise::{Row, ScoreTerm, ScoreTile, tiles};
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct headwise_row {
-    /// The batch entry, or the sequence of a ragged batch.
+    /// The batch entry, or the sequence of a ragged batch or a cache.
     pub batch: usize,
     /// The query head.
     pub head: usize,

@@ -98,12 +98,24 @@ static void choices(void) {
   float slopes[] = {1, 2};
   WRONG((options.alibi = HEADWISE_ALIBI_SLOPES, options.alibi_slopes.data = slopes,
          options.alibi_slopes.count = 2), VALUE, "2 numbers");
+  float factors[8] = {1, 1, 1, 1, 1, 1, 1, 0};
+  WRONG(options.value_scales.count = 8, ARGUMENT, "options.value_scales: a null pointer, expected 8 elements");
+  WRONG((options.value_scales = (headwise_floats){(float *)((char *)factors + 1), 7}), ARGUMENT, "options.value_scales: address");
+  WRONG((options.value_scales = (headwise_floats){factors, 7}), SHAPE, "value_scales: shape [7], expected 1 kv heads of 8");
+  WRONG((options.value_scales = (headwise_floats){factors, 8}), VALUE, "value_scales: 0.0, expected positive");
+  factors[7] = NAN;
+  WRONG((options.value_scales = (headwise_floats){factors, 8}), VALUE, "value_scales: NaN, expected positive");
   unsigned char bytes[] = {1, 1, 2};
   mask = (headwise_tensor){.data = bytes, .shape = {1, 1, 1, 3}, .strides = {0, 0, 0, 1}, .dtype = HEADWISE_DTYPE_BOOL};
   WRONG(options.mask = &mask, VALUE, "options.mask: a byte that is neither 0 nor 1, in row [0, 0, 0]");
   WRONG((options.packed_mask = &mask), ARGUMENT, "options.packed_mask.dtype: Bool, expected U8");
   executor = (headwise_executor){.size = sizeof executor, .threads = 2};
   WRONG(options.executor = &executor, ARGUMENT, "executor.run: a null pointer");
+  // An older header's struct: what lies behind it is not looked at.
+  reset();
+  options.size = offsetof(headwise_options, value_scales);
+  options.value_scales.count = 8;
+  EXPECT(attend(), OK, "");
   // A newer header's struct: zeros are fine, anything else is not known here.
   struct { headwise_options known; size_t added[2]; } newer = {.added = {0}};
   reset();
@@ -175,6 +187,17 @@ static void handles(void) {
   EXPECT(headwise_cache_truncate(cache, first, 1, &error), VALUE, "length: 1, expected 0 to 0");
   EXPECT(headwise_cache_truncate(NULL, first, 1, &error), ARGUMENT, "cache: a null pointer");
   headwise_append_call append = {.size = sizeof append, .sequences = {&first, 1}, .key = &k, .value = &v};
+  float factors[8] = {1, 1, 1, 1, 1, 1, 1, -1};
+  append.value_scales.count = 8;
+  EXPECT(headwise_cache_append(cache, &append, &error), ARGUMENT, "value_scales: a null pointer, expected 8 elements");
+  append.value_scales = (headwise_floats){factors, 3};
+  EXPECT(headwise_cache_append(cache, &append, &error), SHAPE, "value_scales: shape [3], expected 1 kv heads of 8");
+  append.value_scales.count = 8;
+  EXPECT(headwise_cache_append(cache, &append, &error), VALUE, "value_scales: -1.0, expected positive, finite factors");
+  factors[7] = 2;
+  EXPECT(headwise_cache_append(cache, &append, &error), OK, "");
+  EXPECT(headwise_cache_truncate(cache, first, 0, &error), OK, "");
+  append.value_scales = (headwise_floats){NULL, 0};
   EXPECT(headwise_cache_append(cache, &append, &error), OK, "");
   EXPECT(headwise_cache_append(cache, &append, &error), EXHAUSTED, "capacity: 3 needed, 1 free");
   size_t length = 0;

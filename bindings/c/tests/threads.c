@@ -42,6 +42,34 @@ static void attend(float *to, const headwise_options *options, headwise_workspac
   require(headwise_attention(&call, workspace, &error) == HEADWISE_STATUS_OK, error.message);
 }
 
+// The same keys and values in pages, with as much scratch memory as the library asks for.
+static void attend_cached(float *to, const headwise_options *options) {
+  headwise_error error = {.size = sizeof error};
+  headwise_cache_options room = {.size = sizeof room, .kind = HEADWISE_CACHE_KIND_PAGED, .kv_heads = HEADS,
+                                 .head_dim = DIM, .value_dim = DIM, .sequences = 1, .pages = 10, .page_size = 16};
+  headwise_cache *cache = NULL;
+  headwise_sequence name;
+  require(headwise_cache_create(&room, &cache, &error) == HEADWISE_STATUS_OK, error.message);
+  require(headwise_cache_create_sequence(cache, &name, &error) == HEADWISE_STATUS_OK, error.message);
+  headwise_tensor q = dense(query), k = dense(key), v = dense(value), o = dense(to);
+  headwise_append_call tokens = {.size = sizeof tokens, .sequences = {&name, 1}, .key = &k, .value = &v};
+  require(headwise_cache_append(cache, &tokens, &error) == HEADWISE_STATUS_OK, error.message);
+  headwise_outputs outputs = {.size = sizeof outputs, .out = &o};
+  headwise_attention_call call = {.size = sizeof call, .query = &q, .cache = cache, .sequences = {&name, 1},
+                                  .options = options, .outputs = &outputs};
+  headwise_workspace_options block = {.size = sizeof block};
+  require(headwise_workspace_bytes(&call, &block.block_bytes, &error) == HEADWISE_STATUS_OK, error.message);
+  block.block_bytes += 64 - block.block_bytes % 64;
+  block.block = aligned_alloc(64, block.block_bytes);
+  headwise_workspace *workspace = NULL;
+  require(headwise_workspace_create(&block, &workspace, &error) == HEADWISE_STATUS_OK, error.message);
+  memset(to, 0, sizeof out);
+  require(headwise_attention(&call, workspace, &error) == HEADWISE_STATUS_OK, error.message);
+  headwise_workspace_free(&workspace);
+  free(block.block);
+  headwise_cache_free(&cache);
+}
+
 // The engine's threads, and the node that they are at.
 static struct {
   pthread_barrier_t begin, end;
@@ -173,12 +201,14 @@ static void own_term(const headwise_options *serial) {
   options.term_context = &wrong;
   attend(out, &options, NULL);
   require(!wrong, "a tile's rows are those of the call");
+  static float other[COUNT];
+  attend_cached(other, &options);
+  require(!wrong && !memcmp(out, other, sizeof out), "a term in a call to a cache gives the same bits");
   options = *serial;
   options.scale = HEADWISE_SCALE_VALUE;
   options.scale_value = 2.0f / 8;
   size_t lengths[] = {100};
   options.key_lengths = (headwise_sizes){lengths, 1};
-  static float other[COUNT];
   attend(other, &options, NULL);
   for (size_t i = 0; i < COUNT; i++)
     if (out[i] - other[i] > 1e-5f || other[i] - out[i] > 1e-5f) {

@@ -132,6 +132,8 @@ pub(crate) fn scaled_dot_product_attention<'py>(
 /// Terms of scores:
 ///   scale (1 / sqrt(head_dim)), softcap, bias, relative_bias, sinks
 ///   alibi: True for the paper's slopes, or a slope for each head
+/// Values:
+///   value_scales: factors `[kv_heads, value_dim]` by which they are stored divided
 /// Results beside `out`:
 ///   return_lse, return_weights
 ///   weights_of: (heads, queries), lists or None for all

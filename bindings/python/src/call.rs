@@ -73,7 +73,7 @@ impl Call<'_> {
         let mut query = unsafe { Operand::<S>::plain(self.query, heads(frame.q_heads)) }?;
         let scale = self.options.scale.map(|scale| self.scale_of(scale, &mut query)).transpose()?;
         // SAFETY: the caller's promise.
-        let held = unsafe { Held::<S::Compute>::new(self.options, frame) }?;
+        let held = unsafe { Held::<'_, S::Compute>::new(self.options, frame) }?;
         let options = held.options(self.options, scale)?;
         let mut results = Extra::<S>::new(frame, self.wants, self.weights_width())?;
         let (memory, place) = self.place_of_output::<S>()?;

@@ -10,7 +10,8 @@ use crate::options::{Options, Slopes};
 use crate::threads;
 
 /// What options refer to.
-pub(crate) struct Held<T: Compute> {
+pub(crate) struct Held<'f, T: Compute> {
+    frame: &'f Frame,
     mask: Option<Operand<bool>>,
     packed: Option<Operand<u8>>,
     bias: Option<BiasOperand<T>>,
@@ -23,10 +24,10 @@ enum BiasOperand<T> {
     Bf16(Operand<headwise::bf16>),
 }
 
-impl<T: Compute> Held<T> {
+impl<'f, T: Compute> Held<'f, T> {
     /// # Safety
     /// The arrays must be readable as long as this is there.
-    pub(crate) unsafe fn new(options: &Options<'_>, frame: &Frame) -> PyResult<Self> {
+    pub(crate) unsafe fn new(options: &Options<'_>, frame: &'f Frame) -> PyResult<Self> {
         let width = options.ragged.is_none().then_some(frame.seq_kv);
         let fit = |name: &str, place: Strided, width: Option<usize>| -> PyResult<Strided> {
             let place = place.with_ndim(name, frame.ndim())?;
@@ -38,7 +39,7 @@ impl<T: Compute> Held<T> {
             let one = place.shape()[..place.ndim() - 3].iter().all(|&extent| extent == 1);
             Stretch { batch: if one { &[] } else { frame.batch() }, heads: None }
         };
-        let mut held = Self { mask: None, packed: None, bias: None };
+        let mut held = Self { frame, mask: None, packed: None, bias: None };
         if let Some(array) = &options.mask {
             let place = fit("mask", array.place, width)?;
             // SAFETY: the caller's promise.
@@ -95,6 +96,9 @@ impl<T: Compute> Held<T> {
             let visible = View::bhsd(&blocks.visible, blocks.shape).map_err(error::of)?;
             let (block_q, block_kv) = (blocks.block_q, blocks.block_kv);
             to = to.blocks(BlockPattern { block_q, block_kv, visible });
+        }
+        if let Some(scales) = &from.value_scales {
+            to = to.value_scales(scales.of(self.frame.kv_heads, self.frame.value_dim)?);
         }
         if let Some(mask) = &self.mask {
             to = to.mask(mask.view()?);

@@ -20,6 +20,7 @@ mod rope;
 mod state;
 mod threads;
 mod torch;
+mod value_scales;
 mod wants;
 
 use pyo3::prelude::*;

@@ -10,6 +10,7 @@ use crate::array::{Array, DType, gather};
 use crate::error;
 use crate::numbers::{floats, integers, sizes};
 use crate::relative_bias::RelativeBias;
+use crate::value_scales::ValueScales;
 
 /// A pair of lists: of queries and of keys.
 pub(crate) type Lists<T> = (Vec<T>, Vec<T>);
@@ -36,6 +37,7 @@ pub(crate) struct Options<'a> {
     pub(crate) alibi: Option<Slopes>,
     pub(crate) relative_bias: Option<Arc<headwise::RelativeBias>>,
     pub(crate) sinks: Option<Vec<f32>>,
+    pub(crate) value_scales: Option<ValueScales>,
     pub(crate) isa: Option<Isa>,
     pub(crate) threads: Option<usize>,
     pub(crate) unfused: bool,
@@ -88,6 +90,7 @@ impl<'a> Options<'a> {
             "alibi" => self.alibi = slopes(value)?,
             "relative_bias" => self.relative_bias = Some(table(value)?),
             "sinks" => self.sinks = Some(floats(name, value)?),
+            "value_scales" => self.value_scales = Some(ValueScales::read(name, value)?),
             "isa" => self.isa = Some(isa(value)?),
             "threads" => self.threads = Some(threads(value)?),
             "algorithm" => self.unfused = algorithm(value)?,

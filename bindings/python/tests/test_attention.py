@@ -147,6 +147,20 @@ def test_ragged():
     assert same.weights.shape == (1, HEADS, 9, 5)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_divided_by_factors(dtype):
+    scales = np.exp(random(KV, DIM + 4, seed=9))
+    query, key, value = (x.astype(dtype) for x in (QUERY, KEY, VALUE))
+    right = headwise.attention(query, key, value).out * scales.repeat(HEADS // KV, axis=0)[:, None]
+    for given in (scales, scales.T.copy().T, scales.astype(np.float64), scales.ravel().tolist()):
+        out = headwise.attention(query, key, value, value_scales=given).out
+        assert np.array_equal(out, right)
+    one = headwise.attention(QUERY[0, 0], KEY[0, 0], VALUE[0, 0], value_scales=scales[0]).out
+    assert np.array_equal(
+        one, headwise.attention(QUERY[0, 0], KEY[0, 0], VALUE[0, 0]).out * scales[0]
+    )
+
+
 def test_bshd():
     turned = [x.transpose(0, 2, 1, 3).copy() for x in (QUERY, KEY, VALUE)]
     right = headwise.attention(QUERY, KEY, VALUE, causal=True, return_lse=True)

@@ -124,6 +124,33 @@ def test_keywords():
         headwise.attention(X, X, X, threads=0)
 
 
+def test_factors_of_channels():
+    cache = headwise.KvCache.contiguous(batch=1, capacity=8, kv_heads=2, head_dim=8)
+    right = np.full((2, 8), 2.0, np.float32)
+    for call in (
+        lambda scales: headwise.attention(X, X, X, value_scales=scales),
+        lambda scales: cache.append(X, X, value_scales=scales),
+        lambda scales: cache.attend(X, value_scales=scales),
+    ):
+        call(right)
+        with refused(ValueError, r"value_scales: shape \[8, 2\]", r"\[2, 8\], as the values"):
+            call(right.T)
+        with refused(ValueError, r"value_scales: shape \[15\]", "2 kv heads of 8"):
+            call([1.0] * 15)
+        with refused(ValueError, r"value_scales: \[1, 2, 8\]", "two axes"):
+            call(right[None])
+        for number in (0.0, -1.0, np.nan, np.inf):
+            wrong = right.copy()
+            wrong[1, 3] = number
+            with refused(ValueError, "value_scales: ", "positive, finite"):
+                call(wrong)
+        with refused(TypeError, "value_scales: int64s", "floats"):
+            call(right.astype(np.int64))
+        with refused(TypeError, "value_scales: ", "floats"):
+            call(3.0)
+    assert cache.lengths == [4]
+
+
 def test_keywords_that_contradict_each_other():
     for causal in (True, "top_left"):
         with refused(ValueError, "causal_offset: .*beside causal", "one of them"):

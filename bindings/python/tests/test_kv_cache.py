@@ -141,6 +141,48 @@ def test_caches_of_integers(kind):
     assert np.allclose(cache.attend(query, named(cache, names)).out, right, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", ["contiguous", "ring", "paged"])
+def test_values_divided_by_factors(kind, dtype):
+    key, value, query = random(2, 2, 5, 8), random(2, 2, 5, 8, seed=1), random(2, 4, 3, 8, seed=2)
+    scales = np.exp(random(2, 8, seed=3)).astype(np.float32)
+    (by_hand, names), (cache, _) = made(kind, 2, dtype=dtype), made(kind, 2, dtype=dtype)
+    names = named(by_hand, names)
+    by_hand.append(key, value / scales[:, None], names)
+    cache.append(key, value, names, value_scales=scales)
+    right = by_hand.attend(query, names).out * scales.repeat(2, axis=0)[:, None]
+    assert np.array_equal(cache.attend(query, names, value_scales=scales).out, right)
+    swapped = query.swapaxes(1, 2).copy()
+    out = cache.attend(swapped, names, layout="bshd", value_scales=scales.ravel()).out
+    assert np.array_equal(out, right.swapaxes(1, 2))
+
+
+def test_powers_of_two_change_no_bit():
+    key, value, query = random(1, 2, 5, 8), random(1, 2, 5, 8, seed=1), random(1, 4, 3, 8, seed=2)
+    scales = 2.0 ** np.arange(-8, 8).reshape(2, 8)
+    (plain, _), (cache, _) = made("contiguous", 1), made("contiguous", 1)
+    plain.append(key, value)
+    # Factors in double precision are rounded to single.
+    cache.append(key.swapaxes(1, 2), value.swapaxes(1, 2), layout="bshd", value_scales=scales)
+    out = cache.attend(query, value_scales=scales).out
+    assert np.array_equal(out, plain.attend(query).out)
+
+
+def test_a_large_channel_takes_nothing_from_the_others():
+    key, value, query = random(1, 2, 30, 8), random(1, 2, 30, 8, seed=1), random(1, 4, 1, 8, seed=2)
+    value[..., 5] *= 1000
+    scales = np.full((2, 8), 4.0, np.float32)
+    scales[:, 5] = 4000
+    exact = headwise.attention(query, key, value).out
+    errors = []
+    for given in (None, scales):
+        cache, _ = made("contiguous", 1, dtype="int8")
+        cache.append(key, value, value_scales=given)
+        far = np.abs(cache.attend(query, value_scales=given).out - exact)
+        errors.append(np.delete(far, 5, axis=-1).max())
+    assert errors[1] < 0.05 * errors[0]
+
+
 def test_types_of_caches():
     for dtype in ("float32", None, np.float32, np.dtype("float32")):
         assert made("ring", 1, dtype=dtype)[0].dtype == "float32"

@@ -82,7 +82,7 @@ pub trait ScoreTerm: Sync {
 /// A query row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
-    /// The batch entry, or the sequence of a ragged batch.
+    /// The batch entry, or the sequence of a ragged batch or a cache.
     pub batch: usize,
     /// The query head.
     pub head: usize,

@@ -1,11 +1,14 @@
 //! New tokens of a cache.
 
 use headwise::NewTokens;
+use headwise::kv_cache::Positions;
 
 use super::{Inner, change, headwise_cache, stored};
 use crate::dtype::Number;
-use crate::list::{headwise_sequences, headwise_sizes};
+use crate::list::{headwise_floats, headwise_sequences, headwise_sizes};
 use crate::pointer;
+use crate::qk_norm::headwise_qk_norm;
+use crate::rope::headwise_rope;
 use crate::sized::{self, growing};
 use crate::status::{Result, headwise_error, headwise_status};
 use crate::tensor::headwise_tensor;
@@ -26,8 +29,18 @@ pub struct headwise_append_call {
     /// If given, the tokens lie one behind the other, `[1, kv_heads, tokens, dim]`: the first of each
     /// sequence, and how many there are.
     pub offsets: headwise_sizes,
+    /// If given, values are divided by these before they are stored, `[kv_heads, value_dim]` of
+    /// positive, finite factors: those of `headwise_options`, which multiplies by them again.
+    pub value_scales: headwise_floats,
+    /// Keys are normalised; NULL: not.
+    pub norm: *const headwise_qk_norm,
+    /// Keys are rotated, behind the norm; NULL: not.
+    pub rope: *const headwise_rope,
+    /// If given, the positions to rotate by, one for each token, sequence by sequence, where they are
+    /// not those at which the tokens go into the cache: drafts of a tree stand at their depth.
+    pub positions: headwise_sizes,
 }
-growing!(headwise_append_call, ..=offsets: headwise_sizes);
+growing!(headwise_append_call, ..=offsets: headwise_sizes, now ..=positions: headwise_sizes);
 
 /// # Safety
 /// All that the call points at must be what the header says.
@@ -37,11 +50,22 @@ unsafe fn append(cache: &mut Inner, call: *const headwise_append_call) -> Result
         let call = sized::read("call", call)?;
         let key = pointer::required("key", call.key, "a headwise_tensor")?;
         let value = pointer::required("value", call.value, "a headwise_tensor")?;
-        let tokens = NewTokens::new(f32::reading("key", key)?, f32::reading("value", value)?);
-        let tokens = match call.offsets.get("offsets")? {
-            Some(offsets) => tokens.ragged(offsets),
-            None => tokens,
-        };
+        let mut tokens = NewTokens::new(f32::reading("key", key)?, f32::reading("value", value)?);
+        if let Some(offsets) = call.offsets.get("offsets")? {
+            tokens = tokens.ragged(offsets);
+        }
+        if let Some(scales) = call.value_scales.get("value_scales")? {
+            tokens = tokens.value_scales(scales);
+        }
+        if let Some(norm) = pointer::optional("norm", call.norm)? {
+            tokens = tokens.norm(&norm.norm);
+        }
+        if let Some(rope) = pointer::optional("rope", call.rope)? {
+            tokens = tokens.rope(&rope.rope);
+        }
+        if let Some(positions) = call.positions.get("positions")? {
+            tokens = tokens.positions(Positions::Each(positions));
+        }
         (call.sequences.get("sequences")?, tokens)
     };
     let Inner { stored, names, indices } = cache;

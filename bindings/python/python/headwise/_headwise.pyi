@@ -31,6 +31,7 @@ class _Shared(_Outputs, total=False):
     alibi: bool | Floats | None
     relative_bias: RelativeBias | None
     sinks: Floats | None
+    value_scales: Floats | None
     isa: str | None
     threads: int | None
 
@@ -49,6 +50,7 @@ class _AppendOptions(TypedDict, total=False):
     positions: Ints | None
     rope: Rope | None
     norm: QkNorm | None
+    value_scales: Floats | None
     layout: Layout | None
 
 __version__: str

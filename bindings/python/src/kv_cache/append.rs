@@ -13,6 +13,7 @@ use crate::attention::{is_bshd, pairs};
 use crate::error;
 use crate::numbers::sizes;
 use crate::rope::{QkNorm, Rope};
+use crate::value_scales::ValueScales;
 
 /// What is done to new tokens.
 #[derive(Debug, Default)]
@@ -21,6 +22,7 @@ pub(crate) struct Append {
     positions: Option<Vec<usize>>,
     rope: Option<Py<Rope>>,
     norm: Option<Py<QkNorm>>,
+    value_scales: Option<ValueScales>,
     pub(crate) bshd: bool,
 }
 
@@ -33,9 +35,10 @@ impl Append {
                 "positions" => this.positions = Some(sizes(&name, &value)?),
                 "rope" => this.rope = Some(named(&name, &value, "a headwise.Rope")?),
                 "norm" => this.norm = Some(named(&name, &value, "a headwise.QkNorm")?),
+                "value_scales" => this.value_scales = Some(ValueScales::read(&name, &value)?),
                 "layout" => this.bshd = is_bshd(&named::<String>(&name, &value, "a string")?)?,
                 _ => {
-                    let expected = "offsets, positions, rope, norm or layout";
+                    let expected = "offsets, positions, rope, norm, value_scales or layout";
                     return Err(error::kind(&name, "an unknown keyword", expected));
                 }
             }
@@ -78,6 +81,10 @@ pub(super) unsafe fn append(
     }
     if let Some(norm) = &options.norm {
         tokens = tokens.norm(&norm.get().0);
+    }
+    if let Some(scales) = &options.value_scales {
+        let [_, kv_heads, _, value_dim] = value.view()?.shape();
+        tokens = tokens.value_scales(scales.of(kv_heads, value_dim)?);
     }
     cache.append(&named, &tokens).map_err(error::of)
 }

@@ -166,6 +166,8 @@ impl KvCache {
 
     /// Appends keys `[sequences, kv_heads, tokens, head_dim]` and values to the sequences named, or
     /// to all in order. With `offsets` the tokens of all lie one behind the other in one batch entry.
+    /// Keys are normalised (`norm`) and rotated (`rope`, by `positions`), values divided by
+    /// `value_scales`, which those of `attend` multiply by again.
     #[pyo3(signature = (key, value, sequences=None, **options))]
     fn append(
         &mut self,
