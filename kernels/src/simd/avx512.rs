@@ -2,6 +2,7 @@
 //! products.
 
 use core::arch::x86_64::*;
+use core::mem::transmute;
 
 use half::{bf16, f16};
 
@@ -92,7 +93,9 @@ unsafe impl Simd for Avx512 {
     fn dot_bf16(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         debug_assert!(self.bf16);
         // SAFETY: only a token with BF16 gets here; vectors of 512 bits whatever they hold.
-        unsafe { _mm512_dpbf16_ps(c, core::mem::transmute(a), core::mem::transmute(b)) }
+        unsafe {
+            _mm512_dpbf16_ps(c, transmute::<__m512, __m512bh>(a), transmute::<__m512, __m512bh>(b))
+        }
     }
 
     #[inline(always)]
@@ -101,7 +104,7 @@ unsafe impl Simd for Avx512 {
         // SAFETY: only a token with BF16 gets here; vectors of 512 bits whatever they hold.
         unsafe {
             // The first in the lower half, the second in the upper, to be dealt out by turns.
-            let halves = core::mem::transmute(_mm512_cvtne2ps_pbh(second, first));
+            let halves = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
             let turns = _mm512_set_epi16(
                 31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
                 20, 4, 19, 3, 18, 2, 17, 1, 16, 0,
