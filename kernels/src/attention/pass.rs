@@ -29,12 +29,12 @@ use std::ops::Range;
 use super::ahead::Ahead;
 use super::current::{CurrentBlock, Read};
 use super::split_kv::Merge;
-use super::tile::{Rounding, Softmax, Tile, TileRows, Visit};
+use super::tile::{Softmax, Tile, TileRows, Visit};
 use crate::mask::Sequence;
 use crate::microkernel::finish::{Dot, Normalize, OutRow};
 use crate::microkernel::hidden::Hidden;
 use crate::microkernel::pack::Pack;
-use crate::microkernel::pairs::{Largest, PairUp};
+use crate::microkernel::pairs::{Anchor, PairUp, Rescale};
 use crate::microkernel::scores::Scores;
 use crate::microkernel::sweep::{Redo, Staged, Sweep, Units};
 use crate::microkernel::terms::Scoring;
@@ -370,10 +370,40 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             block = next;
         }
         if self.read == Read::Pairs {
-            let width = self.job.plan.layout.acc_width;
-            tiles.iter_mut().for_each(|tile| tile.balance(width));
+            tiles.iter_mut().for_each(|tile| self.balance(tile));
         }
         block
+    }
+
+    /// Makes the current split's sums of values, which were multiplied by rounded probabilities, those of
+    /// weights that add up to 1: as if the rounding had left their sum alone.
+    fn balance(&self, tile: &mut Tile<'_>) {
+        let (sums, rounded) = (&tile.of.split.row_sum.0, &tile.of.rounding.sum.0);
+        let factor =
+            Lanes(std::array::from_fn(
+                |r| {
+                    if rounded[r] == 0.0 { 1.0 } else { sums[r] / rounded[r] }
+                },
+            ));
+        let width = self.job.plan.layout.acc_width;
+        if let Some(rows) = tile.sums(width) {
+            self.simd.vectorize(Rescale { rows, width, factor: &factor });
+        }
+    }
+
+    /// Pairs a visit's probabilities.
+    fn pair_up(&mut self, tile: &mut Tile<'_>, visit: &Visit) {
+        let (keys, lanes) = (visit.keys.clone(), tile.of.lanes);
+        let (prob, width) = (&mut *self.prob, self.job.plan.layout.acc_width);
+        let rounding = &mut tile.of.rounding;
+        let anchor = Anchor { prob, keys: keys.clone(), lanes, rounding };
+        if let Some(factor) = self.simd.vectorize_bf16(anchor)
+            && let Some(rows) = tile.sums(width)
+        {
+            self.simd.vectorize(Rescale { rows, width, factor: &factor });
+        }
+        let rounding = &mut tile.of.rounding;
+        self.simd.vectorize_bf16(PairUp { prob, keys, lanes, rounding });
     }
 
     /// The first block from `from` on, of those before `end`, of which some row may see something.
@@ -628,12 +658,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         finish: Option<Finish<'_>>,
     ) -> bool {
         if const { S::BF16_DOTS && T::NARROW } && self.read == Read::Pairs {
-            let (keys, lanes) = (visit.keys.clone(), tile.of.lanes);
-            let prob = &mut *self.prob;
-            let largest = self.simd.vectorize(Largest { prob, keys: keys.clone(), lanes });
-            tile.steady(&largest, self.job.plan.layout.acc_width);
-            let Rounding { factor, sum, .. } = &mut tile.of.rounding;
-            self.simd.vectorize_bf16(PairUp { prob, keys, lanes, factor, sum });
+            self.pair_up(tile, visit);
             return if self.ahead.is_few() {
                 self.values_of::<Bf16Pair, CAREFUL, true>(tile, visit, finish)
             } else {

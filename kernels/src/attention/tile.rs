@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use half::bf16;
-
 use crate::mask::rows::RowBits;
 use crate::mask::{Sequence, bits};
 use crate::microkernel::block::{Block, BlockRows};
+use crate::microkernel::pairs::Rounding;
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, GROUP, Lanes, Seen};
 use crate::plan::{Layout, Plan, SPLIT_KV};
 use crate::problem::Problem;
@@ -24,22 +23,6 @@ pub(crate) struct Softmax {
 impl Softmax {
     pub(crate) const EMPTY: Self =
         Self { row_ref: Lanes::splat(f32::NEG_INFINITY), row_sum: Lanes::splat(0.0) };
-}
-
-/// How the rows' probabilities are rounded before values are multiplied by them.
-#[derive(Debug, Clone)]
-pub(crate) struct Rounding {
-    /// The largest so far.
-    pub(crate) largest: Lanes,
-    /// What they are multiplied by, so that the largest is a rounded number: nearly 1.
-    pub(crate) factor: Lanes,
-    /// The sums of what they are then.
-    pub(crate) sum: Lanes,
-}
-
-impl Rounding {
-    const EMPTY: Self =
-        Self { largest: Lanes::splat(0.0), factor: Lanes::splat(1.0), sum: Lanes::splat(0.0) };
 }
 
 /// What is known of up to [`BLOCK_Q`] query rows of one kv head. Threads keep theirs from item to
@@ -289,37 +272,10 @@ impl<'a> Tile<'a> {
         self.of.rounding = Rounding::EMPTY;
     }
 
-    /// Before probabilities of which each row's largest is in `largest` are rounded: where one is the largest
-    /// so far, it is made a number that rounding leaves alone. Sums are in rows of `width`.
-    pub(super) fn steady(&mut self, largest: &Lanes, width: usize) {
+    /// The tile's sums of values, in rows of `width`, if there are any yet.
+    pub(super) fn sums(&mut self, width: usize) -> Option<&mut [f32]> {
         let rows = self.len();
-        let Rounding { largest: before, factor, sum } = &mut self.of.rounding;
-        for r in 0..rows {
-            let top = largest.0[r];
-            if top <= before.0[r] || top.is_nan() {
-                continue;
-            }
-            let now = bf16::from_f32(top).to_f32() / top;
-            let change = now / factor.0[r];
-            (before.0[r], factor.0[r]) = (top, now);
-            sum.0[r] *= change;
-            if !self.fresh {
-                self.acc[r * width..][..width].iter_mut().for_each(|x| *x *= change);
-            }
-        }
-    }
-
-    /// Makes the current split's sums of values, which were multiplied by rounded probabilities, those of
-    /// weights that add up to 1: as if the rounding had left their sum alone.
-    pub(super) fn balance(&mut self, width: usize) {
-        let (sums, rounded) = (&self.of.split.row_sum.0, &self.of.rounding.sum.0);
-        let rows = if self.fresh { 0 } else { self.len() };
-        for (r, row) in self.acc.chunks_exact_mut(width).enumerate().take(rows) {
-            if rounded[r] != 0.0 {
-                let factor = sums[r] / rounded[r];
-                row.iter_mut().for_each(|x| *x *= factor);
-            }
-        }
+        (!self.fresh).then(|| &mut self.acc[..rows * width])
     }
 
     /// How many rows the tile has.

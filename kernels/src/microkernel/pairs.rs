@@ -106,24 +106,43 @@ unsafe fn clear_second<S: Simd>(s: S, (to, width): (*mut f32, usize)) {
     }
 }
 
-/// The largest of each row's probabilities of a visit.
-pub(crate) struct Largest<'a> {
+/// How the rows' probabilities are rounded before values are multiplied by them.
+#[derive(Debug, Clone)]
+pub(crate) struct Rounding {
+    /// The largest so far.
+    pub(crate) largest: Lanes,
+    /// What they are multiplied by, so that the largest is a rounded number: nearly 1.
+    factor: Lanes,
+    /// The sums of what they are then.
+    pub(crate) sum: Lanes,
+}
+
+impl Rounding {
+    pub(crate) const EMPTY: Self =
+        Self { largest: Lanes::splat(0.0), factor: Lanes::splat(1.0), sum: Lanes::splat(0.0) };
+}
+
+/// Where a visit has a row's largest probability so far, makes the row's factor one that leaves it alone when
+/// it is rounded. Gives what earlier sums of values must be multiplied by, if that is not 1 for all rows.
+pub(crate) struct Anchor<'a> {
     /// `[BLOCK_KV][BLOCK_Q]`.
     pub(crate) prob: &'a [f32],
     pub(crate) keys: Range<usize>,
     /// Whole vectors.
     pub(crate) lanes: usize,
+    pub(crate) rounding: &'a mut Rounding,
 }
 
-impl Kernel for Largest<'_> {
-    type Output = Lanes;
+impl Kernel for Anchor<'_> {
+    type Output = Option<Lanes>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Lanes {
+    fn run<S: Simd>(self, s: S) -> Option<Lanes> {
         let Range { start, end } = self.keys;
         assert!(end <= BLOCK_KV && self.prob.len() >= BLOCK_KV * BLOCK_Q);
         assert!(self.lanes.is_multiple_of(S::LANES) && self.lanes <= BLOCK_Q);
-        let mut largest = Lanes::splat(0.0);
+        let mut changes = Lanes::splat(1.0);
+        let mut any = false;
         for lane in (0..self.lanes).step_by(S::LANES) {
             // Several, which need not wait for each other.
             let mut max = [s.splat(0.0); 4];
@@ -131,20 +150,66 @@ impl Kernel for Largest<'_> {
                 for k in 0..4 {
                     let key = (key + k).min(end - 1);
                     // SAFETY: the key and the lanes lie in `prob`.
-                    max[k] = s.max(max[k], unsafe {
-                        s.load(self.prob.as_ptr().add(key * BLOCK_Q + lane))
-                    });
+                    let prob = unsafe { s.load(self.prob.as_ptr().add(key * BLOCK_Q + lane)) };
+                    // Of a number and none the number.
+                    max[k] = s.max(prob, max[k]);
                 }
             }
             let max = s.max(s.max(max[0], max[1]), s.max(max[2], max[3]));
+            let Rounding { largest, factor, sum } = &mut *self.rounding;
             // SAFETY: the lanes are there.
-            unsafe { s.store(largest.0.as_mut_ptr().add(lane), max) };
+            unsafe {
+                let at = |lanes: &mut Lanes| lanes.0.as_mut_ptr().add(lane);
+                let (largest, factor, sum) = (at(largest), at(factor), at(sum));
+                let before = s.load(largest);
+                let grows = s.lt(before, max);
+                if !s.any(grows) {
+                    continue;
+                }
+                any = true;
+                let [rounded, _] = s.unpair_bf16(s.pair_bf16(max, max));
+                let now = s.select(grows, s.div(rounded, max), s.load(factor));
+                let change = s.div(now, s.load(factor));
+                s.store(largest, s.select(grows, max, before));
+                s.store(factor, now);
+                s.store(sum, s.mul(s.load(sum), change));
+                s.store(at(&mut changes), change);
+            }
         }
-        largest
+        any.then_some(changes)
     }
 }
 
-/// Pairs a visit's probabilities in place, multiplied by `factor`, and adds what they are then to `sum`.
+/// Multiplies rows by factors of their own.
+pub(crate) struct Rescale<'a> {
+    /// Up to `BLOCK_Q` rows, one behind the other.
+    pub(crate) rows: &'a mut [f32],
+    /// Whole vectors.
+    pub(crate) width: usize,
+    pub(crate) factor: &'a Lanes,
+}
+
+impl Kernel for Rescale<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        assert!(self.width.is_multiple_of(S::LANES));
+        for (row, &factor) in self.rows.chunks_exact_mut(self.width).zip(&self.factor.0) {
+            if factor == 1.0 {
+                continue;
+            }
+            for vector in row.chunks_exact_mut(S::LANES) {
+                let at = vector.as_mut_ptr();
+                // SAFETY: a vector's floats.
+                unsafe { s.store(at, s.mul(s.load(at), s.splat(factor))) };
+            }
+        }
+    }
+}
+
+/// Pairs a visit's probabilities in place, multiplied by the rows' factors, and adds what they are then to
+/// the sums.
 pub(crate) struct PairUp<'a> {
     /// `[BLOCK_KV][BLOCK_Q]`, and then half as many rows.
     pub(crate) prob: &'a mut [f32],
@@ -152,8 +217,7 @@ pub(crate) struct PairUp<'a> {
     pub(crate) keys: Range<usize>,
     /// Whole vectors.
     pub(crate) lanes: usize,
-    pub(crate) factor: &'a Lanes,
-    pub(crate) sum: &'a mut Lanes,
+    pub(crate) rounding: &'a mut Rounding,
 }
 
 impl Kernel for PairUp<'_> {
@@ -166,10 +230,11 @@ impl Kernel for PairUp<'_> {
         assert!(self.lanes.is_multiple_of(S::LANES) && self.lanes <= BLOCK_Q);
         assert!(self.prob.len() >= BLOCK_KV * BLOCK_Q);
         let prob = self.prob.as_mut_ptr();
+        let one = s.pair_bf16(s.splat(1.0), s.splat(1.0));
         for lane in (0..self.lanes).step_by(S::LANES) {
-            let mut sum = s.splat(0.0);
             // SAFETY: the lanes are there.
-            let factor = unsafe { s.load(self.factor.0.as_ptr().add(lane)) };
+            let factor = unsafe { s.load(self.rounding.factor.0.as_ptr().add(lane)) };
+            let mut sum = s.splat(0.0);
             for key in (start..end).step_by(2) {
                 // SAFETY: the keys and the lanes lie in `prob`; a row is written when it has been read.
                 unsafe {
@@ -180,13 +245,12 @@ impl Kernel for PairUp<'_> {
                         if key + 1 < end { s.load(from.add(BLOCK_Q)) } else { s.splat(-0.0) };
                     let pair = s.pair_bf16(s.mul(first, factor), s.mul(second, factor));
                     s.store(prob.add(key / 2 * BLOCK_Q + lane), pair);
-                    let [first, second] = s.unpair_bf16(pair);
-                    sum = s.add(sum, s.add(first, second));
+                    sum = s.dot_bf16(pair, one, sum);
                 }
             }
             // SAFETY: as above.
             unsafe {
-                let to = self.sum.0.as_mut_ptr().add(lane);
+                let to = self.rounding.sum.0.as_mut_ptr().add(lane);
                 s.store(to, s.add(s.load(to), sum));
             }
         }
