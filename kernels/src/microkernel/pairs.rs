@@ -36,31 +36,31 @@ impl Kernel for Interleave<'_, '_> {
         assert!(self.of.format == Format::Bf16);
         assert!(self.to.len() >= self.keys.len().div_ceil(2) * width);
         let mut to = self.to.as_mut_ptr();
-        let mut pair = |first: *const u8, second: Option<*const u8>| {
-            let (first, second) = (first.cast::<bf16>(), second.map(<*const u8>::cast));
-            // SAFETY: both are rows of `width` numbers, and `to` has as many for each two of them.
-            unsafe { pair_rows(s, [first, second.unwrap_or(first)], (to, width)) };
-            if second.is_none() {
-                // SAFETY: as above.
-                unsafe { clear_second(s, (to, width)) };
-            }
-            to = to.wrapping_add(width);
-        };
-        let mut left = None;
+        // No closure: one with so much in it would not be inlined.
+        macro_rules! pair {
+            ($first:expr, $second:expr) => {
+                // SAFETY: both are rows of `width` numbers, and `to` has as many for each two of them.
+                unsafe { pair_rows(s, [$first.cast(), $second.cast()], (to, width)) };
+                to = to.wrapping_add(width);
+            };
+        }
+        let mut left: Option<*const u8> = None;
         for stretch in self.of.rows.stretches(self.keys) {
             let mut row = 0;
             if let Some(first) = left.take() {
-                pair(first, Some(stretch.row(0)));
+                pair!(first, stretch.row(0));
                 row = 1;
             }
             while row + 1 < stretch.len() {
-                pair(stretch.row(row), Some(stretch.row(row + 1)));
+                pair!(stretch.row(row), stretch.row(row + 1));
                 row += 2;
             }
             left = (row < stretch.len()).then(|| stretch.row(row));
         }
         if let Some(first) = left {
-            pair(first, None);
+            pair!(first, first);
+            // SAFETY: the row that was just written.
+            unsafe { clear_second(s, (to.wrapping_sub(width), width)) };
         }
     }
 }
