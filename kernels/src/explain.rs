@@ -104,14 +104,17 @@ pub fn explain<T: Element>(
     said.add("exponents", powers.0, format!("there is {}", powers.1));
     let rows = plan.layout.rows.min(BLOCK_Q);
     let (head_dim, most) = (problem.dims().head_dim, few::most_rows(isa));
-    let along = if few::fits::<f32>(isa, rows, head_dim) { "keys" } else { "queries" };
+    let in_pairs = isa == Isa::Avx512Bf16 && problem.is_in_pairs();
+    let together = if in_pairs { 2 } else { 1 };
+    let fits = few::fits::<f32>(isa, rows, head_dim / together);
+    let along = if fits { "keys" } else { "queries" };
     let because = format!(
         "a tile has up to {rows} rows of {head_dim} numbers: keys lie along for up to {most} rows of a \
-         multiple of 4"
+         multiple of {}",
+        4 * together
     );
     said.add("scores", format!("{along} along the lanes"), because);
     let (format, item_rows) = (problem.key.format(), plan.layout.rows);
-    let in_pairs = isa == Isa::Avx512Bf16 && problem.is_in_pairs();
     let (products, because) = products(isa, problem);
     said.add("products", products, because);
     let narrow = few::reads_narrow(isa, item_rows, (format, head_dim));
@@ -230,6 +233,19 @@ mod tests {
             Ok::<_, crate::Error>(choice.map_or_else(String::new, |choice| choice.chosen))
         };
         text().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn pairs_are_where_all_is_bf16() -> Result<()> {
+        let rows = [bf16::ONE; 64 * 20];
+        let x = View::bhsd(&rows, [1, 1, 20, 64])?;
+        let problem = Problem::new(x, x, x, Scale::One, &Masking::default())?;
+        for isa in Isa::available() {
+            let text = explain(&problem, &Settings::default().with_isa(isa))?.to_string();
+            assert_eq!(text.contains("in pairs as they lie"), isa == Isa::Avx512Bf16, "{text}");
+            assert_eq!(text.contains("dot products of two"), isa == Isa::Avx512Bf16, "{text}");
+        }
+        Ok(())
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
     python benches/overhead.py
 
-Prints the median of each, on shapes small enough that nothing else counts. Run it on an idle
-machine: of a busy one it says nothing.
+Prints the median of each, on shapes small enough that nothing else counts. Between two calls from
+Python there is what Python does, in which threads that share a call wait, and begin the next one
+later: "paused" is the library's own call with as long a pause before it. Run it on an idle machine:
+of a busy one it says nothing.
 """
 
 import statistics
@@ -40,13 +42,17 @@ def kinds(shape):
 
 
 def main():
-    print(f"{'shape':<16} {'':<12} {'Python us':>10} {'library us':>10} {'beyond us':>10}")
+    titles = " ".join(f"{title:>10}" for title in ("Python us", "library us", "beyond us",
+                                                   "paused us", "beyond us"))
+    print(f"{'shape':<16} {'':<12} {titles}")
     for shape in SHAPES:
-        library = statistics.median(_headwise.seconds_of_calls(shape, CALLS))
+        library = statistics.median(_headwise.seconds_of_calls(shape, CALLS, 0.0))
         for name, (*inputs, out) in kinds(shape):
             for label, keywords in ((name, {}), (f"{name}, out=", {"out": out})):
                 call = statistics.median(of_python(inputs, **keywords))
-                figures = (call, library, call - library)
+                pause = max(call - library, 0.0)
+                paused = statistics.median(_headwise.seconds_of_calls(shape, CALLS, pause))
+                figures = (call, library, call - library, paused, call - paused)
                 row = " ".join(f"{1e6 * seconds:>10.2f}" for seconds in figures)
                 print(f"{shape!s:<16} {label:<12} {row}")
 

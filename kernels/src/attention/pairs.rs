@@ -69,9 +69,11 @@ struct Count<'a, 'p, T: Element> {
 impl<T: Element> Kernel for Count<'_, '_, T> {
     type Output = Pairs;
 
-    fn run<S: Simd>(self, _: S) -> Pairs {
+    fn run<S: Simd>(self, s: S) -> Pairs {
         let mut pairs = Pairs::default();
         let dims = self.problem.dims();
+        let by_two = s.has_bf16_dots() && self.problem.is_in_pairs();
+        let width = if by_two { dims.head_dim / 2 } else { dims.head_dim };
         let mut tile = TileRows::EMPTY;
         for sequence in (0..self.problem.sequences()).map(|s| self.problem.mask.sequence(s)) {
             let rows = sequence.seq_q * dims.group_size();
@@ -95,7 +97,7 @@ impl<T: Element> Kernel for Count<'_, '_, T> {
                             seen: visit.seen.as_ref(),
                             keys: (visit.keys.start, visit.keys.end),
                         };
-                        pairs.scores += of_block.scores::<S>(tile.rows.len(), dims.head_dim);
+                        pairs.scores += of_block.scores::<S>(tile.rows.len(), width);
                         pairs.values += of_block.values(S::ISA, tile.rows.len());
                     }
                 }
@@ -120,15 +122,15 @@ impl Block<'_> {
 
     /// Groups of keys, down to the block's last key, by each vector of `rows` that sees one of them. A
     /// vector of few rows that is in no wide strip takes runs of keys of which it sees some, one after
-    /// the other, and groups where no run is left.
-    fn scores<S: Simd>(&self, rows: usize, head_dim: usize) -> u64 {
+    /// the other, and groups where no run is left. Rows have `width` numbers, or pairs of them.
+    fn scores<S: Simd>(&self, rows: usize, width: usize) -> u64 {
         let (start, end) = self.keys;
         let run = few::run::<S>();
         let strip = strip_vectors(S::ISA) * S::LANES;
         let in_strips = rows.next_multiple_of(S::LANES) / strip * strip;
         let of_vector = |lane| {
             let span = self.span(lane, S::LANES);
-            let few = lane >= in_strips && few::fits::<f32>(S::ISA, rows - lane, head_dim);
+            let few = lane >= in_strips && few::fits::<f32>(S::ISA, rows - lane, width);
             let (mut pairs, mut made) = (0, start);
             for group in (start..end).step_by(GROUP) {
                 let mut groups = (group..group + run).step_by(GROUP);

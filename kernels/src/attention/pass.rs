@@ -379,12 +379,8 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     /// weights that add up to 1: as if the rounding had left their sum alone.
     fn balance(&self, tile: &mut Tile<'_>) {
         let (sums, rounded) = (&tile.of.split.row_sum.0, &tile.of.rounding.sum.0);
-        let factor =
-            Lanes(std::array::from_fn(
-                |r| {
-                    if rounded[r] == 0.0 { 1.0 } else { sums[r] / rounded[r] }
-                },
-            ));
+        let factor = |r: usize| if rounded[r] == 0.0 { 1.0 } else { sums[r] / rounded[r] };
+        let factor = Lanes(std::array::from_fn(factor));
         let width = self.job.plan.layout.acc_width;
         if let Some(rows) = tile.sums(width) {
             self.simd.vectorize(Rescale { rows, width, factor: &factor });
