@@ -42,8 +42,10 @@ def kinds(shape):
 
 
 def main():
-    titles = " ".join(f"{title:>10}" for title in ("Python us", "library us", "beyond us",
-                                                   "paused us", "beyond us"))
+    titles = " ".join(
+        f"{title:>10}"
+        for title in ("Python us", "library us", "beyond us", "paused us", "beyond us")
+    )
     print(f"{'shape':<16} {'':<12} {titles}")
     for shape in SHAPES:
         library = statistics.median(_headwise.seconds_of_calls(shape, CALLS, 0.0))
