@@ -104,8 +104,8 @@ impl PackedLinear {
         if let Some(bias) = bias
             && bias.len() != outputs
         {
-            let got = format_args!("{} numbers", bias.len());
-            return value_error("bias", got, format!("one for each of the {outputs} outputs"));
+            let expected = format!("one for each of the {outputs} outputs");
+            return value_error("bias", format_args!("{} numbers", bias.len()), expected);
         }
         let mut panels = Workspace::new();
         let floats = outputs.div_ceil(PANEL).saturating_mul(inputs).saturating_mul(PANEL);
