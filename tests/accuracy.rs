@@ -7,9 +7,8 @@ mod common;
 
 use common::bounds::Expected;
 use common::capture::{self, Capture, read};
-use common::case::Inputs;
-use common::narrow::integers;
-use common::strided::{Layout, Strided};
+use common::narrow::{integers, rounded};
+use common::strided::Layout;
 use headwise::{Isa, Outputs, Storage, ViewMut, Workspace, attention, attention_into, bf16, f16};
 use headwise_cli::compare::Closeness;
 use serde_json::Value;
@@ -74,12 +73,7 @@ fn check_halves<S: Storage<Compute = f32>>(name: &str) {
     for capture in all() {
         let theirs = &torch["captures"][capture.name][name];
         let [torch_rms, torch_max] = ["rms", "max"].map(|name| theirs[name].as_f64().unwrap());
-        let inputs = capture.inputs();
-        let [query, key, value] =
-            [&inputs.query, &inputs.key, &inputs.value].map(|tensor| tensor.map(S::round));
-        let widened = |tensor: &Strided<S>| tensor.map(S::widen);
-        let wide =
-            Inputs { query: widened(&query), key: widened(&key), value: widened(&value), ..inputs };
+        let ([query, key, value], wide) = rounded::<S>(&capture.inputs());
         let expected = Expected::of(&wide).answer.out;
         for isa in Isa::available() {
             let options = wide.options().isa(isa);

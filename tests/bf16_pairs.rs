@@ -6,6 +6,7 @@ mod common;
 use common::bounds::{Expected, FUSED, Got, PAIRS};
 use common::case::{Case, Data, Dims, Inputs};
 use common::for_all;
+use common::narrow::rounded;
 use common::result_bits;
 use common::strategies::masked_cases;
 use common::strided::Strided;
@@ -21,16 +22,6 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 const PAIRED: Isa = Isa::Avx512Bf16;
-
-/// The tensors in `bf16`, and the same numbers as floats.
-fn rounded(inputs: &Inputs<f32>) -> ([Strided<bf16>; 3], Inputs<f32>) {
-    let narrow =
-        [&inputs.query, &inputs.key, &inputs.value].map(|tensor| tensor.map(bf16::from_f32));
-    let mut wide = inputs.map(|x| x);
-    let [query, key, value] = narrow.each_ref().map(|tensor| tensor.map(bf16::to_f32));
-    (wide.query, wide.key, wide.value) = (query, key, value);
-    (narrow, wide)
-}
 
 /// The output as floats, with log-sum-exp and weights.
 fn compute([q, k, v]: &[Strided<bf16>; 3], inputs: &Inputs<f32>, isa: Isa) -> Got {
@@ -78,7 +69,7 @@ fn within_the_bound_on_every_instruction_set() {
     for_all(400, cases(), |(case, which)| {
         let mut inputs = case.inputs();
         inputs.terms = Terms::random(which, case.dims.q_heads(), &mut common::Rng(case.seed));
-        let (narrow, wide) = rounded(&inputs);
+        let (narrow, wide) = rounded::<bf16>(&inputs);
         let expected = Expected::of(&wide);
         for isa in Isa::available() {
             let arithmetic = if isa == PAIRED { PAIRS } else { FUSED };

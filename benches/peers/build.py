@@ -19,28 +19,30 @@ _LLAMA_PARTS = ("ggml/", "vendor/nlohmann/", "LICENSE")
 
 def cargo(directory, arguments, env):
     """Builds a Rust command and returns the path of its executable."""
-    command = ["cargo", "build", "--release", "--locked", "--message-format=json", *arguments]
-    output = subprocess.run(command, cwd=directory, env=env, check=True, stdout=subprocess.PIPE)
-    messages = map(json.loads, output.stdout.splitlines())
-    executables = [m["executable"] for m in messages if m.get("executable")]
+    executables = [m["executable"] for m in _messages(directory, arguments, env)
+                   if m.get("executable")]
     if len(executables) != 1:
-        raise RuntimeError(f"{' '.join(command)}: expected one executable, got {executables}")
+        raise RuntimeError(f"{directory}: expected one executable, got {executables}")
     return executables[0]
 
 
 def python(env):
     """Builds the Python package and returns the directory from which it can be imported."""
     directory = ROOT / "bindings" / "python"
-    env = {**env, "PYO3_PYTHON": sys.executable}
-    command = ["cargo", "build", "--release", "--locked", "--message-format=json"]
-    output = subprocess.run(command, cwd=directory, env=env, check=True, stdout=subprocess.PIPE)
-    messages = map(json.loads, output.stdout.splitlines())
+    messages = _messages(directory, [], {**env, "PYO3_PYTHON": sys.executable})
     library, = (file for m in messages if m.get("target", {}).get("name") == "_headwise"
                 for file in m.get("filenames", []) if Path(file).suffix in (".so", ".dylib"))
     place = directory / "target" / "peers"
     shutil.copytree(directory / "python", place, dirs_exist_ok=True)
     shutil.copy(library, place / "headwise" / "_headwise.abi3.so")
     return place
+
+
+def _messages(directory, arguments, env):
+    """What cargo says of what it builds."""
+    command = ["cargo", "build", "--release", "--locked", "--message-format=json", *arguments]
+    output = subprocess.run(command, cwd=directory, env=env, check=True, stdout=subprocess.PIPE)
+    return [json.loads(line) for line in output.stdout.splitlines()]
 
 
 def candle(env):

@@ -1,10 +1,19 @@
 //! Keys and values that are stored in less than `f32`.
 
 use headwise::kv_cache::KvView;
-use headwise::{AttentionOptions, Int8, Isa, KvStorage, Result, View, attention_cached};
+use headwise::{AttentionOptions, Int8, Isa, KvStorage, Result, Storage, View, attention_cached};
 
 use super::Rng;
+use super::case::Inputs;
 use super::strided::{Layout, Strided};
+
+/// Queries, keys and values rounded to `S`, and the inputs with the same numbers.
+pub fn rounded<S: Storage<Compute = f32>>(inputs: &Inputs<f32>) -> ([Strided<S>; 3], Inputs<f32>) {
+    let narrow = [&inputs.query, &inputs.key, &inputs.value].map(|tensor| tensor.map(S::round));
+    let mut wide = inputs.map(|x| x);
+    [wide.query, wide.key, wide.value] = narrow.each_ref().map(|tensor| tensor.map(S::widen));
+    (narrow, wide)
+}
 
 /// A tensor rounded to integers, in a layout of its own, and its numbers in the same.
 pub fn integers(tensor: &Strided<f32>, layout: Layout) -> (Strided<Int8>, Strided<f32>) {

@@ -40,6 +40,11 @@ impl<'a> CurrentBlock<'a> {
         Self { read, first: usize::MAX, gathered, rows }
     }
 
+    /// Whether numbers are multiplied in pairs of `bf16`.
+    pub(super) fn is_in_pairs(&self) -> bool {
+        self.read == Read::Pairs
+    }
+
     /// Goes to the block at `first`, which must have a row.
     #[inline(always)]
     pub(super) fn enter<S: Simd>(&mut self, simd: S, first: usize, head: [StoredRows<'a>; 2]) {
@@ -48,7 +53,7 @@ impl<'a> CurrentBlock<'a> {
         }
         self.first = first;
         for n in 0..2 {
-            if n == 1 && self.read == Read::Pairs {
+            if const { S::BF16_DOTS } && n == 1 && self.is_in_pairs() {
                 self.interleave(simd, &head[n]);
                 continue;
             }

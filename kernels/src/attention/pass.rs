@@ -31,10 +31,10 @@ use super::current::{CurrentBlock, Read};
 use super::split_kv::Merge;
 use super::tile::{Softmax, Tile, TileRows, Visit};
 use crate::mask::Sequence;
-use crate::microkernel::finish::{Dot, Normalize, OutRow};
+use crate::microkernel::finish::{Dot, Normalize, OutRow, Rescale};
 use crate::microkernel::hidden::Hidden;
 use crate::microkernel::pack::Pack;
-use crate::microkernel::pairs::{Anchor, PairUp, Rescale};
+use crate::microkernel::pairs::{PairUp, Rounding};
 use crate::microkernel::scores::Scores;
 use crate::microkernel::sweep::{Redo, Staged, Sweep, Units};
 use crate::microkernel::terms::Scoring;
@@ -157,7 +157,6 @@ pub(crate) struct Item<'a, 'p, S, T> {
     kv_head: usize,
     /// The keys and the values of the head, the keys in pairs if they are multiplied so.
     head: [StoredRows<'p>; 2],
-    read: Read,
     block: CurrentBlock<'a>,
     pub(super) prob: &'a mut [f32],
     dense: &'a mut [f32],
@@ -208,7 +207,6 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             sequence,
             kv_head,
             head: kept,
-            read,
             block: CurrentBlock::new([keys_here, values_here], kept, read),
             prob,
             dense,
@@ -313,7 +311,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         }
         let rows = &mut rows[..tile.len()];
         let mut width = self.job.problem.dims().head_dim;
-        if self.read == Read::Pairs {
+        if self.block.is_in_pairs() {
             rows.iter_mut().for_each(|row| *row = row.pairs());
             width /= 2;
         }
@@ -358,6 +356,9 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     fn split(&mut self, tiles: &mut [Tile<'_>], keys: Range<usize>, care: Care) -> usize {
         let (mut block, end) = (keys.start, keys.end);
         let split = block / SPLIT_KV;
+        if self.block.is_in_pairs() {
+            tiles.iter_mut().for_each(|tile| tile.of.rounding = Rounding::EMPTY);
+        }
         if self.job.terms.grow() && !self.job.dense {
             tiles.iter_mut().for_each(|tile| self.foresee(tile, split, care));
         }
@@ -369,7 +370,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             }
             block = next;
         }
-        if self.read == Read::Pairs {
+        if self.block.is_in_pairs() {
             tiles.iter_mut().for_each(|tile| self.balance(tile));
         }
         block
@@ -380,26 +381,24 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     fn balance(&self, tile: &mut Tile<'_>) {
         let (sums, rounded) = (&tile.of.split.row_sum.0, &tile.of.rounding.sum.0);
         let factor = |r: usize| if rounded[r] == 0.0 { 1.0 } else { sums[r] / rounded[r] };
-        let factor = Lanes(std::array::from_fn(factor));
-        let width = self.job.plan.layout.acc_width;
-        if let Some(rows) = tile.sums(width) {
-            self.simd.vectorize(Rescale { rows, width, factor: &factor });
-        }
+        self.rescale(tile, &Lanes(std::array::from_fn(factor)));
     }
 
     /// Pairs a visit's probabilities.
     fn pair_up(&mut self, tile: &mut Tile<'_>, visit: &Visit) {
         let (keys, lanes) = (visit.keys.clone(), tile.of.lanes);
-        let (prob, width) = (&mut *self.prob, self.job.plan.layout.acc_width);
-        let rounding = &mut tile.of.rounding;
-        let anchor = Anchor { prob, keys: keys.clone(), lanes, rounding };
-        if let Some(factor) = self.simd.vectorize_bf16(anchor)
-            && let Some(rows) = tile.sums(width)
-        {
-            self.simd.vectorize(Rescale { rows, width, factor: &factor });
+        let pairs = PairUp { prob: self.prob, keys, lanes, rounding: &mut tile.of.rounding };
+        if let Some(factor) = Bf16Pair::vectorize(self.simd, pairs) {
+            self.rescale(tile, &factor);
         }
-        let rounding = &mut tile.of.rounding;
-        self.simd.vectorize_bf16(PairUp { prob, keys, lanes, rounding });
+    }
+
+    /// Multiplies the sums of values that there are by factors of their rows.
+    fn rescale(&self, tile: &mut Tile<'_>, factor: &Lanes) {
+        let width = self.job.plan.layout.acc_width;
+        if let Some(rows) = tile.sums(width) {
+            self.simd.vectorize(Rescale { rows, width, factor });
+        }
     }
 
     /// The first block from `from` on, of those before `end`, of which some row may see something.
@@ -529,7 +528,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let is_last = visit.first + BLOCK_KV >= tile.of.any.end;
         let out = self.job.outputs.out.native()?;
         let scaled = self.job.problem.value_scales(self.kv_head).is_some();
-        let pairs = self.read == Read::Pairs;
+        let pairs = self.block.is_in_pairs();
         if !is_last || scaled || pairs || tile.merges() || self.is_split {
             return None;
         }
@@ -576,13 +575,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         for sums in [&mut split.row_sum, &mut rounding.sum, &mut rounding.largest] {
             sums.0.iter_mut().zip(&rescale.0).for_each(|(sum, factor)| *sum *= factor);
         }
-        let width = self.job.plan.layout.acc_width;
-        let rows = if tile.fresh { 0 } else { tile.len() };
-        for (row, &factor) in tile.acc.chunks_exact_mut(width).zip(&rescale.0).take(rows) {
-            if factor != 1.0 {
-                row.iter_mut().for_each(|x| *x *= factor);
-            }
-        }
+        self.rescale(tile, &rescale);
         sums
     }
 
@@ -594,7 +587,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         wanted: (&mut Lanes, Option<Redo<'_>>, Option<Staged>),
     ) {
         // Constant, so that what is not used is not compiled.
-        if const { S::BF16_DOTS && T::NARROW } && self.read == Read::Pairs {
+        if const { S::BF16_DOTS && T::NARROW } && self.block.is_in_pairs() {
             return self.scores_of::<Bf16Pair, SWEPT>(tile, visit, care, wanted);
         }
         if const { SWEPT || !T::NARROW } {
@@ -616,33 +609,31 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         care: Care,
         (block_sum, redo, staged): (&mut Lanes, Option<Redo<'_>>, Option<Staged>),
     ) {
-        let scores = Scores::<T, E, SWEPT> {
-            q_t: tile.q_t,
-            keys: visit.block(self.block.rows(0)),
-            sweep: Sweep {
-                prob: self.prob,
-                dense: visit.dense.then_some(&*self.dense),
-                terms: &self.job.terms,
-                rows: tile.term_rows,
-                place: (self.sequence.index, visit.first),
-                len: tile.of.rows.len(),
-                lanes: tile.of.lanes,
-                seen: visit.seen.as_ref(),
-                units: self.job.units,
-                headroom: care.headroom() / self.job.units.to_log2,
-                least: care.least(),
-                row_ref: &mut tile.of.split.row_ref,
-                block_sum,
-                redo,
-                staged,
+        E::vectorize(
+            self.simd,
+            Scores::<T, E, SWEPT> {
+                q_t: tile.q_t,
+                keys: visit.block(self.block.rows(0)),
+                sweep: Sweep {
+                    prob: self.prob,
+                    dense: visit.dense.then_some(&*self.dense),
+                    terms: &self.job.terms,
+                    rows: tile.term_rows,
+                    place: (self.sequence.index, visit.first),
+                    len: tile.of.rows.len(),
+                    lanes: tile.of.lanes,
+                    seen: visit.seen.as_ref(),
+                    units: self.job.units,
+                    headroom: care.headroom() / self.job.units.to_log2,
+                    least: care.least(),
+                    row_ref: &mut tile.of.split.row_ref,
+                    block_sum,
+                    redo,
+                    staged,
+                },
+                fetch: &mut self.ahead.fetch,
             },
-            fetch: &mut self.ahead.fetch,
-        };
-        if const { E::PRODUCTS == 2 } {
-            self.simd.vectorize_bf16(scores)
-        } else {
-            self.simd.vectorize(scores)
-        }
+        )
     }
 
     /// Adds the visit's values to the sums, or finishes them; says whether what it finished is
@@ -653,7 +644,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         visit: &Visit,
         finish: Option<Finish<'_>>,
     ) -> bool {
-        if const { S::BF16_DOTS && T::NARROW } && self.read == Read::Pairs {
+        if const { S::BF16_DOTS && T::NARROW } && self.block.is_in_pairs() {
             self.pair_up(tile, visit);
             return if self.ahead.is_few() {
                 self.values_of::<Bf16Pair, CAREFUL, true>(tile, visit, finish)
@@ -683,22 +674,20 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         visit: &Visit,
         finish: Option<Finish<'_>>,
     ) -> bool {
-        let values = Values::<E, CAREFUL, FEW> {
-            prob: self.prob,
-            values: visit.block(self.block.rows(1)),
-            rows: tile.len(),
-            seen: visit.seen.as_ref(),
-            acc: tile.acc,
-            fresh: std::mem::replace(&mut tile.fresh, false),
-            acc_width: self.job.plan.layout.acc_width,
-            finish,
-            fetch: &mut self.ahead.fetch,
-        };
-        if const { E::PRODUCTS == 2 } {
-            self.simd.vectorize_bf16(values)
-        } else {
-            self.simd.vectorize(values)
-        }
+        E::vectorize(
+            self.simd,
+            Values::<E, CAREFUL, FEW> {
+                prob: self.prob,
+                values: visit.block(self.block.rows(1)),
+                rows: tile.len(),
+                seen: visit.seen.as_ref(),
+                acc: tile.acc,
+                fresh: std::mem::replace(&mut tile.fresh, false),
+                acc_width: self.job.plan.layout.acc_width,
+                finish,
+                fetch: &mut self.ahead.fetch,
+            },
+        )
     }
 
     /// The dense term of a visit, transposed to the tile's orientation: the biases, and -inf where

@@ -43,7 +43,7 @@ pub(crate) struct TileRows {
     all: Range<usize>,
     /// The sums of the current split.
     pub(crate) split: Softmax,
-    /// How probabilities of the current split are rounded, where they are.
+    /// How probabilities of the current split are rounded, where they are; else it says nothing.
     pub(crate) rounding: Rounding,
     /// The sums of the splits before it; unused where there is but one.
     pub(crate) total: Softmax,
@@ -269,7 +269,6 @@ impl<'a> Tile<'a> {
     pub(crate) fn reset_split(&mut self) {
         self.fresh = true;
         self.of.split = Softmax::EMPTY;
-        self.of.rounding = Rounding::EMPTY;
     }
 
     /// The tile's sums of values, in rows of `width`, if there are any yet.

@@ -1,5 +1,6 @@
 //! What happens to a row's sums: merged into those of earlier splits, scaled, written out.
 
+use super::Lanes;
 use crate::simd::{Kernel, Simd, Stored, StoredMut};
 use crate::storage::{StoredRow, with_stored};
 
@@ -29,6 +30,34 @@ impl Kernel for Combine<'_> {
                 s.store_first(dst, count, s.mul_add(old, a, s.mul(new, b)));
             }
             i += S::LANES;
+        }
+    }
+}
+
+/// Multiplies rows by factors of their own.
+pub(crate) struct Rescale<'a> {
+    /// Up to `BLOCK_Q` rows, one behind the other.
+    pub(crate) rows: &'a mut [f32],
+    /// Whole vectors.
+    pub(crate) width: usize,
+    pub(crate) factor: &'a Lanes,
+}
+
+impl Kernel for Rescale<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        assert!(self.width.is_multiple_of(S::LANES));
+        for (row, &factor) in self.rows.chunks_exact_mut(self.width).zip(&self.factor.0) {
+            if factor == 1.0 {
+                continue;
+            }
+            for vector in row.chunks_exact_mut(S::LANES) {
+                let at = vector.as_mut_ptr();
+                // SAFETY: a vector's floats.
+                unsafe { s.store(at, s.mul(s.load(at), s.splat(factor))) };
+            }
         }
     }
 }

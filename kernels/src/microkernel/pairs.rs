@@ -122,94 +122,37 @@ impl Rounding {
         Self { largest: Lanes::splat(0.0), factor: Lanes::splat(1.0), sum: Lanes::splat(0.0) };
 }
 
-/// Where a visit has a row's largest probability so far, makes the row's factor one that leaves it alone when
-/// it is rounded. Gives what earlier sums of values must be multiplied by, if that is not 1 for all rows.
-pub(crate) struct Anchor<'a> {
-    /// `[BLOCK_KV][BLOCK_Q]`.
-    pub(crate) prob: &'a [f32],
-    pub(crate) keys: Range<usize>,
-    /// Whole vectors.
-    pub(crate) lanes: usize,
-    pub(crate) rounding: &'a mut Rounding,
-}
-
-impl Kernel for Anchor<'_> {
-    type Output = Option<Lanes>;
-
+impl Rounding {
+    /// Where the vector at `lane` has its rows' largest probabilities so far, `max`, makes their factors such
+    /// that these are rounded numbers. Gives what earlier sums must be multiplied by, if not all by 1.
+    ///
+    /// # Safety
+    /// The lanes must be there.
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Option<Lanes> {
-        let Range { start, end } = self.keys;
-        assert!(end <= BLOCK_KV && self.prob.len() >= BLOCK_KV * BLOCK_Q);
-        assert!(self.lanes.is_multiple_of(S::LANES) && self.lanes <= BLOCK_Q);
-        let mut changes = Lanes::splat(1.0);
-        let mut any = false;
-        for lane in (0..self.lanes).step_by(S::LANES) {
-            // Several, which need not wait for each other.
-            let mut max = [s.splat(0.0); 4];
-            for key in (start..end).step_by(4) {
-                for k in 0..4 {
-                    let key = (key + k).min(end - 1);
-                    // SAFETY: the key and the lanes lie in `prob`.
-                    let prob = unsafe { s.load(self.prob.as_ptr().add(key * BLOCK_Q + lane)) };
-                    // Of a number and none the number.
-                    max[k] = s.max(prob, max[k]);
-                }
+    unsafe fn anchor<S: Simd>(&mut self, s: S, lane: usize, max: S::Vector) -> Option<S::Vector> {
+        let at = |lanes: &mut Lanes| lanes.0.as_mut_ptr().wrapping_add(lane);
+        let (largest, factor, sum) =
+            (at(&mut self.largest), at(&mut self.factor), at(&mut self.sum));
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (before, old) = (s.load(largest), s.load(factor));
+            let grows = s.lt(before, max);
+            if !s.any(grows) {
+                return None;
             }
-            let max = s.max(s.max(max[0], max[1]), s.max(max[2], max[3]));
-            let Rounding { largest, factor, sum } = &mut *self.rounding;
-            // SAFETY: the lanes are there.
-            unsafe {
-                let at = |lanes: &mut Lanes| lanes.0.as_mut_ptr().add(lane);
-                let (largest, factor, sum) = (at(largest), at(factor), at(sum));
-                let before = s.load(largest);
-                let grows = s.lt(before, max);
-                if !s.any(grows) {
-                    continue;
-                }
-                any = true;
-                let [rounded, _] = s.unpair_bf16(s.pair_bf16(max, max));
-                let now = s.select(grows, s.div(rounded, max), s.load(factor));
-                let change = s.div(now, s.load(factor));
-                s.store(largest, s.select(grows, max, before));
-                s.store(factor, now);
-                s.store(sum, s.mul(s.load(sum), change));
-                s.store(at(&mut changes), change);
-            }
-        }
-        any.then_some(changes)
-    }
-}
-
-/// Multiplies rows by factors of their own.
-pub(crate) struct Rescale<'a> {
-    /// Up to `BLOCK_Q` rows, one behind the other.
-    pub(crate) rows: &'a mut [f32],
-    /// Whole vectors.
-    pub(crate) width: usize,
-    pub(crate) factor: &'a Lanes,
-}
-
-impl Kernel for Rescale<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        assert!(self.width.is_multiple_of(S::LANES));
-        for (row, &factor) in self.rows.chunks_exact_mut(self.width).zip(&self.factor.0) {
-            if factor == 1.0 {
-                continue;
-            }
-            for vector in row.chunks_exact_mut(S::LANES) {
-                let at = vector.as_mut_ptr();
-                // SAFETY: a vector's floats.
-                unsafe { s.store(at, s.mul(s.load(at), s.splat(factor))) };
-            }
+            let [rounded, _] = s.unpair_bf16(s.pair_bf16(max, max));
+            let now = s.select(grows, s.div(rounded, max), old);
+            let change = s.div(now, old);
+            s.store(largest, s.select(grows, max, before));
+            s.store(factor, now);
+            s.store(sum, s.mul(s.load(sum), change));
+            Some(change)
         }
     }
 }
 
 /// Pairs a visit's probabilities in place, multiplied by the rows' factors, and adds what they are then to
-/// the sums.
+/// the sums. Gives what earlier sums of values must be multiplied by, if that is not 1 for all rows.
 pub(crate) struct PairUp<'a> {
     /// `[BLOCK_KV][BLOCK_Q]`, and then half as many rows.
     pub(crate) prob: &'a mut [f32],
@@ -221,18 +164,38 @@ pub(crate) struct PairUp<'a> {
 }
 
 impl Kernel for PairUp<'_> {
-    type Output = ();
+    type Output = Option<Lanes>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(self, s: S) -> Option<Lanes> {
         let Range { start, end } = self.keys;
         assert!(start.is_multiple_of(4) && end <= BLOCK_KV);
         assert!(self.lanes.is_multiple_of(S::LANES) && self.lanes <= BLOCK_Q);
         assert!(self.prob.len() >= BLOCK_KV * BLOCK_Q);
         let prob = self.prob.as_mut_ptr();
         let one = s.pair_bf16(s.splat(1.0), s.splat(1.0));
+        let mut changes = None;
         for lane in (0..self.lanes).step_by(S::LANES) {
+            // Several, which need not wait for each other.
+            let mut max = [s.splat(0.0); 4];
+            for key in (start..end).step_by(4) {
+                for k in 0..4 {
+                    let key = (key + k).min(end - 1);
+                    // SAFETY: the key and the lanes lie in `prob`.
+                    let p = unsafe { s.load(prob.add(key * BLOCK_Q + lane)) };
+                    // Of a number and none the number.
+                    max[k] = s.max(p, max[k]);
+                }
+            }
+            let max = s.max(s.max(max[0], max[1]), s.max(max[2], max[3]));
             // SAFETY: the lanes are there.
+            unsafe {
+                if let Some(change) = self.rounding.anchor(s, lane, max) {
+                    let changes = changes.get_or_insert(Lanes::splat(1.0));
+                    s.store(changes.0.as_mut_ptr().add(lane), change);
+                }
+            }
+            // SAFETY: likewise.
             let factor = unsafe { s.load(self.rounding.factor.0.as_ptr().add(lane)) };
             let mut sum = s.splat(0.0);
             for key in (start..end).step_by(2) {
@@ -254,5 +217,6 @@ impl Kernel for PairUp<'_> {
                 s.store(to, s.add(s.load(to), sum));
             }
         }
+        changes
     }
 }

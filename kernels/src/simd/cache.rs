@@ -11,13 +11,10 @@ pub(crate) fn l1_ways() -> usize {
 /// By the leaf that describes caches one by one: Intel's, then AMD's of the same layout.
 #[cfg(target_arch = "x86_64")]
 fn described() -> Option<usize> {
-    use core::arch::x86_64::{__cpuid, __cpuid_count};
+    use super::cpu::cpuid;
     const LEAVES: [u32; 2] = [4, 0x8000_001d];
     LEAVES.into_iter().find_map(|leaf| {
-        // Safe in newer toolchains, unsafe in older ones.
-        #[allow(unused_unsafe)]
-        // SAFETY: every x86-64 processor has `cpuid`.
-        let (highest, first) = unsafe { (__cpuid(leaf & 0x8000_0000).eax, __cpuid_count(leaf, 0)) };
+        let (highest, first) = (cpuid(leaf & 0x8000_0000, 0).eax, cpuid(leaf, 0));
         // Level 1, for data or for both.
         let is_l1 = (first.eax >> 5) & 7 == 1 && matches!(first.eax & 31, 1 | 3);
         (highest >= leaf && is_l1).then_some((first.ebx >> 22) as usize + 1)

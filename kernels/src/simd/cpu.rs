@@ -1,18 +1,33 @@
 //! Which micro-architecture this is, for what processors with the same instructions do at different rates.
 
-/// Whether `bf16` dot products come at the rate of multiply-adds of `f32`: see [`Isa::pays`](super::Isa::pays).
+use std::sync::OnceLock;
+
+/// What the processor says of a leaf, and of a part of it.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn has_fast_bf16() -> bool {
-    use core::arch::x86_64::__cpuid;
+pub(super) fn cpuid(leaf: u32, part: u32) -> core::arch::x86_64::CpuidResult {
     // Safe in newer toolchains, unsafe in older ones.
     #[allow(unused_unsafe)]
     // SAFETY: every x86-64 processor has `cpuid`.
-    let (maker, family) = unsafe { (__cpuid(0), __cpuid(1).eax) };
-    pays_bf16([maker.ebx, maker.edx, maker.ecx], family)
+    unsafe {
+        core::arch::x86_64::__cpuid_count(leaf, part)
+    }
+}
+
+/// Whether `bf16` dot products come at the rate of multiply-adds of `f32`: see [`Isa::pays`](super::Isa::pays).
+/// A virtual machine may take long to answer: asked once.
+pub(super) fn has_fast_bf16() -> bool {
+    static FAST: OnceLock<bool> = OnceLock::new();
+    *FAST.get_or_init(described)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn described() -> bool {
+    let maker = cpuid(0, 0);
+    pays_bf16([maker.ebx, maker.edx, maker.ecx], cpuid(1, 0).eax)
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) fn has_fast_bf16() -> bool {
+fn described() -> bool {
     false
 }
 

@@ -3,7 +3,7 @@
 
 use half::{bf16, f16};
 
-use super::{MAX_LANES, Simd};
+use super::{Kernel, MAX_LANES, Simd};
 use crate::int8::Int8;
 
 /// A type of number that vectors are loaded from.
@@ -84,6 +84,12 @@ pub(crate) trait Stored: Copy + Default + 'static {
 
     /// How many numbers of a row are read together where keys lie along the lanes: as much as four floats.
     const COLUMNS: usize = 4 * Self::PACKED;
+
+    /// Runs a kernel that multiplies such numbers, with the instructions for that switched on.
+    #[inline(always)]
+    fn vectorize<S: Simd, K: Kernel>(s: S, kernel: K) -> K::Output {
+        s.vectorize(kernel)
+    }
 
     /// How many products a multiply-add of it has.
     const PRODUCTS: usize = 1;
@@ -295,6 +301,11 @@ impl Stored for Bf16Pair {
     const PRODUCTS: usize = 2;
 
     #[inline(always)]
+    fn vectorize<S: Simd, K: Kernel>(s: S, kernel: K) -> K::Output {
+        s.vectorize_bf16(kernel)
+    }
+
+    #[inline(always)]
     fn mul_add<S: Simd>(s: S, a: S::Vector, b: S::Vector, c: S::Vector) -> S::Vector {
         s.dot_bf16(a, b, c)
     }
@@ -373,7 +384,7 @@ impl Stored for Int8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::{Isa, Kernel, dispatch};
+    use crate::simd::{Isa, dispatch};
 
     /// Every number of a type of 16 bits, and floats all over the range, through vectors.
     struct Every<T>(std::marker::PhantomData<T>);
