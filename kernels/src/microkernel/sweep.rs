@@ -110,18 +110,6 @@ impl<S: Simd, const HIDES: u8> Column<S, HIDES> {
     }
 }
 
-/// 2 to the powers `x`: 0 for those below `least`, since many a processor takes a hundred cycles and
-/// more for an operation on a subnormal number, which so tiny a factor is or makes of what it meets.
-#[inline(always)]
-fn powers_of_two<S: Simd, const N: usize>(s: S, x: [S::Vector; N], least: f32) -> [S::Vector; N] {
-    let mut powers = s.exp2(x);
-    for k in 0..N {
-        // A NaN stays.
-        powers[k] = s.select(s.lt(x[k], s.splat(least)), s.splat(0.0), powers[k]);
-    }
-    powers
-}
-
 impl<T: Scoring> Sweep<'_, T> {
     /// From the dot products of `N` keys, from `key` on, with the rows of the vector at `lane`, to
     /// scores as their terms leave them. `Plain` scores are the dot products.
@@ -188,7 +176,7 @@ impl<T: Scoring> Sweep<'_, T> {
             for k in 0..N {
                 powers[k] = self.exponent(s, dots[k], shift);
             }
-            return powers_of_two(s, powers, self.least);
+            return s.exp2_from(self.least, powers);
         }
         // SAFETY: the caller's promise; `check` knows the length of the dense term.
         unsafe {
@@ -196,7 +184,7 @@ impl<T: Scoring> Sweep<'_, T> {
             for k in 0..N {
                 powers[k] = self.exponent(s, scores[k], shift);
             }
-            let mut prob = powers_of_two(s, powers, self.least);
+            let mut prob = s.exp2_from(self.least, powers);
             let dense = self.dense_at(place.0, place.1);
             let (hidden, masked) = (s.splat(f32::NEG_INFINITY), s.splat(-0.0));
             for k in 0..N {
@@ -227,7 +215,7 @@ impl<T: Scoring> Sweep<'_, T> {
             let shift = s.splat(0.0 - self.row_ref.0[lane + r]);
             powers[r] = self.exponent(s, dots[r], shift);
         }
-        powers_of_two(s, powers, self.least)
+        s.exp2_from(self.least, powers)
     }
 
     /// Checks what the loops rely on.
@@ -384,7 +372,7 @@ impl<T: Scoring> Sweep<'_, T> {
             let found = s.and(wanted, s.lt(s.splat(f32::NEG_INFINITY), max));
             let new = s.max(s.add(max, s.splat(self.headroom)), row_ref);
             let drop = s.mul(s.sub(row_ref, new), s.splat(self.units.to_log2));
-            let [rescale] = powers_of_two(s, [drop], self.least);
+            let [rescale] = s.exp2_from(self.least, [drop]);
             let rescale = s.select(found, rescale, s.splat(1.0));
             s.store(row_ref_ptr, s.select(found, new, row_ref));
             s.store(redo.rescale.0.as_mut_ptr().add(lane), rescale);

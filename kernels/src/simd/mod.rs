@@ -293,6 +293,19 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     /// vectors one after the other would fill the processor's queue with what cannot start yet.
     fn exp2<const N: usize>(self, x: [Self::Vector; N]) -> [Self::Vector; N];
 
+    /// The same, but 0 for what is less than `least`, at least -126: a power behind which many a processor
+    /// takes a hundred cycles and more for an operation, on a subnormal number or what becomes one.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn exp2_from<const N: usize>(self, least: f32, x: [Self::Vector; N]) -> [Self::Vector; N] {
+        let mut powers = self.exp2(x);
+        for i in 0..N {
+            // A NaN stays.
+            powers[i] = self.select(self.lt(x[i], self.splat(least)), self.splat(0.0), powers[i]);
+        }
+        powers
+    }
+
     /// The hyperbolic tangent of each lane: relative error below 8e-7 (absolute, of subnormal
     /// results, 2^-148), +-1 for +-inf, NaN for NaN. Of several vectors at once, as `exp2`.
     #[inline(always)]
