@@ -137,6 +137,9 @@ const LEAST_GROWTH: f32 = 16.0;
 /// The sum of magnitudes of a score up to which its rounding errors are no matter for a reference.
 const MOST_MAGNITUDE: f64 = 1e6;
 
+/// What sums are multiplied by that stay as they are.
+const UNCHANGED: Lanes = Lanes::splat(1.0);
+
 /// The most numbers that a row may carry along.
 const MAX_NUMBERS: usize = 64;
 
@@ -370,27 +373,21 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             }
             block = next;
         }
-        if self.block.is_in_pairs() {
-            tiles.iter_mut().for_each(|tile| self.balance(tile));
+        for tile in tiles.iter_mut().filter(|tile| tile.merges() || self.is_split) {
+            if let Some(factor) = tile.balance() {
+                self.rescale(tile, &factor);
+                tile.rounded = false;
+            }
         }
         block
     }
 
-    /// Makes the current split's sums of values, which were multiplied by rounded probabilities, those of
-    /// weights that add up to 1: as if the rounding had left their sum alone.
-    fn balance(&self, tile: &mut Tile<'_>) {
-        let (sums, rounded) = (&tile.of.split.row_sum.0, &tile.of.rounding.sum.0);
-        let factor = |r: usize| if rounded[r] == 0.0 { 1.0 } else { sums[r] / rounded[r] };
-        self.rescale(tile, &Lanes(std::array::from_fn(factor)));
-    }
-
-    /// Pairs a visit's probabilities.
-    fn pair_up(&mut self, tile: &mut Tile<'_>, visit: &Visit) {
+    /// Pairs a visit's probabilities; says what sums of earlier values are to be multiplied by.
+    fn pair_up(&mut self, tile: &mut Tile<'_>, visit: &Visit) -> Lanes {
+        tile.rounded = true;
         let (keys, lanes) = (visit.keys.clone(), tile.of.lanes);
         let pairs = PairUp { prob: self.prob, keys, lanes, rounding: &mut tile.of.rounding };
-        if let Some(factor) = Bf16Pair::vectorize(self.simd, pairs) {
-            self.rescale(tile, &factor);
-        }
+        Bf16Pair::vectorize(self.simd, pairs)
     }
 
     /// Multiplies the sums of values that there are by factors of their rows.
@@ -512,40 +509,68 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         for (sum, more) in tile.of.split.row_sum.0.iter_mut().zip(&sums.0) {
             *sum += more;
         }
-        if care == Care::Fast {
-            tile.written = self.last_values(tile, &visit);
-            if tile.written.is_none() {
-                self.values::<false>(tile, &visit, None);
-            }
+        let earlier = if const { S::BF16_DOTS && T::NARROW } && self.block.is_in_pairs() {
+            &self.pair_up(tile, &visit)
         } else {
-            self.values::<true>(tile, &visit, None);
+            &UNCHANGED
+        };
+        let visit = (&visit, earlier);
+        if care != Care::Fast {
+            return self.values::<true>(tile, visit);
+        }
+        tile.written = self.last_values(tile, visit);
+        if tile.written.is_none() {
+            self.values::<false>(tile, visit);
         }
     }
 
     /// The values of a tile's last block, straight to the output; says whether it is finite.
     /// `None`: nothing was done, since there is more to come or a row's sum is no positive number.
-    fn last_values(&mut self, tile: &mut Tile<'_>, visit: &Visit) -> Option<bool> {
-        let is_last = visit.first + BLOCK_KV >= tile.of.any.end;
-        let out = self.job.outputs.out.native()?;
+    fn last_values(&mut self, tile: &mut Tile<'_>, visit: (&Visit, &Lanes)) -> Option<bool> {
+        let is_last = visit.0.first + BLOCK_KV >= tile.of.any.end;
         let scaled = self.job.problem.value_scales(self.kv_head).is_some();
-        let pairs = self.block.is_in_pairs();
-        if !is_last || scaled || pairs || tile.merges() || self.is_split {
+        if !is_last || scaled || tile.merges() || self.is_split {
             return None;
         }
         let sums = &tile.of.split.row_sum.0[..tile.len()];
         if !sums.iter().fold(true, |all, &sum| all & (sum > 0.0) & (sum < f32::INFINITY)) {
             return None;
         }
-        let factor = self.factors(tile, &tile.of.split);
+        let factor = &self.value_factors(tile, &tile.of.split);
+        let few = self.ahead.is_few();
+        match &self.job.outputs.out {
+            Output::Native(out) if few => {
+                let out = &self.out_rows(tile, out);
+                let finish = Finish { factor, out, finite: true };
+                Some(self.few_values::<false>(tile, visit, Some(finish)))
+            }
+            Output::Native(out) => Some(self.last_of_many(tile, visit, (factor, out))),
+            Output::F16(out) if !few => Some(self.last_of_many(tile, visit, (factor, out))),
+            Output::Bf16(out) if !few => Some(self.last_of_many(tile, visit, (factor, out))),
+            // Not worth kernels of their own.
+            _ => None,
+        }
+    }
+
+    fn last_of_many<O: StoredMut>(
+        &mut self,
+        tile: &mut Tile<'_>,
+        visit: (&Visit, &Lanes),
+        (factor, out): (&Lanes, &ViewMut<'_, O>),
+    ) -> bool {
+        let out = &self.out_rows(tile, out);
+        self.many_values::<O, false>(tile, visit, Some(Finish { factor, out, finite: true }))
+    }
+
+    /// Where a tile's rows of the output are.
+    fn out_rows<O: StoredMut>(&self, tile: &Tile<'_>, out: &ViewMut<'_, O>) -> OutRows<O> {
         let rows = tile.of.rows.clone().map(|row| {
             let (head, i) = self.row(row);
             out.row(self.batch, head, i)
         });
         // SAFETY: the outputs were checked against the problem: the rows exist, have value_dim
-        // contiguous floats, and no other item has rows of these numbers.
-        let out = unsafe { OutRows::new(rows, self.job.problem.dims().value_dim) };
-        let finish = Finish { factor: &factor, out: &out, finite: true };
-        Some(self.values::<false>(tile, visit, Some(finish)))
+        // contiguous numbers, and no other item has rows of these numbers.
+        unsafe { OutRows::new(rows, self.job.problem.dims().value_dim) }
     }
 
     /// The probabilities of a visit, and their sums. Rows without a reference take one.
@@ -636,53 +661,67 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         )
     }
 
-    /// Adds the visit's values to the sums, or finishes them; says whether what it finished is
-    /// finite.
-    fn values<const CAREFUL: bool>(
+    /// Adds the visit's values to the sums, those before it multiplied by factors that go with pairs.
+    fn values<const CAREFUL: bool>(&mut self, tile: &mut Tile<'_>, visit: (&Visit, &Lanes)) {
+        if self.ahead.is_few() {
+            self.few_values::<CAREFUL>(tile, visit, None);
+        } else {
+            self.many_values::<f32, CAREFUL>(tile, visit, None);
+        }
+    }
+
+    /// The same of many rows, or finishes the sums; says whether what it finished is finite.
+    fn many_values<O: StoredMut, const CAREFUL: bool>(
         &mut self,
         tile: &mut Tile<'_>,
-        visit: &Visit,
-        finish: Option<Finish<'_>>,
+        visit: (&Visit, &Lanes),
+        finish: Option<Finish<'_, O>>,
     ) -> bool {
         if const { S::BF16_DOTS && T::NARROW } && self.block.is_in_pairs() {
-            self.pair_up(tile, visit);
-            return if self.ahead.is_few() {
-                self.values_of::<Bf16Pair, CAREFUL, true>(tile, visit, finish)
-            } else {
-                self.values_of::<Bf16Pair, CAREFUL, false>(tile, visit, finish)
-            };
+            self.values_of::<Bf16Pair, O, CAREFUL, false>(tile, visit, finish)
+        } else {
+            // All blocks are floats.
+            self.values_of::<f32, O, CAREFUL, false>(tile, visit, finish)
         }
-        if !self.ahead.is_few() {
-            // Of many rows all blocks are floats.
-            return self.values_of::<f32, CAREFUL, false>(tile, visit, finish);
-        }
-        if const { CAREFUL || !T::NARROW } {
+    }
+
+    /// The same of few rows.
+    fn few_values<const CAREFUL: bool>(
+        &mut self,
+        tile: &mut Tile<'_>,
+        visit: (&Visit, &Lanes),
+        finish: Option<Finish<'_, f32>>,
+    ) -> bool {
+        if const { S::BF16_DOTS && T::NARROW } && self.block.is_in_pairs() {
+            self.values_of::<Bf16Pair, f32, CAREFUL, true>(tile, visit, finish)
+        } else if const { CAREFUL || !T::NARROW } {
             self.block.widen(self.simd, 1, self.head);
-            self.values_of::<f32, CAREFUL, true>(tile, visit, finish)
+            self.values_of::<f32, f32, CAREFUL, true>(tile, visit, finish)
         } else {
             with_stored!(self.block.rows(1).format(), E => {
-                self.values_of::<E, CAREFUL, true>(tile, visit, finish)
+                self.values_of::<E, f32, CAREFUL, true>(tile, visit, finish)
             })
         }
     }
 
     /// The same of values that are stored as `E`, and of `FEW` rows or of many.
     #[inline(always)]
-    fn values_of<E: Stored, const CAREFUL: bool, const FEW: bool>(
+    fn values_of<E: Stored, O: StoredMut, const CAREFUL: bool, const FEW: bool>(
         &mut self,
         tile: &mut Tile<'_>,
-        visit: &Visit,
-        finish: Option<Finish<'_>>,
+        (visit, earlier): (&Visit, &Lanes),
+        finish: Option<Finish<'_, O>>,
     ) -> bool {
         E::vectorize(
             self.simd,
-            Values::<E, CAREFUL, FEW> {
+            Values::<E, O, CAREFUL, FEW> {
                 prob: self.prob,
                 values: visit.block(self.block.rows(1)),
                 rows: tile.len(),
                 seen: visit.seen.as_ref(),
                 acc: tile.acc,
                 fresh: std::mem::replace(&mut tile.fresh, false),
+                earlier,
                 acc_width: self.job.plan.layout.acc_width,
                 finish,
                 fetch: &mut self.ahead.fetch,
@@ -769,7 +808,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
 
     fn write_rows<E: StoredMut>(&self, tile: &Tile<'_>, care: Care, out: &ViewMut<'_, E>) -> bool {
         let (acc, state) = tile.totals();
-        let factors = self.factors(tile, state);
+        let factors = self.value_factors(tile, state);
         let value_dim = self.job.problem.dims().value_dim;
         let channels = self.job.problem.value_scales(self.kv_head);
         let mut all_finite = true;
@@ -822,7 +861,16 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         }
     }
 
-    /// What each row's sums are multiplied by at the end: 1 / row_sum, or less where a sink takes a
+    /// What each row's sums of values are multiplied by at the end.
+    fn value_factors(&self, tile: &Tile<'_>, state: &Softmax) -> Lanes {
+        let mut factors = self.factors(tile, state);
+        if let Some(balance) = tile.balance() {
+            factors.0.iter_mut().zip(&balance.0).for_each(|(factor, more)| *factor *= more);
+        }
+        factors
+    }
+
+    /// What each row's probabilities are multiplied by at the end: 1 / row_sum, or less where a sink takes a
     /// part. Of no account in rows without a positive sum.
     pub(super) fn factors(&self, tile: &Tile<'_>, state: &Softmax) -> Lanes {
         let mut factors = state.row_sum.map(|sum| 1.0 / sum);

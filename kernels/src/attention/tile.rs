@@ -200,6 +200,8 @@ pub(crate) struct Tile<'a> {
     pub(crate) total_acc: &'a mut [f32],
     /// Whether `acc` has nothing of the current split yet.
     pub(crate) fresh: bool,
+    /// Whether it has values times probabilities that were rounded, still to be balanced.
+    pub(crate) rounded: bool,
     /// Whether the outputs were written with the last block and, if so, whether they are finite.
     pub(crate) written: Option<bool>,
 }
@@ -214,6 +216,7 @@ impl<'a> Tile<'a> {
             acc: &mut [],
             total_acc: &mut [],
             fresh: true,
+            rounded: false,
             written: None,
         }
     }
@@ -267,8 +270,17 @@ impl<'a> Tile<'a> {
 
     /// Forgets the sums of the current split.
     pub(crate) fn reset_split(&mut self) {
-        self.fresh = true;
+        (self.fresh, self.rounded) = (true, false);
         self.of.split = Softmax::EMPTY;
+    }
+
+    /// What the current split's sums of values, if they were multiplied by rounded probabilities, are to be
+    /// multiplied by: then they are those of weights that add up to 1, as if the rounding had left their sum
+    /// alone.
+    pub(super) fn balance(&self) -> Option<Lanes> {
+        let (sums, rounded) = (&self.of.split.row_sum.0, &self.of.rounding.sum.0);
+        let factor = |r: usize| if rounded[r] == 0.0 { 1.0 } else { sums[r] / rounded[r] };
+        self.rounded.then(|| Lanes(std::array::from_fn(factor)))
     }
 
     /// The tile's sums of values, in rows of `width`, if there are any yet.

@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::{BLOCK_KV, BLOCK_Q, Lanes};
+use super::{BLOCK_KV, BLOCK_Q, GROUP, Lanes};
 use crate::simd::{Kernel, Simd};
 use crate::storage::{Format, StoredRows};
 
@@ -152,7 +152,7 @@ impl Rounding {
 }
 
 /// Pairs a visit's probabilities in place, multiplied by the rows' factors, and adds what they are then to
-/// the sums. Gives what earlier sums of values must be multiplied by, if that is not 1 for all rows.
+/// the sums. Gives what earlier sums of values must be multiplied by.
 pub(crate) struct PairUp<'a> {
     /// `[BLOCK_KV][BLOCK_Q]`, and then half as many rows.
     pub(crate) prob: &'a mut [f32],
@@ -164,59 +164,106 @@ pub(crate) struct PairUp<'a> {
 }
 
 impl Kernel for PairUp<'_> {
-    type Output = Option<Lanes>;
+    type Output = Lanes;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Option<Lanes> {
+    fn run<S: Simd>(self, s: S) -> Lanes {
         let Range { start, end } = self.keys;
-        assert!(start.is_multiple_of(4) && end <= BLOCK_KV);
+        assert!(start.is_multiple_of(GROUP) && end <= BLOCK_KV);
         assert!(self.lanes.is_multiple_of(S::LANES) && self.lanes <= BLOCK_Q);
         assert!(self.prob.len() >= BLOCK_KV * BLOCK_Q);
         let prob = self.prob.as_mut_ptr();
-        let one = s.pair_bf16(s.splat(1.0), s.splat(1.0));
-        let mut changes = None;
+        let mut changes = Lanes::splat(1.0);
         for lane in (0..self.lanes).step_by(S::LANES) {
-            // Several, which need not wait for each other.
-            let mut max = [s.splat(0.0); 4];
-            for key in (start..end).step_by(4) {
-                for k in 0..4 {
-                    let key = (key + k).min(end - 1);
-                    // SAFETY: the key and the lanes lie in `prob`.
-                    let p = unsafe { s.load(prob.add(key * BLOCK_Q + lane)) };
-                    // Of a number and none the number.
-                    max[k] = s.max(p, max[k]);
-                }
-            }
-            let max = s.max(s.max(max[0], max[1]), s.max(max[2], max[3]));
-            // SAFETY: the lanes are there.
+            let prob = prob.wrapping_add(lane);
+            // SAFETY: the keys and the lanes lie in `prob`, and the lanes are there.
             unsafe {
+                let max = largest(s, prob, start..end);
                 if let Some(change) = self.rounding.anchor(s, lane, max) {
-                    let changes = changes.get_or_insert(Lanes::splat(1.0));
                     s.store(changes.0.as_mut_ptr().add(lane), change);
                 }
-            }
-            // SAFETY: likewise.
-            let factor = unsafe { s.load(self.rounding.factor.0.as_ptr().add(lane)) };
-            let mut sum = s.splat(0.0);
-            for key in (start..end).step_by(2) {
-                // SAFETY: the keys and the lanes lie in `prob`; a row is written when it has been read.
-                unsafe {
-                    let from = prob.add(key * BLOCK_Q + lane);
-                    let first = s.load(from);
-                    // No key is hidden.
-                    let second =
-                        if key + 1 < end { s.load(from.add(BLOCK_Q)) } else { s.splat(-0.0) };
-                    let pair = s.pair_bf16(s.mul(first, factor), s.mul(second, factor));
-                    s.store(prob.add(key / 2 * BLOCK_Q + lane), pair);
-                    sum = s.dot_bf16(pair, one, sum);
-                }
-            }
-            // SAFETY: as above.
-            unsafe {
+                let factor = s.load(self.rounding.factor.0.as_ptr().add(lane));
+                let sum = pair_keys(s, prob, start..end, factor);
                 let to = self.rounding.sum.0.as_mut_ptr().add(lane);
                 s.store(to, s.add(s.load(to), sum));
             }
         }
         changes
     }
+}
+
+/// Chains of operations that need not wait for each other. Which of them a key belongs to does not depend on
+/// where a visit begins.
+const CHAINS: usize = GROUP / 2;
+
+/// The largest probability of each row of a vector.
+///
+/// # Safety
+/// The keys must lie in the block at `prob`.
+#[inline(always)]
+unsafe fn largest<S: Simd>(s: S, prob: *const f32, keys: Range<usize>) -> S::Vector {
+    let mut max = [s.splat(0.0); CHAINS];
+    let mut key = keys.start;
+    macro_rules! take {
+        ($chain:expr) => {
+            // SAFETY: the caller's promise. Of a number and none the number.
+            max[$chain] = s.max(unsafe { s.load(prob.add(key * BLOCK_Q)) }, max[$chain]);
+            key += 1;
+        };
+    }
+    while key + CHAINS <= keys.end {
+        for chain in 0..CHAINS {
+            take!(chain);
+        }
+    }
+    while key < keys.end {
+        take!(0);
+    }
+    s.max(s.max(max[0], max[1]), s.max(max[2], max[3]))
+}
+
+/// Pairs a vector's probabilities, multiplied by their rows' factors, in place; gives the sums of what they are
+/// then. `keys` begin with a group.
+///
+/// # Safety
+/// As [`largest`], which must be the caller's to write.
+#[inline(always)]
+unsafe fn pair_keys<S: Simd>(
+    s: S,
+    prob: *mut f32,
+    keys: Range<usize>,
+    factor: S::Vector,
+) -> S::Vector {
+    let one = s.pair_bf16(s.splat(1.0), s.splat(1.0));
+    let mut sums = [s.splat(0.0); CHAINS];
+    let mut key = keys.start;
+    let (mut from, mut to) =
+        (prob.wrapping_add(key * BLOCK_Q), prob.wrapping_add(key / 2 * BLOCK_Q));
+    macro_rules! pair {
+        ($chain:expr, $second:expr) => {
+            // SAFETY: the caller's promise; a row is written when it has been read.
+            unsafe {
+                let first = s.mul(s.load(from), factor);
+                let pair = s.pair_bf16(first, s.mul($second, factor));
+                s.store(to, pair);
+                sums[$chain] = s.dot_bf16(pair, one, sums[$chain]);
+            }
+            key += 2;
+            (from, to) = (from.wrapping_add(2 * BLOCK_Q), to.wrapping_add(BLOCK_Q));
+        };
+    }
+    while key + GROUP <= keys.end {
+        for chain in 0..CHAINS {
+            pair!(chain, s.load(from.add(BLOCK_Q)));
+        }
+    }
+    for chain in 0..CHAINS {
+        if key + 1 < keys.end {
+            pair!(chain, s.load(from.add(BLOCK_Q)));
+        } else if key < keys.end {
+            // No key is hidden.
+            pair!(chain, s.splat(-0.0));
+        }
+    }
+    s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3]))
 }

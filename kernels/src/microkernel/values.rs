@@ -17,11 +17,11 @@ use super::block::{Block, TypedRows};
 use super::fetch::Fetch;
 use super::outer::{self, Due, Meanwhile, Operands, Order, Packed, Tiled};
 use super::{BLOCK_KV, BLOCK_Q, Lanes, Seen, together, unroll};
-use crate::simd::{Isa, Kernel, Simd, Stored};
+use crate::simd::{Isa, Kernel, Simd, Stored, StoredMut};
 
 /// A tile's probabilities against a block of values. Of `FEW` rows memory sets the pace: tiles are low, and
-/// ask for what comes later.
-pub(crate) struct Values<'a, E, const CAREFUL: bool, const FEW: bool> {
+/// ask for what comes later. Complete sums become numbers of `O`.
+pub(crate) struct Values<'a, E, O, const CAREFUL: bool, const FEW: bool> {
     /// `[BLOCK_KV][BLOCK_Q]`, or half as many rows of pairs.
     pub(crate) prob: &'a [f32],
     /// The keys of which there are values, in rows of which each may have those of two.
@@ -34,35 +34,37 @@ pub(crate) struct Values<'a, E, const CAREFUL: bool, const FEW: bool> {
     pub(crate) acc: &'a mut [f32],
     /// Whether the sums start here, whatever `acc` holds.
     pub(crate) fresh: bool,
+    /// What each row's sums of earlier blocks are multiplied by; of no account but with values in pairs.
+    pub(crate) earlier: &'a Lanes,
     /// `value_dim` rounded up to whole vectors.
     pub(crate) acc_width: usize,
     /// Where the sums go if they are complete, instead of `acc`.
-    pub(crate) finish: Option<Finish<'a>>,
+    pub(crate) finish: Option<Finish<'a, O>>,
     /// What to ask for meanwhile, of `FEW` rows.
     pub(crate) fetch: &'a mut Fetch,
 }
 
 /// The rows of the output that a tile's complete sums become.
-pub(crate) struct Finish<'a> {
+pub(crate) struct Finish<'a, O> {
     /// 1 / row_sum.
     pub(crate) factor: &'a Lanes,
-    pub(crate) out: &'a OutRows,
+    pub(crate) out: &'a OutRows<O>,
     /// Stays true as long as everything written is finite.
     pub(crate) finite: bool,
 }
 
 /// The output rows of a tile, to be written only: they may be uninitialised.
-pub(crate) struct OutRows {
-    rows: [*mut f32; BLOCK_Q],
+pub(crate) struct OutRows<O> {
+    rows: [*mut O; BLOCK_Q],
     len: usize,
     width: usize,
 }
 
-impl OutRows {
+impl<O> OutRows<O> {
     /// # Safety
-    /// `width` floats must be writable at each of `rows` as long as this is used, and be nobody
+    /// `width` numbers must be writable at each of `rows` as long as this is used, and be nobody
     /// else's.
-    pub(crate) unsafe fn new(rows: impl Iterator<Item = *mut f32>, width: usize) -> Self {
+    pub(crate) unsafe fn new(rows: impl Iterator<Item = *mut O>, width: usize) -> Self {
         let mut this = Self { rows: [std::ptr::null_mut(); BLOCK_Q], len: 0, width };
         for (to, row) in this.rows.iter_mut().zip(rows) {
             *to = row;
@@ -78,13 +80,17 @@ pub(crate) fn most_rows(isa: Isa) -> usize {
     if isa == Isa::Portable { 2 } else { 6 }
 }
 
-impl<E: Stored, const CAREFUL: bool, const FEW: bool> Kernel for Values<'_, E, CAREFUL, FEW> {
+impl<E: Stored, O: StoredMut, const CAREFUL: bool, const FEW: bool> Kernel
+    for Values<'_, E, O, CAREFUL, FEW>
+{
     /// Whether everything that was finished is finite.
     type Output = bool;
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) -> bool {
         self.values.check(E::PRODUCTS);
+        // Else what there is of earlier blocks would be multiplied with each half of one.
+        assert!(E::PRODUCTS == 1 || together(S::ISA));
         let (rows, width) = (self.rows, self.values.rows.width());
         assert!(rows <= BLOCK_Q);
         assert!(self.prob.len() >= BLOCK_KV * BLOCK_Q);
@@ -113,7 +119,10 @@ impl<E: Stored, const CAREFUL: bool, const FEW: bool> Kernel for Values<'_, E, C
     }
 }
 
-impl<E: Stored, const CAREFUL: bool, const FEW: bool> Values<'_, E, CAREFUL, FEW> {
+impl<E: Stored, O, const CAREFUL: bool, const FEW: bool> Values<'_, E, O, CAREFUL, FEW>
+where
+    Self: Tiled,
+{
     #[inline(always)]
     fn cover<S: Simd>(&mut self, s: S) {
         let extents = (self.rows, self.values.rows.width());
@@ -132,7 +141,7 @@ impl<E: Stored, const CAREFUL: bool, const FEW: bool> Values<'_, E, CAREFUL, FEW
 /// Probabilities and values.
 type ValueOperands<'a, E> = Operands<Packed, TypedRows<'a, E>>;
 
-impl<'a, E: Stored, const CAREFUL: bool, const FEW: bool> Values<'a, E, CAREFUL, FEW> {
+impl<'a, E: Stored, O, const CAREFUL: bool, const FEW: bool> Values<'a, E, O, CAREFUL, FEW> {
     /// The operands of the `rows` rows from `row` on: the keys that some of them see.
     #[inline(always)]
     fn operands(&self, (row, rows): (usize, usize), column: usize) -> ValueOperands<'a, E> {
@@ -176,7 +185,8 @@ impl<'a, E: Stored, const CAREFUL: bool, const FEW: bool> Values<'a, E, CAREFUL,
     #[inline(always)]
     fn kept(&mut self, row: usize, column: usize) -> Kept {
         let at = self.acc.as_mut_ptr().wrapping_add(row * self.acc_width + column);
-        Kept { at, width: self.acc_width, fresh: self.fresh }
+        let earlier = self.earlier.0.as_ptr().wrapping_add(row);
+        Kept { at, width: self.acc_width, fresh: self.fresh, earlier }
     }
 }
 
@@ -187,6 +197,8 @@ struct Kept {
     at: *mut f32,
     width: usize,
     fresh: bool,
+    /// Of the tile's rows.
+    earlier: *const f32,
 }
 
 impl Kept {
@@ -195,14 +207,24 @@ impl Kept {
     /// # Safety
     /// The vector must exist.
     #[inline(always)]
-    unsafe fn total<S: Simd>(self, s: S, (r, column): (usize, usize), sum: S::Vector) -> S::Vector {
-        let before = if self.fresh {
-            s.splat(0.0)
-        } else {
-            // SAFETY: the caller's promise.
-            unsafe { s.load(self.at.add(r * self.width + column)) }
-        };
-        s.add(before, sum)
+    unsafe fn total<S: Simd, E: Stored>(
+        self,
+        s: S,
+        (r, column): (usize, usize),
+        sum: S::Vector,
+    ) -> S::Vector {
+        if self.fresh {
+            return s.add(s.splat(0.0), sum);
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            let before = s.load(self.at.add(r * self.width + column));
+            if E::PRODUCTS > 1 {
+                s.mul_add(before, s.splat(*self.earlier.add(r)), sum)
+            } else {
+                s.add(before, sum)
+            }
+        }
     }
 
     /// Keeps that.
@@ -210,16 +232,16 @@ impl Kept {
     /// # Safety
     /// As [`Kept::total`]; nobody else may use it.
     #[inline(always)]
-    unsafe fn add<S: Simd>(self, s: S, (r, column): (usize, usize), sum: S::Vector) {
+    unsafe fn add<S: Simd, E: Stored>(self, s: S, (r, column): (usize, usize), sum: S::Vector) {
         // SAFETY: the caller's promise.
         unsafe {
-            let total = self.total(s, (r, column), sum);
+            let total = self.total::<S, E>(s, (r, column), sum);
             s.store(self.at.add(r * self.width + column), total);
         }
     }
 }
 
-impl Finish<'_> {
+impl<O: StoredMut> Finish<'_, O> {
     /// Writes the first `count` of a vector of complete sums to `row`, from `column` on; adds 0 to
     /// `finite` for each that is finite and NaN for each that is not.
     ///
@@ -240,15 +262,17 @@ impl Finish<'_> {
         unsafe {
             let out = self.out.rows[row].add(column);
             if count == S::LANES {
-                s.store(out, x);
+                O::store(s, out, x);
             } else {
-                s.store_first(out, count, x);
+                O::store_first(s, out, count, x);
             }
         }
     }
 }
 
-impl<E: Stored, const CAREFUL: bool, const FEW: bool> Tiled for Values<'_, E, CAREFUL, FEW> {
+impl<E: Stored, O: StoredMut, const CAREFUL: bool, const FEW: bool> Tiled
+    for Values<'_, E, O, CAREFUL, FEW>
+{
     const NARROW: bool = true;
 
     #[inline(always)]
@@ -274,7 +298,7 @@ impl<E: Stored, const CAREFUL: bool, const FEW: bool> Tiled for Values<'_, E, CA
             let Some(finish) = &mut self.finish else {
                 unroll!(r in 0..ROWS {
                     unroll!(v in 0..VECS {
-                        kept.add(s, (r, v * S::LANES), sum[r][v]);
+                        kept.add::<S, E>(s, (r, v * S::LANES), sum[r][v]);
                     });
                 });
                 return;
@@ -285,7 +309,7 @@ impl<E: Stored, const CAREFUL: bool, const FEW: bool> Tiled for Values<'_, E, CA
                 unroll!(v in 0..VECS {
                     let count = if TAIL && v == VECS - 1 { left } else { S::LANES };
                     let at = (row + r, column + v * S::LANES, count);
-                    let total = kept.total(s, (r, v * S::LANES), sum[r][v]);
+                    let total = kept.total::<S, E>(s, (r, v * S::LANES), sum[r][v]);
                     finish.put(s, at, &mut finite, total);
                 });
             });
@@ -308,8 +332,8 @@ impl<E: Stored, const CAREFUL: bool, const FEW: bool> Tiled for Values<'_, E, CA
             let Some(finish) = &mut self.finish else {
                 unroll!(p in 0..PAIRS {
                     let [even, odd] = s.unzip(sum[p]);
-                    kept.add(s, (2 * p, 0), even);
-                    kept.add(s, (2 * p + 1, 0), odd);
+                    kept.add::<S, E>(s, (2 * p, 0), even);
+                    kept.add::<S, E>(s, (2 * p + 1, 0), odd);
                 });
                 return;
             };
@@ -317,7 +341,7 @@ impl<E: Stored, const CAREFUL: bool, const FEW: bool> Tiled for Values<'_, E, CA
             let mut finite = s.splat(0.0);
             unroll!(p in 0..PAIRS {
                 let [even, odd] = s.unzip(sum[p]);
-                let (even, odd) = (kept.total(s, (2 * p, 0), even), kept.total(s, (2 * p + 1, 0), odd));
+                let (even, odd) = (kept.total::<S, E>(s, (2 * p, 0), even), kept.total::<S, E>(s, (2 * p + 1, 0), odd));
                 finish.put(s, (row + 2 * p, column, left), &mut finite, even);
                 finish.put(s, (row + 2 * p + 1, column, left), &mut finite, odd);
             });
