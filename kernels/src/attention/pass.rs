@@ -656,6 +656,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
                     redo,
                     staged,
                 },
+                largest: &mut tile.of.rounding.of_block,
                 fetch: &mut self.ahead.fetch,
             },
         )

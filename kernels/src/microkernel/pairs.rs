@@ -115,26 +115,34 @@ pub(crate) struct Rounding {
     factor: Lanes,
     /// The sums of what they are then.
     pub(crate) sum: Lanes,
+    /// The largest of the block at hand.
+    pub(crate) of_block: Lanes,
 }
 
 impl Rounding {
-    pub(crate) const EMPTY: Self =
-        Self { largest: Lanes::splat(0.0), factor: Lanes::splat(1.0), sum: Lanes::splat(0.0) };
+    pub(crate) const EMPTY: Self = Self {
+        largest: Lanes::splat(0.0),
+        factor: Lanes::splat(1.0),
+        sum: Lanes::splat(0.0),
+        of_block: Lanes::splat(0.0),
+    };
 }
 
 impl Rounding {
-    /// Where the vector at `lane` has its rows' largest probabilities so far, `max`, makes their factors such
-    /// that these are rounded numbers. Gives what earlier sums must be multiplied by, if not all by 1.
+    /// Where rows of the vector at `lane` have their largest probability so far in the block at hand, makes
+    /// their factors such that it is a rounded number. Gives what earlier sums must be multiplied by, if not
+    /// all by 1.
     ///
     /// # Safety
     /// The lanes must be there.
     #[inline(always)]
-    unsafe fn anchor<S: Simd>(&mut self, s: S, lane: usize, max: S::Vector) -> Option<S::Vector> {
+    unsafe fn anchor<S: Simd>(&mut self, s: S, lane: usize) -> Option<S::Vector> {
         let at = |lanes: &mut Lanes| lanes.0.as_mut_ptr().wrapping_add(lane);
         let (largest, factor, sum) =
             (at(&mut self.largest), at(&mut self.factor), at(&mut self.sum));
         // SAFETY: the caller's promise.
         unsafe {
+            let max = s.load(self.of_block.0.as_ptr().add(lane));
             let (before, old) = (s.load(largest), s.load(factor));
             let grows = s.lt(before, max);
             if !s.any(grows) {
@@ -178,8 +186,7 @@ impl Kernel for PairUp<'_> {
             let prob = prob.wrapping_add(lane);
             // SAFETY: the keys and the lanes lie in `prob`, and the lanes are there.
             unsafe {
-                let max = largest(s, prob, start..end);
-                if let Some(change) = self.rounding.anchor(s, lane, max) {
+                if let Some(change) = self.rounding.anchor(s, lane) {
                     s.store(changes.0.as_mut_ptr().add(lane), change);
                 }
                 let factor = s.load(self.rounding.factor.0.as_ptr().add(lane));
@@ -196,37 +203,11 @@ impl Kernel for PairUp<'_> {
 /// where a visit begins.
 const CHAINS: usize = GROUP / 2;
 
-/// The largest probability of each row of a vector.
-///
-/// # Safety
-/// The keys must lie in the block at `prob`.
-#[inline(always)]
-unsafe fn largest<S: Simd>(s: S, prob: *const f32, keys: Range<usize>) -> S::Vector {
-    let mut max = [s.splat(0.0); CHAINS];
-    let mut key = keys.start;
-    macro_rules! take {
-        ($chain:expr) => {
-            // SAFETY: the caller's promise. Of a number and none the number.
-            max[$chain] = s.max(unsafe { s.load(prob.add(key * BLOCK_Q)) }, max[$chain]);
-            key += 1;
-        };
-    }
-    while key + CHAINS <= keys.end {
-        for chain in 0..CHAINS {
-            take!(chain);
-        }
-    }
-    while key < keys.end {
-        take!(0);
-    }
-    s.max(s.max(max[0], max[1]), s.max(max[2], max[3]))
-}
-
 /// Pairs a vector's probabilities, multiplied by their rows' factors, in place; gives the sums of what they are
 /// then. `keys` begin with a group.
 ///
 /// # Safety
-/// As [`largest`], which must be the caller's to write.
+/// The keys must lie in the block at `prob`, which must be the caller's to write.
 #[inline(always)]
 unsafe fn pair_keys<S: Simd>(
     s: S,

@@ -26,12 +26,14 @@
 //! loads for 24 multiply-adds), the portable body 2 x 2; AVX2 first all the even elements and then
 //! the odd, 2 x 6 (12 of 16: 8 loads for 12).
 
+use std::ops::Range;
+
 use super::block::Block;
 use super::fetch::Fetch;
 use super::few::{self, Few, Then};
 use super::sweep::Sweep;
 use super::terms::Scoring;
-use super::{BLOCK_KV, BLOCK_Q, GROUP, Span, together, unroll};
+use super::{BLOCK_KV, BLOCK_Q, GROUP, Lanes, Span, together, unroll};
 use crate::simd::{Isa, Kernel, Simd, Stored, opaque};
 
 /// The vectors of queries in a wide strip.
@@ -50,6 +52,8 @@ pub(crate) struct Scores<'a, T, E, const SWEPT: bool> {
     pub(crate) keys: Block<'a, E>,
     /// The rows, their references and sums, and where probabilities go.
     pub(crate) sweep: Sweep<'a, T>,
+    /// Each row's largest probability of the block: noted with numbers in pairs, which are rounded by it.
+    pub(crate) largest: &'a mut Lanes,
     /// What to ask for between micro-tiles.
     pub(crate) fetch: &'a mut Fetch,
 }
@@ -62,6 +66,9 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Kernel for Scores<'_, T, E, SWEPT
         self.keys.check(1);
         self.sweep.check::<S>();
         assert!(self.q_t.len() >= self.keys.rows.width() * BLOCK_Q);
+        if E::PRODUCTS > 1 {
+            *self.largest = Lanes::splat(0.0);
+        }
         match S::ISA {
             Isa::Avx512Bf16 | Isa::Avx512 | Isa::Neon => self.strips::<S, 4, 3, 8>(s),
             Isa::Avx2 => self.strips::<S, 2, 6, 8>(s),
@@ -74,7 +81,10 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Kernel for Scores<'_, T, E, SWEPT
                 if T::IN_MEMORY && self.sweep.wants_terms() {
                     self.sweep.score_block(s, keys.clone());
                 }
-                self.sweep.block(s, keys);
+                self.sweep.block(s, keys.clone());
+                for lane in (0..self.sweep.lanes).step_by(S::LANES) {
+                    self.note_largest(s, lane, keys.clone());
+                }
             }
         }
     }
@@ -154,7 +164,10 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
                 if !SWEPT && seen {
                     let keys = group..(group + GROUP).min(end);
                     // SAFETY: `run` checked; the lane and the keys exist.
-                    unsafe { self.sweep.few(s, lane, keys) };
+                    unsafe {
+                        self.sweep.few(s, lane, keys.clone());
+                        self.note_largest(s, lane, keys);
+                    }
                 } else if !SWEPT {
                     self.hide(s, lane, group);
                 }
@@ -190,10 +203,35 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
         }
         if KNOWN {
             let sum = along.sum;
-            // SAFETY: `run` checked the lanes.
-            unsafe { s.store(self.sweep.block_sum.0.as_mut_ptr().add(lane), sum) };
+            // SAFETY: `run` checked the lanes; the keys lie in the block.
+            unsafe {
+                s.store(self.sweep.block_sum.0.as_mut_ptr().add(lane), sum);
+                self.note_largest(s, lane, group..group + run);
+            }
         }
         group + run
+    }
+
+    /// Notes the largest of the probabilities of `keys` that are in memory.
+    ///
+    /// # Safety
+    /// The lanes must lie in the tile, the keys in the block.
+    #[inline(always)]
+    unsafe fn note_largest<S: Simd>(&mut self, s: S, lane: usize, keys: Range<usize>) {
+        if E::PRODUCTS == 1 {
+            return;
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            let to = self.largest.0.as_mut_ptr().add(lane);
+            let mut max = s.load(to);
+            for key in keys {
+                let p = s.load(self.sweep.prob.as_ptr().add(key * BLOCK_Q + lane));
+                // Of a number and none the number.
+                max = s.max(p, max);
+            }
+            s.store(to, max);
+        }
     }
 
     /// A group of keys of which the dot products with one vector of rows are in memory.
@@ -372,6 +410,8 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
             let mut sum = s.load(sum_ptr);
             let row_ref = s.load(self.sweep.row_ref.0.as_ptr().add(lane));
             let shift = s.sub(s.splat(0.0), row_ref);
+            let largest_ptr = self.largest.0.as_mut_ptr().add(lane);
+            let mut largest = if E::PRODUCTS > 1 { s.load(largest_ptr) } else { sum };
             // Four at a time, where there are four: enough to hide each other's latency.
             unroll!(k in 0..KEYS {
                 let prob = prob.add(k * BLOCK_Q);
@@ -381,16 +421,22 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
                     sum = s.add(s.add(sum, s.add(p[0], p[1])), s.add(p[2], p[3]));
                     for (i, p) in p.into_iter().enumerate() {
                         s.store(prob.add(i * BLOCK_Q), p);
+                        // As in `note_largest`.
+                        largest = s.max(p, largest);
                     }
                 } else if !KEYS.is_multiple_of(4) && k.is_multiple_of(2) {
                     let two = [dots[k], dots[(k + 1) % KEYS]];
                     let p = self.sweep.probabilities(s, (lane, key + k), two, shift);
                     sum = s.add(sum, s.add(p[0], p[1]));
+                    largest = s.max(p[1], s.max(p[0], largest));
                     s.store(prob, p[0]);
                     s.store(prob.add(BLOCK_Q), p[1]);
                 }
             });
             s.store(sum_ptr, sum);
+            if E::PRODUCTS > 1 {
+                s.store(largest_ptr, largest);
+            }
         }
     }
 }
