@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use crate::microkernel::block::LEAST_STRETCH;
 use crate::microkernel::fetch::{Fetch, Queue, Stream, Twins};
+use crate::microkernel::pairs::INTERLEAVING;
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, few};
 use crate::plan::{self, Plan};
 use crate::problem::Problem;
@@ -29,6 +30,8 @@ pub(crate) struct Ahead<'p> {
     after: Option<(Head<'p>, Range<usize>)>,
     /// The most rows of a tile.
     rows: usize,
+    /// Whether values are paired.
+    pairs: bool,
     pub(crate) fetch: Fetch,
 }
 
@@ -42,16 +45,16 @@ pub(crate) const fn is_few(rows: usize) -> bool {
 }
 
 impl<'p> Ahead<'p> {
-    /// For `item`, of which `head` are the keys and values, and after which `next` will probably
-    /// come.
+    /// For `item`, of which `head` are the keys and values, in pairs or not, and after which `next` will
+    /// probably come.
     pub(crate) fn new(
         (problem, plan): (&Problem<'p, f32>, &Plan),
         item: &plan::Item,
-        head: Head<'p>,
+        (head, pairs): (Head<'p>, bool),
         next: Option<plan::Item>,
     ) -> Self {
         let rows = item.rows.len().min(BLOCK_Q);
-        let mut this = Self { head, after: None, rows, fetch: Fetch::NONE };
+        let mut this = Self { head, after: None, rows, pairs, fetch: Fetch::NONE };
         let Some(next) = next else { return this };
         let sequence = problem.mask.sequence(next.sequence);
         let (query_head, query) = plan.query_row(next.kv_head, next.rows.start);
@@ -133,7 +136,8 @@ impl<'p> Ahead<'p> {
         // Of many rows only the scores ask, and few of them are transposed with their keys.
         let (transposing, value) = if self.is_few() { (few::TRANSPOSING, value) } else { (0, 0) };
         let scores = (self.rows + transposing).saturating_mul(key);
-        let values = self.rows.saturating_mul(value);
+        let interleaving = if self.pairs { INTERLEAVING } else { 0 };
+        let values = (self.rows + interleaving).saturating_mul(value);
         scores.saturating_add(values).saturating_mul(keys).saturating_mul(tiles)
     }
 }

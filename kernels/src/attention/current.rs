@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use super::ahead::Ahead;
 use crate::microkernel::BLOCK_KV;
 use crate::microkernel::block::BlockRows;
 use crate::microkernel::pairs::Interleave;
@@ -47,14 +48,20 @@ impl<'a> CurrentBlock<'a> {
 
     /// Goes to the block at `first`, which must have a row.
     #[inline(always)]
-    pub(super) fn enter<S: Simd>(&mut self, simd: S, first: usize, head: [StoredRows<'a>; 2]) {
+    pub(super) fn enter<S: Simd>(
+        &mut self,
+        simd: S,
+        first: usize,
+        head: [StoredRows<'a>; 2],
+        ahead: &mut Ahead<'_>,
+    ) {
         if self.first == first {
             return;
         }
         self.first = first;
         for n in 0..2 {
             if const { S::BF16_DOTS } && n == 1 && self.is_in_pairs() {
-                self.interleave(simd, &head[n]);
+                self.interleave(simd, &head[n], ahead);
                 continue;
             }
             let end = (first + BLOCK_KV).min(head[n].rows.len());
@@ -86,11 +93,12 @@ impl<'a> CurrentBlock<'a> {
 
     /// Pairs the block's values in scratch.
     #[inline(never)]
-    fn interleave<S: Simd>(&mut self, simd: S, of: &StoredRows<'_>) {
+    fn interleave<S: Simd>(&mut self, simd: S, of: &StoredRows<'_>, ahead: &mut Ahead<'_>) {
         let keys = self.first..(self.first + BLOCK_KV).min(of.rows.len());
         let (width, rows) = (of.width(), keys.len().div_ceil(2));
         let to = &mut *self.gathered[1];
-        simd.vectorize(Interleave { of, keys, to });
+        let fetch = ahead.is_few().then_some(&mut ahead.fetch);
+        simd.vectorize(Interleave { of, keys, to, fetch });
         // SAFETY: `to` has as many floats, which is checked there, and `rows` lends them no longer than until
         // the next call.
         let rows = unsafe { Rows::new(to.as_ptr(), width as isize, rows, width) };

@@ -213,7 +213,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             block: CurrentBlock::new([keys_here, values_here], kept, read),
             prob,
             dense,
-            ahead: Ahead::new((job.problem, &job.plan), &item, head, next),
+            ahead: Ahead::new((job.problem, &job.plan), &item, (head, read == Read::Pairs), next),
             is_split: item.split.is_some(),
         };
         let mut tiles = local.each_mut().map(Tile::new);
@@ -419,7 +419,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     pub(super) fn visit(&mut self, tile: &Tile<'_>, first: usize) -> Visit {
         let mut visit = tile.of.visit(first);
         if !visit.keys.is_empty() {
-            self.block.enter(self.simd, first, self.head);
+            self.block.enter(self.simd, first, self.head, &mut self.ahead);
         }
         if self.job.dense && !visit.keys.is_empty() {
             self.look_closer(tile, &mut visit);

@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::fetch::Fetch;
 use super::{BLOCK_KV, BLOCK_Q, GROUP, Lanes};
 use crate::simd::{Kernel, Simd};
 use crate::storage::{Format, StoredRows};
@@ -25,13 +26,18 @@ pub(crate) struct Interleave<'a, 'p> {
     pub(crate) keys: Range<usize>,
     /// `[keys / 2][value_dim]`
     pub(crate) to: &'a mut [f32],
+    /// What to ask for meanwhile, where memory sets the pace.
+    pub(crate) fetch: Option<&'a mut Fetch>,
 }
+
+/// What it is to pair a key's number, as multiply-adds with so many rows.
+pub(crate) const INTERLEAVING: usize = 2;
 
 impl Kernel for Interleave<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(mut self, s: S) {
         let width = self.of.width();
         assert!(self.of.format == Format::Bf16);
         assert!(self.to.len() >= self.keys.len().div_ceil(2) * width);
@@ -41,6 +47,9 @@ impl Kernel for Interleave<'_, '_> {
             ($first:expr, $second:expr) => {
                 // SAFETY: both are rows of `width` numbers, and `to` has as many for each two of them.
                 unsafe { pair_rows(s, [$first.cast(), $second.cast()], (to, width)) };
+                if let Some(fetch) = &mut self.fetch {
+                    fetch.blocks.step(2 * INTERLEAVING * width);
+                }
                 to = to.wrapping_add(width);
             };
         }
