@@ -13,7 +13,8 @@ use crate::error;
 use crate::numbers::{floats, sizes};
 
 /// A rotary embedding of positions up to a last one. `scaling` is a dictionary of a model's
-/// configuration, as Hugging Face's: `{"rope_type": "llama3", "factor": 8.0, ...}`.
+/// configuration, as Hugging Face's: `{"rope_type": "llama3", "factor": 8.0, ...}`. `"dynamic"` stretches to
+/// `seq_len` tokens, a number beside the others, or to all the positions there are.
 #[pyclass(frozen, module = "headwise")]
 #[derive(Debug)]
 pub(crate) struct Rope(pub(crate) headwise::Rope);
@@ -37,7 +38,7 @@ impl Rope {
                 return Err(error::value("layout", format_args!("{other:?}"), expected));
             }
         };
-        let scaling = scaling.map_or(Ok(RopeScaling::Unscaled), read)?;
+        let scaling = scaling.map_or(Ok(RopeScaling::Unscaled), |from| read(from, positions))?;
         let frequencies = Frequencies::new(rotary_dim, base, scaling).map_err(error::of)?;
         headwise::Rope::new(layout, &frequencies, positions).map(Self).map_err(error::of)
     }
@@ -133,15 +134,15 @@ unsafe fn rotated<S: Stored + Storage<Compute = f32>>(
     Ok(memory)
 }
 
-/// The scaling that a configuration names.
-fn read(from: &Bound<'_, PyDict>) -> PyResult<RopeScaling> {
+/// The scaling that a configuration names, of a table of so many positions.
+fn read(from: &Bound<'_, PyDict>, positions: usize) -> PyResult<RopeScaling> {
     let optional = |name: &str| -> PyResult<Option<f64>> {
         from.get_item(name)?.filter(|value| !value.is_none()).map(|v| v.extract()).transpose()
     };
     let number = |name: &str| {
         optional(name)?.ok_or_else(|| error::value("scaling", format_args!("no {name}"), "one"))
     };
-    let positions = || number("original_max_position_embeddings").map(|n| n as usize);
+    let original = || number("original_max_position_embeddings").map(|n| n as usize);
     let name = match from.get_item("rope_type")? {
         Some(name) => Some(name),
         None => from.get_item("type")?,
@@ -154,21 +155,37 @@ fn read(from: &Bound<'_, PyDict>) -> PyResult<RopeScaling> {
         "default" => Ok(RopeScaling::Unscaled),
         "linear" => Ok(RopeScaling::Linear { factor: number("factor")? }),
         "ntk" => Ok(RopeScaling::NtkAware { factor: number("factor")? }),
+        "dynamic" => Ok(RopeScaling::DynamicNtk {
+            factor: number("factor")?,
+            original_positions: original()?,
+            seq_len: optional("seq_len")?.map_or(positions, |n| n as usize),
+        }),
         "yarn" => {
-            let mut yarn = Yarn::new(number("factor")?, positions()?);
+            let mut yarn = Yarn::new(number("factor")?, original()?);
             yarn.beta_fast = optional("beta_fast")?.unwrap_or(yarn.beta_fast);
             yarn.beta_slow = optional("beta_slow")?.unwrap_or(yarn.beta_slow);
-            yarn.attention_factor = optional("attention_factor")?;
+            if let Some(truncate) = from.get_item("truncate")? {
+                yarn.truncate = truncate.extract()?;
+            }
+            let magnitude = |mscale| Yarn::magnitude(yarn.factor, mscale);
+            // As in DeepSeek's configurations.
+            yarn.attention_factor = match (optional("mscale")?, optional("mscale_all_dim")?) {
+                _ if optional("attention_factor")?.is_some() => optional("attention_factor")?,
+                (Some(one), Some(all)) if one != 0.0 && all != 0.0 => {
+                    Some(magnitude(one) / magnitude(all))
+                }
+                _ => None,
+            };
             Ok(RopeScaling::Yarn(yarn))
         }
         "llama3" => Ok(RopeScaling::Llama3(Llama3 {
             factor: number("factor")?,
             low_freq_factor: number("low_freq_factor")?,
             high_freq_factor: number("high_freq_factor")?,
-            original_positions: positions()?,
+            original_positions: original()?,
         })),
         other => {
-            let expected = "\"default\", \"linear\", \"ntk\", \"yarn\" or \"llama3\"";
+            let expected = "\"default\", \"linear\", \"ntk\", \"dynamic\", \"yarn\" or \"llama3\"";
             Err(error::value("scaling", format_args!("rope_type {other:?}"), expected))
         }
     }
