@@ -56,7 +56,9 @@ const KERNELS: &[(&str, Option<usize>)] = &[
         "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Chosen<headwise_kernels::term::NoTerm>, f32, false",
         None,
     ),
-    ("microkernel::values::Values<f32, false", None),
+    ("microkernel::values::Values<f32, f32, false", None),
+    ("microkernel::values::Values<f32, half::bfloat::bf16, false", None),
+    ("microkernel::values::Values<f32, half::binary16::f16, false", None),
     ("gemm::Stripe", None),
     (
         "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Plain, half::bfloat::bf16, false",
@@ -79,7 +81,11 @@ const PAIRS: (&[Isa], &[(&str, Option<usize>)]) = (
             None,
         ),
         (
-            "microkernel::values::Values<headwise_kernels::simd::stored::Bf16Pair, false, false",
+            "microkernel::values::Values<headwise_kernels::simd::stored::Bf16Pair, f32, false, false",
+            None,
+        ),
+        (
+            "microkernel::values::Values<headwise_kernels::simd::stored::Bf16Pair, half::bfloat::bf16, false, false",
             None,
         ),
     ],
