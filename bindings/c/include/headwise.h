@@ -327,7 +327,7 @@ enum headwise_rope_scaling
   HEADWISE_ROPE_SCALING_NTK = 2,
   // The same of a sequence of `seq_len` tokens, by `factor` and `original_positions`.
   HEADWISE_ROPE_SCALING_DYNAMIC_NTK = 3,
-  // By `factor`, `original_positions`, `beta_fast`, `beta_slow`, `attention_factor`.
+  // By `factor`, `original_positions`, `beta_fast`, `beta_slow`, `attention_factor`, `fractional`.
   HEADWISE_ROPE_SCALING_YARN = 4,
   // By `factor`, `original_positions`, `low_freq_factor`, `high_freq_factor`.
   HEADWISE_ROPE_SCALING_LLAMA3 = 5,
@@ -773,6 +773,11 @@ typedef struct headwise_rope_options {
   const struct headwise_tensor *cos;
   // And the sines, the same shape.
   const struct headwise_tensor *sin;
+  // YaRN: 1 if the ends of the ramp stay between dimensions, where models have `truncate: false`; 0 if
+  // they are rounded outwards, as published.
+  uint32_t fractional;
+  // 0.
+  uint32_t reserved;
 } headwise_rope_options;
 
 // What attention over some keys gives: its output, and how much those keys weigh.

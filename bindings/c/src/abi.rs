@@ -108,7 +108,8 @@ fn what_may_grow_began_so() {
     assert_eq!(headwise_rope_options::LEAST, 120);
     members!(headwise_rope_options: size 0, layout 8, scaling 12, rotary_dim 16, positions 24,
         base 32, factor 40, original_positions 48, seq_len 56, beta_fast 64, beta_slow 72,
-        attention_factor 80, low_freq_factor 88, high_freq_factor 96, cos 104, sin 112);
+        attention_factor 80, low_freq_factor 88, high_freq_factor 96, cos 104, sin 112,
+        fractional 120, reserved 124);
     assert_eq!(headwise_qk_norm_options::LEAST, 32);
     members!(headwise_qk_norm_options: size 0, weight 8, eps 24, reserved 28);
     assert_eq!(headwise_transform_call::LEAST, 80);

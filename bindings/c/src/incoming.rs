@@ -144,6 +144,8 @@ fn ropes() -> Vec<(headwise_rope_options, RopeLayout, f64, RopeScaling)> {
         ..of(headwise_rope_scaling::Llama3)
     };
     let of_dynamic = headwise_rope_options { seq_len, ..of(headwise_rope_scaling::DynamicNtk) };
+    let of_fractional = headwise_rope_options { fractional: 1, ..of(headwise_rope_scaling::Yarn) };
+    let fractional = Yarn { truncate: false, ..yarn };
     vec![
         (of(headwise_rope_scaling::None), half, 1e4, RopeScaling::Unscaled),
         (interleaved, RopeLayout::Interleaved, 500.0, RopeScaling::Unscaled),
@@ -152,6 +154,7 @@ fn ropes() -> Vec<(headwise_rope_options, RopeLayout, f64, RopeScaling)> {
         (of_dynamic, half, 1e4, dynamic),
         (of(headwise_rope_scaling::Yarn), half, 1e4, RopeScaling::Yarn(yarn)),
         (of_sharp, half, 1e4, RopeScaling::Yarn(sharp)),
+        (of_fractional, half, 1e4, RopeScaling::Yarn(fractional)),
         (of_llama3, half, 1e4, RopeScaling::Llama3(llama3)),
     ]
 }

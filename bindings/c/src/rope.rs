@@ -34,7 +34,7 @@ pub enum headwise_rope_scaling {
     Ntk = 2,
     /// The same of a sequence of `seq_len` tokens, by `factor` and `original_positions`.
     DynamicNtk = 3,
-    /// By `factor`, `original_positions`, `beta_fast`, `beta_slow`, `attention_factor`.
+    /// By `factor`, `original_positions`, `beta_fast`, `beta_slow`, `attention_factor`, `fractional`.
     Yarn = 4,
     /// By `factor`, `original_positions`, `low_freq_factor`, `high_freq_factor`.
     Llama3 = 5,
@@ -78,8 +78,13 @@ pub struct headwise_rope_options {
     pub cos: *const headwise_tensor,
     /// And the sines, the same shape.
     pub sin: *const headwise_tensor,
+    /// YaRN: 1 if the ends of the ramp stay between dimensions, where models have `truncate: false`; 0 if
+    /// they are rounded outwards, as published.
+    pub fractional: u32,
+    /// 0.
+    pub reserved: u32,
 }
-growing!(headwise_rope_options, ..=sin: *const headwise_tensor);
+growing!(headwise_rope_options, ..=sin: *const headwise_tensor, now ..=reserved: u32);
 
 /// Cosines and sines of every position, made once and used in every call.
 pub struct headwise_rope {
@@ -96,6 +101,7 @@ impl headwise_rope_options {
     /// # Safety
     /// The tables must be there.
     unsafe fn build(&self) -> Result<Rope> {
+        sized::check_reserved("options", self.reserved)?;
         let layout = match choose("options.layout", self.layout)? {
             headwise_rope_layout::HalfSplit => RopeLayout::HalfSplit,
             headwise_rope_layout::Interleaved => RopeLayout::Interleaved,
@@ -130,6 +136,13 @@ impl headwise_rope_options {
                     beta_fast: or(self.beta_fast, published.beta_fast),
                     beta_slow: or(self.beta_slow, published.beta_slow),
                     attention_factor: Some(self.attention_factor).filter(|&factor| factor != 0.0),
+                    truncate: match self.fractional {
+                        0 => true,
+                        1 => false,
+                        other => {
+                            return Err(Failure::argument("options.fractional", other, "0 or 1"));
+                        }
+                    },
                     ..published
                 })
             }

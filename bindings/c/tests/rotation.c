@@ -133,6 +133,11 @@ static void bad_input(headwise_rope *rope, headwise_qk_norm *norm) {
   REFUSED(headwise_rope_create(&of, &none, &error), VALUE, "options.factor: 0");
   of.scaling = HEADWISE_ROPE_SCALING_YARN, of.factor = 2;
   REFUSED(headwise_rope_create(&of, &none, &error), VALUE, "options.original_positions: 0");
+  of.original_positions = 8, of.fractional = 2;
+  REFUSED(headwise_rope_create(&of, &none, &error), ARGUMENT, "options.fractional: 2, expected 0 or 1");
+  of.fractional = 0, of.reserved = 1;
+  REFUSED(headwise_rope_create(&of, &none, &error), ARGUMENT, "options.reserved: 1");
+  of.reserved = 0;
   of.scaling = 0, of.base = NAN;
   REFUSED(headwise_rope_create(&of, &none, &error), VALUE, "options.base: NaN");
   of.base = 0, of.positions = SIZE_MAX / 8;
