@@ -136,7 +136,7 @@ static void bad_input(headwise_rope *rope, headwise_qk_norm *norm) {
   of.original_positions = 8, of.fractional = 2;
   REFUSED(headwise_rope_create(&of, &none, &error), ARGUMENT, "options.fractional: 2, expected 0 or 1");
   of.fractional = 0, of.reserved = 1;
-  REFUSED(headwise_rope_create(&of, &none, &error), ARGUMENT, "options.reserved: 1");
+  REFUSED(headwise_rope_create(&of, &none, &error), UNSUPPORTED, "options.reserved: 1");
   of.reserved = 0;
   of.scaling = 0, of.base = NAN;
   REFUSED(headwise_rope_create(&of, &none, &error), VALUE, "options.base: NaN");
