@@ -169,13 +169,13 @@ fn read(from: &Bound<'_, PyDict>, positions: usize) -> PyResult<RopeScaling> {
             }
             let magnitude = |mscale| Yarn::magnitude(yarn.factor, mscale);
             // As in DeepSeek's configurations.
-            yarn.attention_factor = match (optional("mscale")?, optional("mscale_all_dim")?) {
-                _ if optional("attention_factor")?.is_some() => optional("attention_factor")?,
+            let of_mscales = match (optional("mscale")?, optional("mscale_all_dim")?) {
                 (Some(one), Some(all)) if one != 0.0 && all != 0.0 => {
                     Some(magnitude(one) / magnitude(all))
                 }
                 _ => None,
             };
+            yarn.attention_factor = optional("attention_factor")?.or(of_mscales);
             Ok(RopeScaling::Yarn(yarn))
         }
         "llama3" => Ok(RopeScaling::Llama3(Llama3 {

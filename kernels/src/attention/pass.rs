@@ -525,11 +525,14 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     }
 
     /// The values of a tile's last block, straight to the output; says whether it is finite.
-    /// `None`: nothing was done, since there is more to come or a row's sum is no positive number.
+    /// `None`: nothing was done, since there is more to come, a row's sum is no positive number, or few rows
+    /// of halves are not worth kernels of their own.
     fn last_values(&mut self, tile: &mut Tile<'_>, visit: (&Visit, &Lanes)) -> Option<bool> {
         let is_last = visit.0.first + BLOCK_KV >= tile.of.any.end;
         let scaled = self.job.problem.value_scales(self.kv_head).is_some();
-        if !is_last || scaled || tile.merges() || self.is_split {
+        let few = self.ahead.is_few();
+        let few_halves = few && self.job.outputs.out.native().is_none();
+        if !is_last || scaled || few_halves || tile.merges() || self.is_split {
             return None;
         }
         let sums = &tile.of.split.row_sum.0[..tile.len()];
@@ -537,21 +540,18 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             return None;
         }
         let factor = &self.value_factors(tile, &tile.of.split);
-        let few = self.ahead.is_few();
-        match &self.job.outputs.out {
+        Some(match &self.job.outputs.out {
             Output::Native(out) if few => {
                 let out = &self.out_rows(tile, out);
-                let finish = Finish { factor, out, finite: true };
-                Some(self.few_values::<false>(tile, visit, Some(finish)))
+                self.few_values::<false>(tile, visit, Some(Finish { factor, out, finite: true }))
             }
-            Output::Native(out) => Some(self.last_of_many(tile, visit, (factor, out))),
-            Output::F16(out) if !few => Some(self.last_of_many(tile, visit, (factor, out))),
-            Output::Bf16(out) if !few => Some(self.last_of_many(tile, visit, (factor, out))),
-            // Not worth kernels of their own.
-            _ => None,
-        }
+            Output::Native(out) => self.last_of_many(tile, visit, (factor, out)),
+            Output::F16(out) => self.last_of_many(tile, visit, (factor, out)),
+            Output::Bf16(out) => self.last_of_many(tile, visit, (factor, out)),
+        })
     }
 
+    /// The same of many rows, whose sums are multiplied by `factor`.
     fn last_of_many<O: StoredMut>(
         &mut self,
         tile: &mut Tile<'_>,

@@ -135,9 +135,7 @@ impl Rounding {
         sum: Lanes::splat(0.0),
         of_block: Lanes::splat(0.0),
     };
-}
 
-impl Rounding {
     /// Where rows of the vector at `lane` have their largest probability so far in the block at hand, makes
     /// their factors such that it is a rounded number. Gives what earlier sums must be multiplied by, if not
     /// all by 1.

@@ -411,7 +411,7 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
             let row_ref = s.load(self.sweep.row_ref.0.as_ptr().add(lane));
             let shift = s.sub(s.splat(0.0), row_ref);
             let largest_ptr = self.largest.0.as_mut_ptr().add(lane);
-            let mut largest = if E::PRODUCTS > 1 { s.load(largest_ptr) } else { sum };
+            let mut largest = if E::PRODUCTS > 1 { s.load(largest_ptr) } else { s.splat(0.0) };
             // Four at a time, where there are four: enough to hide each other's latency.
             unroll!(k in 0..KEYS {
                 let prob = prob.add(k * BLOCK_Q);

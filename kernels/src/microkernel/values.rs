@@ -7,8 +7,9 @@
 //!     acc += sum, or out = (acc + sum) / row_sum        with the tile's last block
 //! ```
 //!
-//! Adding by blocks, in two chains of 64 keys, keeps rounding errors to those of 64 keys and of the
-//! number of blocks.
+//! With pairs the earlier `acc` is multiplied as it is added to: pairs.rs says by what. Adding by
+//! blocks, in two chains of 64 keys, keeps rounding errors to those of 64 keys and of the number of
+//! blocks.
 //!
 //! A masked key's probability is -0.0 and usually multiplied like any other, which is exact as
 //! long as the value is finite. The careful body selects instead, with the same bits.
@@ -46,7 +47,7 @@ pub(crate) struct Values<'a, E, O, const CAREFUL: bool, const FEW: bool> {
 
 /// The rows of the output that a tile's complete sums become.
 pub(crate) struct Finish<'a, O> {
-    /// 1 / row_sum.
+    /// What each row's sums are multiplied by: 1 / row_sum, but for sinks and for rounded probabilities.
     pub(crate) factor: &'a Lanes,
     pub(crate) out: &'a OutRows<O>,
     /// Stays true as long as everything written is finite.
@@ -119,10 +120,7 @@ impl<E: Stored, O: StoredMut, const CAREFUL: bool, const FEW: bool> Kernel
     }
 }
 
-impl<E: Stored, O, const CAREFUL: bool, const FEW: bool> Values<'_, E, O, CAREFUL, FEW>
-where
-    Self: Tiled,
-{
+impl<E: Stored, O: StoredMut, const CAREFUL: bool, const FEW: bool> Values<'_, E, O, CAREFUL, FEW> {
     #[inline(always)]
     fn cover<S: Simd>(&mut self, s: S) {
         let extents = (self.rows, self.values.rows.width());

@@ -45,20 +45,6 @@ impl Avx512 {
             }
         }
     }
-
-    /// 2 to the power of x - floor(x), which `vreduce` gives, also 0 for an infinite x: what is left when
-    /// `vscalef` multiplies by 2^floor(x) with the right ends. No clamp is needed.
-    #[inline(always)]
-    fn powers_of_fractions<const N: usize>(self, x: [__m512; N]) -> [__m512; N] {
-        // Round down, no exceptions.
-        const FLOOR: i32 = 0b1001;
-        let mut f = x;
-        for i in 0..N {
-            // SAFETY: the token proves that the instruction set is present.
-            f[i] = unsafe { _mm512_reduce_ps::<FLOOR>(x[i]) };
-        }
-        polynomial::horner(self, polynomial::FLOOR, f)
-    }
 }
 
 /// The lowest `count` bits, `count <= 16`.
@@ -273,28 +259,30 @@ unsafe impl Simd for Avx512 {
 
     #[inline(always)]
     fn exp2<const N: usize>(self, x: [__m512; N]) -> [__m512; N] {
-        let power = self.powers_of_fractions(x);
-        let mut powers = x;
-        for i in 0..N {
-            // SAFETY: the token proves that the instruction set is present.
-            powers[i] = unsafe { _mm512_scalef_ps(power[i], x[i]) };
-        }
-        powers
+        self.exp2_from(f32::NEG_INFINITY, x)
     }
 
+    /// `vreduce` gives x - floor(x), also 0 for an infinite x, and `vscalef` multiplies by
+    /// 2^floor(x) with the right ends: no clamp is needed.
     #[inline(always)]
     fn exp2_from<const N: usize>(self, least: f32, x: [__m512; N]) -> [__m512; N] {
-        let power = self.powers_of_fractions(x);
-        let mut powers = x;
+        // Round down, no exceptions.
+        const FLOOR: i32 = 0b1001;
+        let mut f = x;
         for i in 0..N {
             // SAFETY: the token proves that the instruction set is present.
-            powers[i] = unsafe {
+            f[i] = unsafe { _mm512_reduce_ps::<FLOOR>(x[i]) };
+        }
+        let mut power = polynomial::horner(self, polynomial::FLOOR, f);
+        for i in 0..N {
+            // SAFETY: as above.
+            power[i] = unsafe {
                 // A NaN stays.
                 let counts = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x[i], _mm512_set1_ps(least));
                 _mm512_maskz_scalef_ps(counts, power[i], x[i])
             };
         }
-        powers
+        power
     }
 
     #[inline(always)]

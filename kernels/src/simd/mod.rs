@@ -293,7 +293,7 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     /// vectors one after the other would fill the processor's queue with what cannot start yet.
     fn exp2<const N: usize>(self, x: [Self::Vector; N]) -> [Self::Vector; N];
 
-    /// The same, but 0 for what is less than `least`, at least -126: a power behind which many a processor
+    /// The same, but 0 for what is less than `least`, at least -126, or -inf for nothing: a power behind which many a processor
     /// takes a hundred cycles and more for an operation, on a subnormal number or what becomes one.
     #[doc(hidden)]
     #[inline(always)]
