@@ -4,10 +4,10 @@
 use headwise_kernels::{Masking, Problem, computed_pairs, workspace_bytes, workspace_bytes_with};
 
 use crate::{
-    Algorithm, Alibi, AttentionPlan, BlockPattern, Causal, Documents, Element, Error, Executor,
-    Explanation, Input, Isa, KvStorage, KvView, Offsets, Outputs, Pairs, PlanBuffer, RelativeBias,
-    Result, Scale, ScoreTerm, Settings, Shape, Storage, Tensor, Terms, Tree, View, Window,
-    Workspace,
+    Algorithm, Alibi, AttentionPlan, BlockPattern, Causal, Closeness, Documents, Element, Error,
+    Executor, Explanation, Input, Isa, KvStorage, KvView, Offsets, Outputs, Pairs, PlanBuffer,
+    Precision, RelativeBias, Result, Scale, ScoreTerm, Settings, Shape, Storage, Tensor, Terms,
+    Tree, View, Window, Workspace,
 };
 
 /// What to compute beyond the plain case, and how to run it.
@@ -26,6 +26,7 @@ pub struct AttentionOptions<'a, T = f32> {
     masking: Masking<'a, T>,
     terms: Terms<'a>,
     value_scales: Option<&'a [f32]>,
+    precision: Precision,
     settings: Settings<'a>,
     lse: bool,
     weights: bool,
@@ -38,6 +39,7 @@ impl<T> Default for AttentionOptions<'_, T> {
             masking: Masking::default(),
             terms: Terms::default(),
             value_scales: None,
+            precision: Precision::Full,
             settings: Settings::default(),
             lse: false,
             weights: false,
@@ -327,6 +329,24 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
         self
     }
 
+    /// How exact the products are. With [`Precision::Fast`] long prompts take about half the time of `f32`, at
+    /// a relative error of about 1 %; [`AttentionOptions::measure_precision`] tells what it is on given tensors,
+    /// [`AttentionOptions::explain`] whether a call takes it up.
+    ///
+    /// ```
+    /// # use headwise::{AttentionOptions, Precision, View, attention};
+    /// # let data: Vec<f32> = (0..300 * 64).map(|i| (i as f32).sin()).collect();
+    /// # let x = View::bhsd(&data, [1, 1, 300, 64])?;
+    /// let options = AttentionOptions::new().causal().precision(Precision::Fast);
+    /// let result = attention(x, x, x, &options)?;
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    #[must_use]
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
     /// The instruction set, instead of the one that `HEADWISE_ISA` names or else the widest.
     #[must_use]
     pub fn isa(mut self, isa: Isa) -> Self {
@@ -390,8 +410,18 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
             got: "numbers of another type than is computed in".into(),
             expected: "options without a bias, to add one of that type".into(),
         })?;
-        let Self { scale, masking: _, terms, value_scales, settings, lse, weights } = *self;
-        Ok(AttentionOptions { scale, masking, terms, value_scales, settings, lse, weights })
+        let Self { scale, masking: _, terms, value_scales, precision, settings, lse, weights } =
+            *self;
+        Ok(AttentionOptions {
+            scale,
+            masking,
+            terms,
+            value_scales,
+            precision,
+            settings,
+            lse,
+            weights,
+        })
     }
 
     /// The bytes of [`Workspace`] with which [`attention_into`] on these tensors allocates
@@ -484,7 +514,7 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
     where
         'a: 'p,
     {
-        let problem = problem.with_terms(&self.terms)?;
+        let problem = problem.with_terms(&self.terms)?.with_precision(self.precision);
         match self.value_scales {
             Some(scales) => problem.with_value_scales(scales),
             None => Ok(problem),
@@ -537,6 +567,34 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
 }
 
 impl AttentionOptions<'_> {
+    /// How close the output of these options' precision is to that of [`Precision::Full`], on these tensors:
+    /// both are computed.
+    ///
+    /// ```
+    /// # use headwise::{AttentionOptions, Precision, View};
+    /// # let data: Vec<f32> = (0..300 * 64).map(|i| (i as f32).sin()).collect();
+    /// # let x = View::bhsd(&data, [1, 1, 300, 64])?;
+    /// let options = AttentionOptions::new().causal().precision(Precision::Fast);
+    /// let close = options.measure_precision(x, x, x)?;
+    /// assert!(close.relative_l1 < 0.05 && close.cosine > 0.999);
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`attention`].
+    pub fn measure_precision<'t>(
+        &self,
+        query: impl Into<Input<'t, f32>>,
+        key: impl Into<Input<'t, f32>>,
+        value: impl Into<Input<'t, f32>>,
+    ) -> Result<Closeness> {
+        let problem =
+            self.problem([query.into(), key.into(), value.into()], Scale::InvSqrtHeadDim)?;
+        let got: Attention = self.compute(&problem)?;
+        let full: Attention = self.compute(&problem.with_precision(Precision::Full))?;
+        Ok(Closeness::of(got.out.data(), full.out.data().iter().map(|&x| x.into())))
+    }
+
     /// The bytes of [`Workspace`] with which [`attention_with_into`] on these tensors with a term of
     /// type `U` allocates nothing, as long as the executor does not either.
     ///
@@ -602,8 +660,8 @@ impl<'a> AttentionOptions<'a> {
                         .into(),
             });
         }
-        let Self { scale, settings, value_scales, .. } = *self;
-        let mut shared = Self { scale, settings, value_scales, ..Self::default() };
+        let Self { scale, settings, value_scales, precision, .. } = *self;
+        let mut shared = Self { scale, settings, value_scales, precision, ..Self::default() };
         shared.terms.softcap = self.terms.softcap;
         Ok(shared)
     }

@@ -54,6 +54,7 @@
 
 mod attention;
 mod cascade;
+mod closeness;
 pub mod kv_cache;
 pub mod layers;
 pub mod onnx;
@@ -68,17 +69,18 @@ pub use attention::{
     attention_with_into, dot_product_attention, dot_product_attention_into,
 };
 pub use cascade::{CascadeWorkspace, attention_cascade_into};
+pub use closeness::Closeness;
 pub use half::{bf16, f16};
 #[cfg(feature = "rayon")]
 pub use headwise_kernels::Rayon;
 pub use headwise_kernels::{
     Algorithm, Alibi, At, AttentionPlan, BlockPattern, Causal, Choice, Documents, Element, Error,
     Executor, Explanation, Input, Int8, Isa, KvStorage, MAX_LANES, MAX_POSITION, NO_KEY, NoTerm,
-    Offsets, Output, Outputs, PackedLinear, PageTables, Pairs, Pick, PlanBuffer, Position, Product,
-    RelativeBias, Result, Row, Scalar, Scale, ScoreTerm, ScoreTile, Serial, Settings, Shape, Simd,
-    Stage, State, StateMut, Storage, Strides, Terms, TileTerm, Tree, View, ViewMut, Window,
-    Workspace, alibi_slope, linear, linear_all, linear_workspace_bytes, merge_states_into, scalar,
-    softmax_in_place, softmax_into, softmax_workspace_bytes, tiles,
+    Offsets, Output, Outputs, PackedLinear, PageTables, Pairs, Pick, PlanBuffer, Position,
+    Precision, Product, RelativeBias, Result, Row, Scalar, Scale, ScoreTerm, ScoreTile, Serial,
+    Settings, Shape, Simd, Stage, State, StateMut, Storage, Strides, Terms, TileTerm, Tree, View,
+    ViewMut, Window, Workspace, alibi_slope, linear, linear_all, linear_workspace_bytes,
+    merge_states_into, scalar, softmax_in_place, softmax_into, softmax_workspace_bytes, tiles,
 };
 pub use kv_cache::{ContiguousCache, KvView, NewTokens, PagedCache, QkNorm, RingCache, Rope};
 pub use state::merge_states;

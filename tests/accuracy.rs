@@ -9,8 +9,9 @@ use common::bounds::Expected;
 use common::capture::{self, Capture, read};
 use common::narrow::{integers, rounded};
 use common::strided::Layout;
-use headwise::{Isa, Outputs, Storage, ViewMut, Workspace, attention, attention_into, bf16, f16};
-use headwise_cli::compare::Closeness;
+use headwise::{
+    Closeness, Isa, Outputs, Storage, ViewMut, Workspace, attention, attention_into, bf16, f16,
+};
 use serde_json::Value;
 
 /// How many times PyTorch's largest error ours may be: where one element of thousands errs most is
@@ -121,7 +122,8 @@ fn a_cache_of_integers_is_close_enough() {
             let (q, k, v) = (inputs.query.view(), key.view(), value.view());
             let ran = attention_into(q, k, v, &options, Outputs::new(view), &mut Workspace::new());
             assert_eq!(ran, Ok(isa));
-            let Closeness { cosine, relative_l1: l1, .. } = Closeness::of(&out, &expected);
+            let Closeness { cosine, relative_l1: l1, .. } =
+                Closeness::of(&out, expected.iter().copied());
             let what =
                 format!("{} on {isa}: cosine {cosine:.6}, relative L1 {l1:.4}", capture.name);
             println!("{what}");

@@ -17,15 +17,12 @@ pub(crate) struct Distance {
     pub(crate) mean_relative: f64,
 }
 
-/// How close a tensor is to its answer as a whole, in the measures by which quantised attention is judged
-/// (Zhang et al., "SageAttention", 2024).
+/// [`headwise::Closeness`], to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[allow(missing_docs)]
 pub struct Closeness {
-    /// The cosine of the angle between the two.
     pub cosine: f64,
-    /// The sum of the differences' magnitudes over that of the answer's.
     pub relative_l1: f64,
-    /// The root of the mean square of the differences.
     pub rms: f64,
 }
 
@@ -33,14 +30,8 @@ impl Closeness {
     /// Of slices of the same length.
     pub fn of(got: &[f32], answer: &[f64]) -> Self {
         debug_assert_eq!(got.len(), answer.len());
-        let pairs = || got.iter().map(|&x| f64::from(x)).zip(answer.iter().copied());
-        let sum = |f: fn((f64, f64)) -> f64| pairs().map(f).sum::<f64>();
-        let (got, answer) = (sum(|(a, _)| a * a), sum(|(_, b)| b * b));
-        Self {
-            cosine: sum(|(a, b)| a * b) / (got * answer).sqrt(),
-            relative_l1: sum(|(a, b)| (a - b).abs()) / sum(|(_, b)| b.abs()),
-            rms: (sum(|(a, b)| (a - b) * (a - b)) / pairs().count().max(1) as f64).sqrt(),
-        }
+        let of = headwise::Closeness::of(got, answer.iter().copied());
+        Self { cosine: of.cosine, relative_l1: of.relative_l1, rms: of.rms }
     }
 }
 

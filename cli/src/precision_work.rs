@@ -1,8 +1,8 @@
-//! Attention on narrower tensors, beside the same on their numbers in `f32`.
+//! Attention on narrower tensors, or with narrower products, beside the same on their numbers in `f32`.
 
 use headwise::{
-    Executor, Input, Int8, Isa, KvStorage, Outputs, Storage, Tensor, Workspace, attention_into,
-    bf16, f16,
+    Executor, Input, Int8, Isa, KvStorage, Outputs, Precision, Storage, Tensor, Workspace,
+    attention_into, bf16, f16,
 };
 
 use crate::Result;
@@ -32,6 +32,7 @@ struct PrecisionWork<Q: Storage, K: KvStorage> {
     key: Tensor<K>,
     value: Tensor<K>,
     out: Tensor<Q>,
+    precision: Precision,
     isa: Isa,
     workspace: Workspace,
 }
@@ -68,7 +69,8 @@ impl<Q: Storage<Compute = f32>, K: KvStorage<Compute = f32>> PrecisionWork<Q, K>
         let wide = AttentionWork::new(wide, isa)?;
         let out = Tensor::zeros(wide.out().shape())?;
         let asked = (K::EXTRA > 0).then_some(asked);
-        Ok(Self { asked, wide, query, key, value, out, isa, workspace: Workspace::new() })
+        let (precision, workspace) = (s.precision, Workspace::new());
+        Ok(Self { asked, wide, query, key, value, out, precision, isa, workspace })
     }
 }
 
@@ -77,7 +79,8 @@ impl<Q: Storage<Compute = f32>, K: KvStorage<Compute = f32>> Work for PrecisionW
         if way == Way::Without {
             return self.wide.run(Way::Fused, executor);
         }
-        let options = self.wide.problem().options().isa(self.isa).executor(executor);
+        let options = self.wide.problem().options().precision(self.precision);
+        let options = options.isa(self.isa).executor(executor);
         let [key, value] = [&self.key, &self.value].map(|x| K::input(x.view()));
         let outputs = Outputs::new(Q::output(self.out.view_mut()));
         let query = Q::input(self.query.view());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use headwise::{Executor, Int8, KvStorage, Rayon, Serial, bf16, f16};
+use headwise::{Executor, Int8, KvStorage, Precision, Rayon, Serial, bf16, f16};
 use serde::Serialize;
 
 use crate::extents::Extents;
@@ -304,6 +304,7 @@ pub struct PrecisionShape {
     pub name: &'static str,
     pub attention: AttentionShape,
     pub dtype: Dtype,
+    pub precision: Precision,
 }
 
 /// Rows to take the softmax of.
@@ -662,10 +663,15 @@ const POISON: [PoisonShape; 6] = [
 ];
 
 const fn stored(name: &'static str, attention: AttentionShape, dtype: Dtype) -> PrecisionShape {
-    PrecisionShape { name, attention, dtype }
+    PrecisionShape { name, attention, dtype, precision: Precision::Full }
 }
 
-const PRECISION: [PrecisionShape; 24] = [
+/// The same with scores in integers.
+const fn fast(name: &'static str, attention: AttentionShape, dtype: Dtype) -> PrecisionShape {
+    PrecisionShape { precision: Precision::Fast, ..stored(name, attention, dtype) }
+}
+
+const PRECISION: [PrecisionShape; 34] = [
     stored("bert-b8-bf16", BERT_B8, Dtype::Bf16),
     stored("bert-b8-f16", BERT_B8, Dtype::F16),
     stored("gpt2-1k-bf16", GPT2, Dtype::Bf16),
@@ -676,6 +682,16 @@ const PRECISION: [PrecisionShape; 24] = [
     stored("llama-2k-full-f16", LLAMA_FULL, Dtype::F16),
     stored("long-8k-bf16", LONG, Dtype::Bf16),
     stored("long-8k-f16", LONG, Dtype::F16),
+    fast("bert-b8-f32-fast", BERT_B8, Dtype::F32),
+    fast("bert-b8-bf16-fast", BERT_B8, Dtype::Bf16),
+    fast("gpt2-1k-f32-fast", GPT2, Dtype::F32),
+    fast("gpt2-1k-bf16-fast", GPT2, Dtype::Bf16),
+    fast("llama-2k-f32-fast", LLAMA, Dtype::F32),
+    fast("llama-2k-bf16-fast", LLAMA, Dtype::Bf16),
+    fast("llama-2k-full-f32-fast", LLAMA_FULL, Dtype::F32),
+    fast("llama-2k-full-bf16-fast", LLAMA_FULL, Dtype::Bf16),
+    fast("long-8k-f32-fast", LONG, Dtype::F32),
+    fast("long-8k-bf16-fast", LONG, Dtype::Bf16),
     stored("decode-4k-bf16", DECODE[1], Dtype::Bf16),
     stored("decode-4k-f16", DECODE[1], Dtype::F16),
     stored("decode-32k-bf16", DECODE[2], Dtype::Bf16),
@@ -818,7 +834,9 @@ mod tests {
     #[test]
     fn precisions_are_named_after_what_they_are() {
         for shape in PRECISION {
-            assert_eq!(shape.name, format!("{}-{}", shape.attention.name, shape.dtype.name()));
+            let fast = if shape.precision == Precision::Fast { "-fast" } else { "" };
+            let PrecisionShape { attention, dtype, .. } = shape;
+            assert_eq!(shape.name, format!("{}-{}{fast}", attention.name, dtype.name()));
         }
     }
 

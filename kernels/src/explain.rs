@@ -2,15 +2,17 @@
 
 use std::fmt;
 
+use crate::attention::current::Read;
 use crate::attention::term_floats;
 use crate::element::{Element, Path};
 use crate::error::Result;
 use crate::executor::MAX_THREADS;
+use crate::microkernel::quads::{self, LEAST_ROWS};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, block, few};
 use crate::plan::{Plan, SPLIT_KV};
 use crate::problem::Problem;
 use crate::settings::Settings;
-use crate::simd::Isa;
+use crate::simd::{Isa, Kernel, Simd, dispatch};
 use crate::storage::{Format, Input};
 
 /// One choice: of what, what was chosen, and why.
@@ -104,54 +106,114 @@ pub fn explain<T: Element>(
     said.add("exponents", powers.0, format!("there is {}", powers.1));
     let rows = plan.layout.rows.min(BLOCK_Q);
     let (head_dim, most) = (problem.dims().head_dim, few::most_rows(isa));
-    let in_pairs = isa == Isa::Avx512Bf16 && problem.is_in_pairs();
-    let together = if in_pairs { 2 } else { 1 };
-    let fits = few::fits::<f32>(isa, rows, head_dim / together);
+    let item_rows = plan.layout.rows;
+    let read = dispatch(isa, Reads { problem, rows: item_rows })?;
+    let (together, never) = match read[0] {
+        Read::Pairs => (2, ""),
+        Read::Quads => (4, ", never in integers"),
+        Read::Floats | Read::Narrow => (1, ""),
+    };
+    let fits = few::fits::<f32>(isa, rows, head_dim / together) && never.is_empty();
     let along = if fits { "keys" } else { "queries" };
     let because = format!(
         "a tile has up to {rows} rows of {head_dim} numbers: keys lie along for up to {most} rows of a \
-         multiple of {}",
+         multiple of {}{never}",
         4 * together
     );
     said.add("scores", format!("{along} along the lanes"), because);
-    let (format, item_rows) = (problem.key.format(), plan.layout.rows);
-    let (products, because) = products(isa, problem);
+    precision(problem, read, item_rows, &mut said);
+    let (products, because) = products(isa, problem, read);
     said.add("products", products, because);
-    let narrow = few::reads_narrow(isa, item_rows, (format, head_dim));
-    let because = if narrow {
+    let format = problem.key.format();
+    let because = if read[0] == Read::Narrow {
         "few rows read each number once".to_owned()
     } else if item_rows > most {
         "all tiles of an item read them".to_owned()
     } else {
         format!("keys of {head_dim} numbers are no multiple of {}", format.columns())
     };
-    for (of, input) in [("keys", &problem.key), ("values", &problem.value)] {
+    for (of, input, read) in [("keys", &problem.key, read[0]), ("values", &problem.value, read[1])]
+    {
         let in_pages = problem.is_paged() && problem.dims().seq_kv > input.shape()[2];
-        let (chosen, because) = if in_pairs {
-            let (chosen, why) = if of == "keys" {
-                ("in pairs as they lie", "a pair is two numbers of a row")
-            } else {
-                ("paired in scratch", "a pair is a number of one row and one of the next")
-            };
-            (chosen.to_owned(), why.to_owned())
-        } else {
-            reading(input, in_pages, (narrow, &because))
+        let (chosen, because) = match (read, of) {
+            (Read::Quads, _) => (
+                format!("rounded to integers in scratch, {BLOCK_KV} at a time"),
+                "so are the queries, and their products are those of integers".to_owned(),
+            ),
+            (Read::Pairs, "keys") => {
+                ("in pairs as they lie".to_owned(), "a pair is two numbers of a row".to_owned())
+            }
+            (Read::Pairs, _) => (
+                "paired in scratch".to_owned(),
+                "a pair is a number of one row and one of the next".to_owned(),
+            ),
+            (Read::Floats | Read::Narrow, _) => {
+                reading(input, in_pages, (read == Read::Narrow, &because))
+            }
         };
         said.add(of, format!("{}, {chosen}", input.storage()), because);
     }
     Ok(said)
 }
 
+/// How keys and values are read where the instruction set is known.
+struct Reads<'a, 'p, T: Element> {
+    problem: &'a Problem<'p, T>,
+    rows: usize,
+}
+
+impl<T: Element> Kernel for Reads<'_, '_, T> {
+    type Output = [Read; 2];
+
+    fn run<S: Simd>(self, s: S) -> [Read; 2] {
+        Read::of(s, self.problem, self.rows)
+    }
+}
+
+/// Whether a precision that was asked for is taken up.
+fn precision<T: Element>(
+    problem: &Problem<'_, T>,
+    read: [Read; 2],
+    rows: usize,
+    said: &mut Explanation,
+) {
+    let (chosen, because) = match (problem.wants_quads(), read[0]) {
+        (false, _) => ("full", "nothing else is asked for".to_owned()),
+        (true, Read::Quads) => (
+            "fast: scores of int8",
+            format!("it is asked for, and {rows} rows share the rounded keys"),
+        ),
+        (true, _) if !quads::pays(rows) => (
+            "full",
+            format!("{rows} rows are fewer than the {LEAST_ROWS} for which keys are rounded"),
+        ),
+        (true, _) => ("full", "the instruction set has no dot products of int8".to_owned()),
+    };
+    said.add("precision", chosen, because);
+}
+
 /// What the products are computed by.
-fn products<T: Element>(isa: Isa, problem: &Problem<'_, T>) -> (&'static str, &'static str) {
+fn products<T: Element>(
+    isa: Isa,
+    problem: &Problem<'_, T>,
+    read: [Read; 2],
+) -> (&'static str, &'static str) {
     const FLOATS: &str = "multiply-adds of f32";
-    match (isa, problem.is_in_pairs()) {
-        (Isa::Avx512Bf16, true) => (
+    match (isa, read) {
+        (_, [Read::Quads, Read::Pairs]) => (
+            "of scores dot products of four int8, of values those of two bf16",
+            "the precision is fast, and the instruction set has these",
+        ),
+        (_, [Read::Quads, _]) => (
+            "of scores dot products of four int8, of values multiply-adds of f32",
+            "the precision is fast, and the instruction set has no dot products of bf16",
+        ),
+        (_, [_, Read::Pairs]) => (
             "dot products of two bf16, for which probabilities are rounded",
             "queries, keys and values are bf16, and the instruction set has these",
         ),
-        (Isa::Avx512Bf16, false) => (FLOATS, "some tensor is not bf16, or head_dim is odd"),
-        (_, true) if Isa::Avx512Bf16.is_available() && !Isa::Avx512Bf16.pays() => {
+        (Isa::Avx512Bf16, _) => (FLOATS, "some tensor is not bf16, or head_dim is odd"),
+        _ if problem.is_in_pairs() && Isa::Avx512Bf16.is_available() && !Isa::Avx512Bf16.pays() => {
             (FLOATS, "dot products of bf16 are slow on this processor; avx512bf16 takes them")
         }
         _ => (FLOATS, "there are no others"),

@@ -66,7 +66,7 @@ pub use mask::{BlockPattern, Causal, Documents, Masking, Offsets, Tree, Window};
 pub use merge::{State, StateMut, merge_states_into};
 pub use outputs::{NO_KEY, Outputs, Pick, Stage};
 pub use pages::PageTables;
-pub use problem::{Dims, Problem, Scale, check_value_scales};
+pub use problem::{Dims, Precision, Problem, Scale, check_value_scales};
 pub use settings::{
     Algorithm, Settings, attention, attention_with, workspace_bytes, workspace_bytes_with,
 };

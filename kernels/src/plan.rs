@@ -17,9 +17,11 @@ use std::ops::Range;
 
 use crate::executor::ITEMS_PER_THREAD;
 use crate::mask::Sequence;
+use crate::microkernel::quads::{KeyRoom, quads};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q};
 use crate::problem::Problem;
 use crate::simd::MAX_LANES;
+use crate::storage::Input;
 use crate::workspace::{Entry, Line, lines_with_table};
 
 /// Keys in a split: each split has reference maxima of its own and is merged into the earlier
@@ -203,18 +205,25 @@ impl Plan {
 
         let acc_width = dims.value_dim.div_ceil(MAX_LANES).saturating_mul(MAX_LANES);
         let acc = BLOCK_Q.saturating_mul(acc_width);
+        let in_quads = problem.wants_quads();
+        let is_gathered = |of: &Input<'_, T>| problem.is_paged() || of.native().is_none();
+        let gathered = |dim: usize, is_gathered: bool| {
+            if is_gathered { BLOCK_KV.saturating_mul(dim.next_multiple_of(MAX_LANES)) } else { 0 }
+        };
         let layout = Layout {
-            q_t: BLOCK_Q * dims.head_dim,
+            q_t: BLOCK_Q * (dims.head_dim + if in_quads { quads(dims.head_dim) } else { 0 }),
             term_rows,
             acc,
             merged: if dims.seq_kv > SPLIT_KV { acc } else { 0 },
             dense: if problem.has_dense_term() { Layout::PROB } else { 0 },
-            gathered: [(dims.head_dim, &problem.key), (dims.value_dim, &problem.value)].map(
-                |(dim, of)| match problem.is_paged() || of.native().is_none() {
-                    true => BLOCK_KV.saturating_mul(dim.next_multiple_of(MAX_LANES)),
-                    false => 0,
-                },
-            ),
+            gathered: [
+                gathered(dims.head_dim, is_gathered(&problem.key)).max(if in_quads {
+                    KeyRoom::floats(dims.head_dim)
+                } else {
+                    0
+                }),
+                gathered(dims.value_dim, in_quads || is_gathered(&problem.value)),
+            ],
             tiles,
             acc_width,
             rows: (tiles * BLOCK_Q).min(most.seq_q * group_size),

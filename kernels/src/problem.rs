@@ -7,6 +7,7 @@ use std::ops::Range;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::mask::{Mask, Masking, Sequence, stretched_layout};
+use crate::microkernel::quads;
 use crate::pages::{KvRows, PageTables, PagedRows};
 use crate::storage::{Format, Input, StoredRows};
 use crate::term::{MAX_POSITION, Terms};
@@ -32,6 +33,21 @@ impl Scale {
             Self::Value(x) => x.into(),
         }
     }
+}
+
+/// How exact the products of `f32` problems must be. Problems in `f64` are always computed in full.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Precision {
+    /// As exact as the types of the tensors allow: see the table of errors in `docs/numerics.md`.
+    #[default]
+    Full,
+    /// Where there are instructions for it and rows enough to pay, scores are made of queries and keys rounded
+    /// to integers of eight bits, row by row (Zhang et al., "SageAttention", 2024), and values multiplied in
+    /// `bf16`. The relative error of the output, in the norm of its absolute values, is about 0.02. Masks hide what they
+    /// hide, but a hidden key may change how the visible ones are rounded; and a number in a query or a key that
+    /// is not finite makes all scores of its row NaN.
+    Fast,
 }
 
 /// The extents of an attention problem, in elements.
@@ -79,6 +95,7 @@ pub struct Problem<'a, T: Element> {
     pub(crate) scale: f64,
     /// By which what is stored of a value is multiplied, `[kv_heads][value_dim]`.
     value_scales: Option<&'a [f32]>,
+    precision: Precision,
     dims: Dims,
 }
 
@@ -175,6 +192,7 @@ impl<'a, T: Element> Problem<'a, T> {
             terms: Terms::default(),
             scale: scale.factor(dims.head_dim),
             value_scales: None,
+            precision: Precision::Full,
             dims,
         })
     }
@@ -202,6 +220,12 @@ impl<'a, T: Element> Problem<'a, T> {
     pub fn with_value_scales(self, scales: &'a [f32]) -> Result<Self> {
         check_value_scales(scales, self.dims.kv_heads, self.dims.value_dim)?;
         Ok(Self { value_scales: Some(scales), ..self })
+    }
+
+    /// The same with products as exact as `precision` says.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The factors of a head's values.
@@ -339,6 +363,11 @@ impl<'a, T: Element> Problem<'a, T> {
     pub(crate) fn is_in_pairs(&self) -> bool {
         let formats = [self.query.format(), self.key.format(), self.value.format()];
         formats == [Format::Bf16; 3] && self.dims.head_dim.is_multiple_of(2)
+    }
+
+    /// Whether scores may be made of integers of eight bits, where an item has rows enough.
+    pub(crate) fn wants_quads(&self) -> bool {
+        self.precision == Precision::Fast && self.dims.head_dim <= quads::MAX_WIDTH
     }
 
     /// Whether `f32` scores are powers of e, as their terms need, and not of 2: with a bias or other

@@ -13,6 +13,7 @@ pub mod executors;
 pub mod file;
 pub mod layers;
 pub mod narrow;
+pub mod quads;
 pub mod strategies;
 pub mod strided;
 pub mod structure;

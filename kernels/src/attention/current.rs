@@ -2,48 +2,100 @@
 //! 32 or 64 rows, or of a multiple of 128, and floats. Otherwise, where a block has rows of several pages,
 //! they are gathered first. Narrower numbers are widened on the way, so that all of an item's tiles read
 //! floats; of few rows, which read each number once, the kernels widen them as they read. Where `bf16` is
-//! multiplied in pairs, keys are pairs as they lie, and values are paired with those of the next key here.
+//! multiplied in pairs, keys are pairs as they lie, and values are paired with those of the next key here;
+//! where integers are multiplied in quads, keys are rounded to them here.
 
 use std::ops::Range;
 
 use super::ahead::Ahead;
-use crate::microkernel::BLOCK_KV;
+use crate::element::Element;
 use crate::microkernel::block::BlockRows;
 use crate::microkernel::pairs::Interleave;
+use crate::microkernel::quads::{self, KeyQuads, KeyRoom, Mean, QuantizeKeys};
 use crate::microkernel::widen::Widen;
-use crate::simd::Simd;
+use crate::microkernel::{BLOCK_KV, few};
+use crate::plan::SPLIT_KV;
+use crate::problem::Problem;
+use crate::simd::{Bf16Pair, Simd, Stored};
 use crate::storage::{Format, StoredRows, with_stored};
 use crate::view::Rows;
 
 /// What kernels read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Read {
+pub(crate) enum Read {
     /// Floats.
     Floats,
     /// Numbers as they are stored.
     Narrow,
     /// Pairs of `bf16`; the head's keys are such already.
     Pairs,
+    /// Keys alone: quads of integers.
+    Quads,
+}
+
+impl Read {
+    /// How the keys and the values of items of up to `rows` rows are read.
+    pub(crate) fn of<S: Simd, T: Element>(
+        s: S,
+        problem: &Problem<'_, T>,
+        rows: usize,
+    ) -> [Self; 2] {
+        let keys = (problem.key.format(), problem.dims().head_dim);
+        let in_pairs = s.has_bf16_dots();
+        match () {
+            () if problem.wants_quads() && s.has_int8_dots() && quads::pays(rows) => {
+                [Self::Quads, if in_pairs { Self::Pairs } else { Self::Floats }]
+            }
+            () if in_pairs && problem.is_in_pairs() => [Self::Pairs; 2],
+            () if few::reads_narrow(S::ISA, rows, keys) => [Self::Narrow; 2],
+            () => [Self::Floats; 2],
+        }
+    }
 }
 
 /// The keys and the values of a block.
 pub(super) struct CurrentBlock<'a> {
-    read: Read,
+    /// The keys and the values.
+    read: [Read; 2],
     first: usize,
     gathered: [&'a mut [f32]; 2],
+    head_dim: usize,
+    /// Of which the mean is known, of keys in quads.
+    split: usize,
     rows: [BlockRows<'a>; 2],
 }
 
 impl<'a> CurrentBlock<'a> {
-    /// None yet; `gathered` has room for a block of each, if the rows are paged or narrower than floats.
-    pub(super) fn new(gathered: [&'a mut [f32]; 2], head: [StoredRows<'_>; 2], read: Read) -> Self {
+    /// None yet; `gathered` has room for a block of each, if the rows are paged or narrower than floats, or
+    /// read as something else.
+    pub(super) fn new(
+        gathered: [&'a mut [f32]; 2],
+        head: [StoredRows<'_>; 2],
+        read: [Read; 2],
+    ) -> Self {
         let rows = head.map(|of| BlockRows::even(Rows::dense(&[], of.rows.width()), of.format));
-        Self { read, first: usize::MAX, gathered, rows }
+        let head_dim = head[0].width();
+        Self { read, first: usize::MAX, gathered, head_dim, split: usize::MAX, rows }
     }
 
-    /// Whether numbers are multiplied in pairs of `bf16`.
-    pub(super) fn is_in_pairs(&self) -> bool {
-        self.read == Read::Pairs
+    /// How the keys are read.
+    #[inline(always)]
+    pub(super) fn keys(&self) -> Read {
+        self.read[0]
+    }
+
+    /// Whether values are multiplied in pairs of `bf16`.
+    #[inline(always)]
+    pub(super) fn pairs_values(&self) -> bool {
+        self.read[1] == Read::Pairs
+    }
+
+    /// What goes with keys that are read in quads.
+    ///
+    /// # Panics
+    /// Where there is no room for such.
+    pub(super) fn quads(&self) -> KeyQuads<'_> {
+        KeyQuads::new(self.gathered[0], self.head_dim)
     }
 
     /// Goes to the block at `first`, which must have a row.
@@ -60,12 +112,16 @@ impl<'a> CurrentBlock<'a> {
         }
         self.first = first;
         for n in 0..2 {
-            if const { S::BF16_DOTS } && n == 1 && self.is_in_pairs() {
+            if const { S::BF16_DOTS } && n == 1 && self.pairs_values() {
                 self.interleave(simd, &head[n], ahead);
                 continue;
             }
+            if const { S::INT8_DOTS } && n == 0 && self.keys() == Read::Quads {
+                self.quantize(simd, &head[n]);
+                continue;
+            }
             let end = (first + BLOCK_KV).min(head[n].rows.len());
-            let readable = self.read == Read::Narrow || head[n].format == Format::Native;
+            let readable = self.read[n] == Read::Narrow || head[n].format == Format::Native;
             match readable.then(|| in_place(&head[n], first..end)).flatten() {
                 Some(rows) => self.rows[n] = rows,
                 None => self.gather(simd, n, &head[n]),
@@ -98,11 +154,31 @@ impl<'a> CurrentBlock<'a> {
         let (width, rows) = (of.width(), keys.len().div_ceil(2));
         let to = &mut *self.gathered[1];
         let fetch = ahead.is_few().then_some(&mut ahead.fetch);
-        simd.vectorize(Interleave { of, keys, to, fetch });
+        Bf16Pair::vectorize(simd, Interleave { of, keys, to, fetch });
         // SAFETY: `to` has as many floats, which is checked there, and `rows` lends them no longer than until
         // the next call.
         let rows = unsafe { Rows::new(to.as_ptr(), width as isize, rows, width) };
         self.rows[1] = BlockRows::even(rows.bytes(), Format::Native);
+    }
+
+    /// Makes integers of the block's keys in scratch.
+    #[inline(never)]
+    fn quantize<S: Simd>(&mut self, simd: S, of: &StoredRows<'_>) {
+        let keys = self.first..(self.first + BLOCK_KV).min(of.rows.len());
+        let (len, head_dim) = (keys.len(), of.width());
+        let split = self.first / SPLIT_KV;
+        if self.split != split {
+            self.split = split;
+            let keys = split * SPLIT_KV..((split + 1) * SPLIT_KV).min(of.rows.len());
+            simd.vectorize(Mean { of, keys, to: KeyRoom::new(self.gathered[0], head_dim) });
+        }
+        let to = KeyRoom::new(self.gathered[0], head_dim);
+        simd.vectorize(QuantizeKeys { of, keys, to });
+        let (rows, width) =
+            (KeyQuads::new(self.gathered[0], head_dim).rows, quads::quads(head_dim));
+        // SAFETY: there are as many floats, and `rows` lends them no longer than until the next call.
+        let rows = unsafe { Rows::new(rows.as_ptr(), width as isize, len, width) };
+        self.rows[0] = BlockRows::even(rows.bytes(), Format::Native);
     }
 
     /// The block's keys (0) or values (1).

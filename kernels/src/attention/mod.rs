@@ -2,7 +2,7 @@
 //! threads, and [`pass`] takes an item's tiles through the key blocks.
 
 mod ahead;
-mod current;
+pub(crate) mod current;
 mod outputs;
 pub(crate) mod pairs;
 pub(crate) mod pass;

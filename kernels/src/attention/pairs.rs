@@ -1,6 +1,7 @@
 //! How much of a problem is computed: pairs of a query and a key, as the micro-tiles take them.
 
 use super::ahead::is_few;
+use super::current::Read;
 use super::tile::TileRows;
 use crate::element::Element;
 use crate::error::Result;
@@ -72,8 +73,12 @@ impl<T: Element> Kernel for Count<'_, '_, T> {
     fn run<S: Simd>(self, s: S) -> Pairs {
         let mut pairs = Pairs::default();
         let dims = self.problem.dims();
-        let by_two = s.has_bf16_dots() && self.problem.is_in_pairs();
-        let width = if by_two { dims.head_dim / 2 } else { dims.head_dim };
+        let width = match Read::of(s, self.problem, self.plan.layout.rows)[0] {
+            // Never few.
+            Read::Quads => None,
+            Read::Pairs => Some(dims.head_dim / 2),
+            Read::Floats | Read::Narrow => Some(dims.head_dim),
+        };
         let mut tile = TileRows::EMPTY;
         for sequence in (0..self.problem.sequences()).map(|s| self.problem.mask.sequence(s)) {
             let rows = sequence.seq_q * dims.group_size();
@@ -122,15 +127,17 @@ impl Block<'_> {
 
     /// Groups of keys, down to the block's last key, by each vector of `rows` that sees one of them. A
     /// vector of few rows that is in no wide strip takes runs of keys of which it sees some, one after
-    /// the other, and groups where no run is left. Rows have `width` numbers, or pairs of them.
-    fn scores<S: Simd>(&self, rows: usize, width: usize) -> u64 {
+    /// the other, and groups where no run is left. Rows have `width` numbers, or pairs of them; if `None`, no
+    /// rows are few.
+    fn scores<S: Simd>(&self, rows: usize, width: Option<usize>) -> u64 {
         let (start, end) = self.keys;
         let run = few::run::<S>();
         let strip = strip_vectors(S::ISA) * S::LANES;
         let in_strips = rows.next_multiple_of(S::LANES) / strip * strip;
         let of_vector = |lane| {
             let span = self.span(lane, S::LANES);
-            let few = lane >= in_strips && few::fits::<f32>(S::ISA, rows - lane, width);
+            let few = lane >= in_strips
+                && width.is_some_and(|width| few::fits::<f32>(S::ISA, rows - lane, width));
             let (mut pairs, mut made) = (0, start);
             for group in (start..end).step_by(GROUP) {
                 let mut groups = (group..group + run).step_by(GROUP);

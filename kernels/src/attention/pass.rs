@@ -35,15 +35,16 @@ use crate::microkernel::finish::{Dot, Normalize, OutRow, Rescale};
 use crate::microkernel::hidden::Hidden;
 use crate::microkernel::pack::Pack;
 use crate::microkernel::pairs::{PairUp, Rounding};
+use crate::microkernel::quads::{KeyQuads, OfMean, Quads, QuantizeQueries};
 use crate::microkernel::scores::Scores;
 use crate::microkernel::sweep::{Redo, Staged, Sweep, Units};
 use crate::microkernel::terms::Scoring;
 use crate::microkernel::values::{Finish, OutRows, Values};
-use crate::microkernel::{BLOCK_KV, BLOCK_Q, Lanes, few};
+use crate::microkernel::{BLOCK_KV, BLOCK_Q, Lanes};
 use crate::outputs::{Outputs, Stage};
 use crate::plan::{self, Layout, Plan, SPLIT_KV};
 use crate::problem::Problem;
-use crate::simd::{Bf16Pair, Simd, Stored, StoredMut};
+use crate::simd::{Bf16Pair, Int8Quad, Simd, Stored, StoredMut};
 use crate::storage::{Output, StoredRow, StoredRows, with_stored};
 use crate::term::{ROW_FACTS, Row};
 use crate::view::ViewMut;
@@ -195,14 +196,12 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let (values_here, scratch) = scratch.split_at_mut(layout.gathered[1]);
         let (sequence, kv_head) = (job.problem.mask.sequence(item.sequence), item.kv_head);
         let head = [job.problem.keys(&sequence, kv_head), job.problem.values(&sequence, kv_head)];
-        let keys = (head[0].format, job.problem.dims().head_dim);
-        let read = match () {
-            () if !T::NARROW => Read::Floats,
-            () if simd.has_bf16_dots() && job.problem.is_in_pairs() => Read::Pairs,
-            () if few::reads_narrow(S::ISA, item.rows.len(), keys) => Read::Narrow,
-            () => Read::Floats,
+        let read = if T::NARROW {
+            Read::of(simd, job.problem, item.rows.len())
+        } else {
+            [Read::Floats; 2]
         };
-        let kept = if read == Read::Pairs { [head[0].pairs(), head[1]] } else { head };
+        let kept = if read[0] == Read::Pairs { [head[0].pairs(), head[1]] } else { head };
         let mut this = Self {
             simd,
             job,
@@ -213,7 +212,12 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             block: CurrentBlock::new([keys_here, values_here], kept, read),
             prob,
             dense,
-            ahead: Ahead::new((job.problem, &job.plan), &item, (head, read == Read::Pairs), next),
+            ahead: Ahead::new(
+                (job.problem, &job.plan),
+                &item,
+                (head, read[1] == Read::Pairs),
+                next,
+            ),
             is_split: item.split.is_some(),
         };
         let mut tiles = local.each_mut().map(Tile::new);
@@ -314,11 +318,16 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         }
         let rows = &mut rows[..tile.len()];
         let mut width = self.job.problem.dims().head_dim;
-        if self.block.is_in_pairs() {
+        if self.block.keys() == Read::Pairs {
             rows.iter_mut().for_each(|row| *row = row.pairs());
             width /= 2;
         }
-        self.simd.vectorize(Pack { rows, width, lanes: tile.of.lanes, dst: tile.q_t });
+        let lanes = tile.of.lanes;
+        self.simd.vectorize(Pack { rows, width, lanes, dst: tile.q_t });
+        if const { S::INT8_DOTS && T::NARROW } && self.block.keys() == Read::Quads {
+            let (q_t, to) = (&mut *tile.q_t, &mut tile.of.quads);
+            Int8Quad::vectorize(self.simd, QuantizeQueries { q_t, head_dim: width, lanes, to });
+        }
     }
 
     /// The splits that the tiles see.
@@ -359,7 +368,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     fn split(&mut self, tiles: &mut [Tile<'_>], keys: Range<usize>, care: Care) -> usize {
         let (mut block, end) = (keys.start, keys.end);
         let split = block / SPLIT_KV;
-        if self.block.is_in_pairs() {
+        if self.block.pairs_values() {
             tiles.iter_mut().for_each(|tile| tile.of.rounding = Rounding::EMPTY);
         }
         if self.job.terms.grow() && !self.job.dense {
@@ -509,7 +518,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         for (sum, more) in tile.of.split.row_sum.0.iter_mut().zip(&sums.0) {
             *sum += more;
         }
-        let earlier = if const { S::BF16_DOTS && T::NARROW } && self.block.is_in_pairs() {
+        let earlier = if const { S::BF16_DOTS && T::NARROW } && self.block.pairs_values() {
             &self.pair_up(tile, &visit)
         } else {
             &UNCHANGED
@@ -612,7 +621,17 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         wanted: (&mut Lanes, Option<Redo<'_>>, Option<Staged>),
     ) {
         // Constant, so that what is not used is not compiled.
-        if const { S::BF16_DOTS && T::NARROW } && self.block.is_in_pairs() {
+        if const { S::INT8_DOTS && T::NARROW } && self.block.keys() == Read::Quads {
+            let (TileRows { lanes, quads: to, .. }, split) =
+                (&mut *tile.of, visit.first / SPLIT_KV);
+            if to.split != split {
+                to.split = split;
+                let (q_t, mean) = (&*tile.q_t, self.block.quads().mean);
+                self.simd.vectorize(OfMean { q_t, mean, lanes: *lanes, to });
+            }
+            return self.scores_of::<Int8Quad, SWEPT>(tile, visit, care, wanted);
+        }
+        if const { S::BF16_DOTS && T::NARROW } && self.block.keys() == Read::Pairs {
             return self.scores_of::<Bf16Pair, SWEPT>(tile, visit, care, wanted);
         }
         if const { SWEPT || !T::NARROW } {
@@ -634,11 +653,17 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         care: Care,
         (block_sum, redo, staged): (&mut Lanes, Option<Redo<'_>>, Option<Staged>),
     ) {
+        let (q_t, of_keys) = if E::FLOATS {
+            (&*tile.q_t, KeyQuads::NONE)
+        } else {
+            (&tile.q_t[self.job.problem.dims().head_dim * BLOCK_Q..], self.block.quads())
+        };
         E::vectorize(
             self.simd,
             Scores::<T, E, SWEPT> {
-                q_t: tile.q_t,
+                q_t,
                 keys: visit.block(self.block.rows(0)),
+                quads: Quads { keys: of_keys, queries: &tile.of.quads },
                 sweep: Sweep {
                     prob: self.prob,
                     dense: visit.dense.then_some(&*self.dense),
@@ -678,7 +703,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         visit: (&Visit, &Lanes),
         finish: Option<Finish<'_, O>>,
     ) -> bool {
-        if const { S::BF16_DOTS && T::NARROW } && self.block.is_in_pairs() {
+        if const { S::BF16_DOTS && T::NARROW } && self.block.pairs_values() {
             self.values_of::<Bf16Pair, O, CAREFUL, false>(tile, visit, finish)
         } else {
             // All blocks are floats.
@@ -693,7 +718,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         visit: (&Visit, &Lanes),
         finish: Option<Finish<'_, f32>>,
     ) -> bool {
-        if const { S::BF16_DOTS && T::NARROW } && self.block.is_in_pairs() {
+        if const { S::BF16_DOTS && T::NARROW } && self.block.pairs_values() {
             self.values_of::<Bf16Pair, f32, CAREFUL, true>(tile, visit, finish)
         } else if const { CAREFUL || !T::NARROW } {
             self.block.widen(self.simd, 1, self.head);

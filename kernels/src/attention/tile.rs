@@ -6,6 +6,7 @@ use crate::mask::rows::RowBits;
 use crate::mask::{Sequence, bits};
 use crate::microkernel::block::{Block, BlockRows};
 use crate::microkernel::pairs::Rounding;
+use crate::microkernel::quads::QueryQuads;
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, GROUP, Lanes, Seen};
 use crate::plan::{Layout, Plan, SPLIT_KV};
 use crate::problem::Problem;
@@ -45,6 +46,8 @@ pub(crate) struct TileRows {
     pub(crate) split: Softmax,
     /// How probabilities of the current split are rounded, where they are; else it says nothing.
     pub(crate) rounding: Rounding,
+    /// What goes with queries in integers; else it says nothing.
+    pub(crate) quads: QueryQuads,
     /// The sums of the splits before it; unused where there is but one.
     pub(crate) total: Softmax,
 }
@@ -59,6 +62,7 @@ impl TileRows {
         all: 0..0,
         split: Softmax::EMPTY,
         rounding: Rounding::EMPTY,
+        quads: QueryQuads::EMPTY,
         total: Softmax::EMPTY,
     };
 
@@ -190,7 +194,7 @@ impl Visit {
 #[derive(Debug)]
 pub(crate) struct Tile<'a> {
     pub(crate) of: &'a mut TileRows,
-    /// `[head_dim][BLOCK_Q]`: the queries.
+    /// `[head_dim][BLOCK_Q]`: the queries; behind them, if so, their integers.
     pub(crate) q_t: &'a mut [f32],
     /// `[..][BLOCK_Q]`: what the rows carry along for score terms; empty without any.
     pub(crate) term_rows: &'a mut [f32],

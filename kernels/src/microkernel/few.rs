@@ -35,7 +35,7 @@ pub(crate) const fn most_rows(isa: Isa) -> usize {
 /// Whether a vector with so many rows of this width is computed so, with keys that are stored as `E`.
 #[inline(always)]
 pub(crate) fn fits<E: Stored>(isa: Isa, rows: usize, width: usize) -> bool {
-    rows <= most_rows(isa) && width.is_multiple_of(E::COLUMNS)
+    E::FLOATS && rows <= most_rows(isa) && width.is_multiple_of(E::COLUMNS)
 }
 
 /// Whether narrow keys and values are widened by the kernels that read them, and not into scratch first,

@@ -19,6 +19,7 @@ pub(crate) mod hidden;
 pub(crate) mod outer;
 pub(crate) mod pack;
 pub(crate) mod pairs;
+pub(crate) mod quads;
 pub(crate) mod row_softmax;
 pub(crate) mod scores;
 pub(crate) mod sweep;

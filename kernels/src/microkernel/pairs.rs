@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! prob   [keys][BLOCK_Q] floats        ->   [keys / 2][BLOCK_Q] pairs, rounded, in place
-//! values [keys][value_dim] bf16        ->   [keys / 2][value_dim] pairs
+//! values [keys][value_dim]             ->   [keys / 2][value_dim] pairs, rounded if they are not bf16
 //! ```
 //!
 //! Keys and queries are in pairs as they lie, along head_dim. So the score and the value micro-kernel are
@@ -12,16 +12,13 @@
 
 use std::ops::Range;
 
-use half::bf16;
-
 use super::fetch::Fetch;
 use super::{BLOCK_KV, BLOCK_Q, GROUP, Lanes};
-use crate::simd::{Kernel, Simd};
-use crate::storage::{Format, StoredRows};
+use crate::simd::{Kernel, Simd, Stored};
+use crate::storage::{StoredRows, with_stored};
 
 /// Pairs the values of `keys` at the front of `to`, row by row.
 pub(crate) struct Interleave<'a, 'p> {
-    /// Of `bf16`.
     pub(crate) of: &'a StoredRows<'p>,
     pub(crate) keys: Range<usize>,
     /// `[keys / 2][value_dim]`
@@ -37,16 +34,22 @@ impl Kernel for Interleave<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
+    fn run<S: Simd>(self, s: S) {
+        with_stored!(self.of.format, E => self.of::<S, E>(s));
+    }
+}
+
+impl Interleave<'_, '_> {
+    #[inline(always)]
+    fn of<S: Simd, E: Stored>(mut self, s: S) {
         let width = self.of.width();
-        assert!(self.of.format == Format::Bf16);
         assert!(self.to.len() >= self.keys.len().div_ceil(2) * width);
         let mut to = self.to.as_mut_ptr();
         // No closure: one with so much in it would not be inlined.
         macro_rules! pair {
             ($first:expr, $second:expr) => {
                 // SAFETY: both are rows of `width` numbers, and `to` has as many for each two of them.
-                unsafe { pair_rows(s, [$first.cast(), $second.cast()], (to, width)) };
+                unsafe { pair_rows::<S, E>(s, [$first.cast(), $second.cast()], (to, width)) };
                 if let Some(fetch) = &mut self.fetch {
                     fetch.blocks.step(2 * INTERLEAVING * width);
                 }
@@ -77,22 +80,22 @@ impl Kernel for Interleave<'_, '_> {
 /// # Safety
 /// Both rows must have `width` numbers, and `to` as many pairs.
 #[inline(always)]
-unsafe fn pair_rows<S: Simd>(
+unsafe fn pair_rows<S: Simd, E: Stored>(
     s: S,
-    [first, second]: [*const bf16; 2],
+    [first, second]: [*const E; 2],
     (to, width): (*mut f32, usize),
 ) {
-    let whole = width / S::LANES * S::LANES;
     // SAFETY: the caller's promise.
     unsafe {
+        let scales = [E::scale(s, first.add(width)), E::scale(s, second.add(width))];
+        let whole = width / S::LANES * S::LANES;
         for column in (0..whole).step_by(S::LANES) {
-            let pairs = s.load_pairs(first.add(column), second.add(column), S::LANES);
-            s.store(to.add(column), pairs);
+            let rows = [first.add(column), second.add(column)];
+            s.store(to.add(column), E::load_pairs(s, rows, S::LANES, scales));
         }
         if whole < width {
-            let count = width - whole;
-            let pairs = s.load_pairs(first.add(whole), second.add(whole), count);
-            s.store_first(to.add(whole), count, pairs);
+            let (rows, count) = ([first.add(whole), second.add(whole)], width - whole);
+            s.store_first(to.add(whole), count, E::load_pairs(s, rows, count, scales));
         }
     }
 }

@@ -31,6 +31,7 @@ use std::ops::Range;
 use super::block::Block;
 use super::fetch::Fetch;
 use super::few::{self, Few, Then};
+use super::quads::Quads;
 use super::sweep::Sweep;
 use super::terms::Scoring;
 use super::{BLOCK_KV, BLOCK_Q, GROUP, Lanes, Span, together, unroll};
@@ -50,6 +51,8 @@ pub(crate) struct Scores<'a, T, E, const SWEPT: bool> {
     /// `[head_dim][BLOCK_Q]`.
     pub(crate) q_t: &'a [f32],
     pub(crate) keys: Block<'a, E>,
+    /// What turns sums of integers into dot products; unused by floats.
+    pub(crate) quads: Quads<'a>,
     /// The rows, their references and sums, and where probabilities go.
     pub(crate) sweep: Sweep<'a, T>,
     /// Each row's largest probability of the block: noted with numbers in pairs, which are rounded by it.
@@ -304,6 +307,12 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
         // rows are clamped to rows that exist, each `width` floats long.
         unsafe {
             let mut acc = [[[s.splat(0.0); VECS]; KEYS]; 2];
+            for v in 0..VECS {
+                let start = E::begin(s, self.quads.start(lane + v * S::LANES));
+                for k in 0..KEYS {
+                    acc[0][k][v] = start;
+                }
+            }
             let mut q = self.q_t.as_ptr().add(lane);
             let width = keys.width();
             let mut scales = [E::scale(s, rows[0].add(width)); KEYS];
@@ -379,7 +388,8 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
                     } else {
                         s.load(even.add(k * BLOCK_Q + v * S::LANES))
                     };
-                    dots[k] = s.add(even, acc[1][k][v]);
+                    let queries = self.quads.queries(lane + v * S::LANES);
+                    dots[k] = E::total(s, [even, acc[1][k][v]], self.quads.key(key + k), queries);
                 }
                 self.column::<S, KEYS, KNOWN>(s, (lane + v * S::LANES, key), dots);
             });

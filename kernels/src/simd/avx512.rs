@@ -1,5 +1,5 @@
-//! AVX-512 F, BW, DQ and VL: 16 lanes, 32 registers, masks of their own; and BF16, where there are dot
-//! products.
+//! AVX-512 F, BW, DQ and VL: 16 lanes, 32 registers, masks of their own; and BF16 and VNNI, where there are
+//! dot products.
 
 use core::arch::x86_64::*;
 use core::mem::transmute;
@@ -9,10 +9,11 @@ use half::{bf16, f16};
 use super::sealed::Sealed;
 use super::{Isa, Kernel, MAX_LANES, Simd, polynomial};
 
-/// Proof that AVX-512 F, BW, DQ and VL are present, and BF16 if it says so.
+/// Proof that AVX-512 F, BW, DQ and VL are present, and BF16 and VNNI if it says so.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512 {
     bf16: bool,
+    vnni: bool,
 }
 
 impl Avx512 {
@@ -22,13 +23,13 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("fma");
-        present.then_some(Self { bf16: false })
+        present.then(|| Self { bf16: false, vnni: is_x86_feature_detected!("avx512vnni") })
     }
 
     /// With BF16.
     pub(super) fn detect_bf16() -> Option<Self> {
-        let present = Self::detect().is_some() && is_x86_feature_detected!("avx512bf16");
-        present.then_some(Self { bf16: true })
+        let token = Self::detect().filter(|_| is_x86_feature_detected!("avx512bf16"))?;
+        Some(Self { bf16: true, ..token })
     }
 }
 
@@ -86,6 +87,82 @@ unsafe impl Simd for Avx512 {
         assert!(self.bf16);
         // SAFETY: the token proves that the instruction set is present.
         unsafe { enter(self, kernel) }
+    }
+
+    const INT8_DOTS: bool = true;
+
+    #[inline(always)]
+    fn has_int8_dots(self) -> bool {
+        self.vnni
+    }
+
+    fn vectorize_int8<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+        fn enter<K: Kernel>(token: Avx512, kernel: K) -> K::Output {
+            kernel.run(token)
+        }
+        assert!(self.vnni);
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe { enter(self, kernel) }
+    }
+
+    /// Only below [`Simd::vectorize_int8`].
+    #[inline(always)]
+    fn dot_int8(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        debug_assert!(self.vnni);
+        // SAFETY: only a token with VNNI gets here.
+        unsafe {
+            let [a, b, c] =
+                [_mm512_castps_si512(a), _mm512_castps_si512(b), _mm512_castps_si512(c)];
+            _mm512_castsi512_ps(_mm512_dpbusd_epi32(c, a, b))
+        }
+    }
+
+    #[inline(always)]
+    fn quad_of_ints(self, four: [__m512; 4]) -> __m512 {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let low = _mm512_set1_epi32(0xff);
+            let [a, b, c, d] = four;
+            let a = _mm512_and_si512(_mm512_cvtps_epi32(a), low);
+            let b = _mm512_slli_epi32::<8>(_mm512_and_si512(_mm512_cvtps_epi32(b), low));
+            let c = _mm512_slli_epi32::<16>(_mm512_and_si512(_mm512_cvtps_epi32(c), low));
+            let d = _mm512_slli_epi32::<24>(_mm512_cvtps_epi32(d));
+            let bytes = _mm512_or_si512(_mm512_or_si512(a, b), _mm512_or_si512(c, d));
+            _mm512_castsi512_ps(bytes)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, ptr: *mut u8, v: __m512) {
+        // SAFETY: the token, and the caller's promise.
+        unsafe {
+            _mm_storeu_si128(ptr.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+        }
+    }
+
+    #[inline(always)]
+    fn max_magnitude(self, most: __m512, x: __m512) -> __m512 {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            // As integers they are in the same order, and NaN behind all.
+            let x = _mm512_castps_si512(_mm512_abs_ps(x));
+            _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(most), x))
+        }
+    }
+
+    #[inline(always)]
+    fn largest_magnitude(self, v: __m512) -> f32 {
+        // SAFETY: the token proves that the instruction set is present.
+        let most = unsafe { _mm512_reduce_max_epi32(_mm512_castps_si512(v)) };
+        f32::from_bits(most as u32)
+    }
+
+    ops! {
+        sum_of_ints(a: __m512, b: __m512) -> __m512 = _mm512_cvtepi32_ps(
+            _mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+        sub_ints(a: __m512, b: __m512) -> __m512 = _mm512_castsi512_ps(
+            _mm512_sub_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
     }
 
     /// Only below [`Simd::vectorize_bf16`].

@@ -40,7 +40,7 @@ mod tanh;
 pub(crate) use cache::l1_ways;
 pub use detect::Isa;
 pub(crate) use detect::dispatch;
-pub(crate) use stored::{Bf16Pair, Stored, StoredMut};
+pub(crate) use stored::{Bf16Pair, Int8Quad, Stored, StoredMut};
 pub(crate) use tanh::{EXPONENT as TANH_EXPONENT, of_exponent as tanh_of_exponent};
 
 /// Asks for the cache line of `ptr`, wherever that points; where the target has no such hint,
@@ -141,6 +141,20 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     /// Runs `kernel` compiled with them: only if [`Simd::has_bf16_dots`].
     #[doc(hidden)]
     fn vectorize_bf16<K: Kernel>(self, kernel: K) -> K::Output {
+        self.vectorize(kernel)
+    }
+
+    /// Whether some token of this type has dot products of integers of eight bits.
+    #[doc(hidden)]
+    const INT8_DOTS: bool = false;
+    /// Whether this token has them.
+    #[doc(hidden)]
+    fn has_int8_dots(self) -> bool {
+        false
+    }
+    /// Runs `kernel` compiled with them: only if [`Simd::has_int8_dots`].
+    #[doc(hidden)]
+    fn vectorize_int8<K: Kernel>(self, kernel: K) -> K::Output {
         self.vectorize(kernel)
     }
 
@@ -386,6 +400,82 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
             *b = f32::from_bits(b.to_bits() & !signs);
         }
         self.vector(b)
+    }
+
+    /// In each lane the integer `c`, by its bits, and the products of four bytes without a sign, of `a`, and
+    /// four with one, of `b`.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn dot_int8(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
+        let (a, b, mut c) = (self.to_array(a), self.to_array(b), self.to_array(c));
+        for ((a, b), c) in a.into_iter().zip(b).zip(&mut c) {
+            let bytes = a.to_bits().to_le_bytes().into_iter().zip(b.to_bits().to_le_bytes());
+            let products = bytes.map(|(a, b)| i32::from(a) * i32::from(b as i8));
+            let sum = (c.to_bits() as i32).wrapping_add(products.sum());
+            *c = f32::from_bits(sum as u32);
+        }
+        self.vector(c)
+    }
+    /// The sums of two integers, by their bits, as floats.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn sum_of_ints(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        let (mut a, b) = (self.to_array(a), self.to_array(b));
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = (a.to_bits() as i32).wrapping_add(b.to_bits() as i32) as f32;
+        }
+        self.vector(a)
+    }
+    /// The difference of two integers, by their bits.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn sub_ints(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        let (mut a, b) = (self.to_array(a), self.to_array(b));
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = f32::from_bits(a.to_bits().wrapping_sub(b.to_bits()));
+        }
+        self.vector(a)
+    }
+    /// Numbers of magnitudes up to 127, rounded to the nearest integer, to the even of two as near, as bytes
+    /// with a sign: those of the first vector first in each lane.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn quad_of_ints(self, four: [Self::Vector; 4]) -> Self::Vector {
+        let mut bytes = [[0_u8; 4]; MAX_LANES];
+        for (n, v) in four.into_iter().enumerate() {
+            for (bytes, x) in bytes.iter_mut().zip(self.to_array(v)) {
+                bytes[n] = (x.round_ties_even() as i8) as u8;
+            }
+        }
+        self.vector(bytes.map(|bytes| f32::from_bits(u32::from_le_bytes(bytes))))
+    }
+    /// Stores numbers from 0 to 255, rounded as by [`Simd::quad_of_ints`], as bytes without a sign.
+    ///
+    /// # Safety
+    /// `LANES` bytes must be writable at `ptr`.
+    #[doc(hidden)]
+    #[inline(always)]
+    unsafe fn store_bytes(self, ptr: *mut u8, v: Self::Vector) {
+        for (i, x) in self.to_array(v).into_iter().enumerate().take(Self::LANES) {
+            // SAFETY: the caller's promise.
+            unsafe { ptr.add(i).write(x.round_ties_even() as u8) };
+        }
+    }
+    /// The larger of a magnitude, which is not negative, and that of `x`, where NaN is larger than all numbers.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn max_magnitude(self, most: Self::Vector, x: Self::Vector) -> Self::Vector {
+        let (mut most, x) = (self.to_array(most), self.to_array(x));
+        for (most, x) in most.iter_mut().zip(x) {
+            *most = f32::from_bits(most.to_bits().max(x.abs().to_bits()));
+        }
+        self.vector(most)
+    }
+    /// The largest of all lanes, which are such magnitudes.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn largest_magnitude(self, v: Self::Vector) -> f32 {
+        f32::from_bits(self.to_array(v).iter().fold(0, |most, x| most.max(x.to_bits())))
     }
 
     /// Of two `bf16` in each lane, by their bits, the first of all and the second of all, widened.

@@ -67,6 +67,28 @@ pub(crate) trait Stored: Copy + Default + 'static {
         }
     }
 
+    /// The first `count <= LANES` numbers of two rows, side by side, rounded to `bf16`.
+    ///
+    /// # Safety
+    /// As many must be readable, aligned; with instructions for pairs of `bf16` switched on.
+    #[inline(always)]
+    unsafe fn load_pairs<S: Simd>(
+        s: S,
+        [first, second]: [*const Self; 2],
+        count: usize,
+        [of_first, of_second]: [Self::Scale<S>; 2],
+    ) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if count == S::LANES {
+                s.pair_bf16(Self::load(s, first, of_first), Self::load(s, second, of_second))
+            } else {
+                let first = Self::load_first(s, first, count, of_first);
+                s.pair_bf16(first, Self::load_first(s, second, count, of_second))
+            }
+        }
+    }
+
     /// A number in every lane.
     ///
     /// # Safety
@@ -93,6 +115,34 @@ pub(crate) trait Stored: Copy + Default + 'static {
 
     /// How many products a multiply-add of it has.
     const PRODUCTS: usize = 1;
+
+    /// Whether sums of such products are floats, so that few rows may be taken with keys along the lanes.
+    const FLOATS: bool = true;
+
+    /// What sums of products of a vector of queries begin with: of integers what is at `start`.
+    ///
+    /// # Safety
+    /// Of integers a vector must be readable there.
+    #[inline(always)]
+    unsafe fn begin<S: Simd>(s: S, _start: *const f32) -> S::Vector {
+        s.splat(0.0)
+    }
+
+    /// The sum of two such sums. Of integers it is multiplied by the key's scale and those of the queries,
+    /// which are vectors, and added to another vector of the queries: as many floats behind the address as
+    /// the key's second number, an integer by its bits, says.
+    ///
+    /// # Safety
+    /// Of integers two floats and two vectors must be readable there.
+    #[inline(always)]
+    unsafe fn total<S: Simd>(
+        s: S,
+        [even, odd]: [S::Vector; 2],
+        _key: [*const f32; 2],
+        _queries: [*const f32; 2],
+    ) -> S::Vector {
+        s.add(even, odd)
+    }
 
     /// `c` and the products of `a` and `b`, which are such numbers.
     #[inline(always)]
@@ -216,7 +266,7 @@ impl StoredMut for f32 {
 }
 
 macro_rules! half_width {
-    ($half:ty, $load:ident, $store:ident, $unpair:ident, $is_f16:literal) => {
+    ($half:ty, $load:ident, $store:ident, $unpair:ident, $is_f16:literal, { $($load_pairs:tt)* }) => {
         impl Stored for $half {
             unscaled!();
 
@@ -236,6 +286,8 @@ macro_rules! half_width {
                 // SAFETY: the caller's promise.
                 unsafe { s.load_halves::<$is_f16>(ptr.cast(), count) }
             }
+
+            $($load_pairs)*
 
             const PACKED: usize = 2;
 
@@ -265,8 +317,20 @@ macro_rules! half_width {
         }
     };
 }
-half_width!(bf16, load_bf16, store_bf16, unpair_bf16, false);
-half_width!(f16, load_f16, store_f16, unpair_f16, true);
+half_width!(bf16, load_bf16, store_bf16, unpair_bf16, false, {
+    // By their bits.
+    #[inline(always)]
+    unsafe fn load_pairs<S: Simd>(
+        s: S,
+        [first, second]: [*const bf16; 2],
+        count: usize,
+        _: [(); 2],
+    ) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_pairs(first, second, count) }
+    }
+});
+half_width!(f16, load_f16, store_f16, unpair_f16, true, {});
 
 /// Two `bf16` that are multiplied together, where a float would stand: of a row, one behind the other, or
 /// one of a row and the one below it.
@@ -313,6 +377,78 @@ impl Stored for Bf16Pair {
     #[inline(always)]
     fn mul_add_seen<S: Simd>(s: S, a: S::Vector, b: S::Vector, c: S::Vector) -> S::Vector {
         s.dot_bf16(a, s.clear_where_negative_bf16(a, b), c)
+    }
+
+    #[inline(always)]
+    fn unpack<S: Simd>(_: S, packed: S::Vector, (): ()) -> [S::Vector; 4] {
+        [packed; 4]
+    }
+}
+
+/// Four integers of a row that are multiplied together, where a float would stand: of keys without a sign, of
+/// queries with one.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct Int8Quad([u8; 4]);
+
+// As pairs are: by their bits.
+impl Stored for Int8Quad {
+    unscaled!();
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, ptr: *const Int8Quad, (): ()) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(ptr.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first<S: Simd>(s: S, ptr: *const Int8Quad, count: usize, (): ()) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_first(ptr.cast(), count) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat<S: Simd>(s: S, ptr: *const Int8Quad, (): ()) -> S::Vector {
+        // SAFETY: the caller's promise.
+        s.splat(unsafe { ptr.cast::<f32>().read_unaligned() })
+    }
+
+    const PACKED: usize = 1;
+
+    const PRODUCTS: usize = 4;
+
+    const FLOATS: bool = false;
+
+    #[inline(always)]
+    unsafe fn begin<S: Simd>(s: S, start: *const f32) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(start) }
+    }
+
+    #[inline(always)]
+    unsafe fn total<S: Simd>(
+        s: S,
+        [even, odd]: [S::Vector; 2],
+        [key_scale, adds]: [*const f32; 2],
+        [scale, more]: [*const f32; 2],
+    ) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let more = more.add((*adds).to_bits() as usize);
+            let product = s.mul(s.sum_of_ints(even, odd), s.splat(*key_scale));
+            s.mul_add(product, s.load(scale), s.load(more))
+        }
+    }
+
+    #[inline(always)]
+    fn vectorize<S: Simd, K: Kernel>(s: S, kernel: K) -> K::Output {
+        s.vectorize_int8(kernel)
+    }
+
+    /// `a` is of a key, `b` of queries.
+    #[inline(always)]
+    fn mul_add<S: Simd>(s: S, a: S::Vector, b: S::Vector, c: S::Vector) -> S::Vector {
+        s.dot_int8(a, b, c)
     }
 
     #[inline(always)]
