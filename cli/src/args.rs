@@ -160,6 +160,10 @@ pub(crate) struct ExplainArgs {
     /// How queries, keys, values and output are stored
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     pub(crate) dtype: Dtype,
+
+    /// With scores of integers where that pays
+    #[arg(long)]
+    pub(crate) fast: bool,
 }
 
 /// Which algorithms to measure.

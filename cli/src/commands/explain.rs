@@ -1,8 +1,8 @@
 //! `headwise explain`: how a shape of the table would be computed, and why.
 
 use headwise::{
-    AttentionOptions, Choice, Executor, Explanation, Int8, Isa, KvStorage, Result as Done, Storage,
-    View, bf16, f16,
+    AttentionOptions, Choice, Executor, Explanation, Int8, Isa, KvStorage, Precision,
+    Result as Done, Storage, View, bf16, f16,
 };
 use serde::Serialize;
 
@@ -33,7 +33,8 @@ pub(super) fn explain(session: &mut Session, args: &ExplainArgs) -> Result<Verdi
         let got = format!("{}, whose keys lie in a cache", args.shape);
         return Err(Error::input("--shape", got, "a shape of dense tensors"));
     }
-    let (dtype, by) = (args.dtype.name(), (session.isa, named.executor()));
+    let precision = if args.fast { Precision::Fast } else { Precision::Full };
+    let (dtype, by) = (args.dtype.name(), (session.isa, named.executor(), precision));
     let explanation = match args.dtype {
         Dtype::F32 => of::<f32, f32>(shape, by)?,
         Dtype::F16 => of::<f16, f16>(shape, by)?,
@@ -55,14 +56,14 @@ pub(super) fn explain(session: &mut Session, args: &ExplainArgs) -> Result<Verdi
 /// each, since nobody reads them.
 fn of<Q: Storage<Compute = f32>, K: KvStorage<Compute = f32>>(
     s: &AttentionShape,
-    (isa, executor): (Isa, &dyn Executor),
+    (isa, executor, precision): (Isa, &dyn Executor, Precision),
 ) -> Done<Explanation> {
     let (query, rows) = (vec![Q::default(); s.head_dim], vec![K::default(); s.head_dim + K::EXTRA]);
     let shape = |heads, seq, dim| [s.batch, heads, seq, dim];
     let query = View::strided(&query, 0, shape(s.q_heads, s.seq_q, query.len()), [0, 0, 0, 1])?;
     let rows = View::strided(&rows, 0, shape(s.kv_heads, s.seq_kv, rows.len()), [0, 0, 0, 1])?;
     let documents = s.documents();
-    let options = AttentionOptions::new().isa(isa).executor(executor);
+    let options = AttentionOptions::new().isa(isa).executor(executor).precision(precision);
     let options = if s.causal { options.causal() } else { options };
     let options = masked(options, s.window_left, documents.as_deref());
     options.explain(Q::input(query), K::input(rows), K::input(rows))

@@ -656,6 +656,85 @@ mod tests {
         }
     }
 
+    /// Quads of integers, their products, and how they are made.
+    struct Quads;
+
+    impl Kernel for Quads {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let mut state = 7_u32;
+            let mut next = || {
+                state = state.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+                state >> 1 ^ state << 7
+            };
+            for _ in 0..50 {
+                let [a, b, c]: [[u32; MAX_LANES]; 3] =
+                    std::array::from_fn(|_| std::array::from_fn(|_| next()));
+                let vector = |x: [u32; MAX_LANES]| s.vector(x.map(f32::from_bits));
+                let bits = |v| s.to_array(v).map(f32::to_bits);
+                let dot = bits(s.dot_int8(vector(a), vector(b), vector(c)));
+                let difference = bits(s.sub_ints(vector(a), vector(b)));
+                let sum = s.to_array(s.sum_of_ints(vector(a), vector(b)));
+                for i in 0..S::LANES {
+                    let bytes = a[i].to_le_bytes().into_iter().zip(b[i].to_le_bytes());
+                    let products = bytes.map(|(a, b)| i32::from(a) * i32::from(b as i8));
+                    let expected = (c[i] as i32).wrapping_add(products.sum::<i32>());
+                    assert_eq!(dot[i] as i32, expected, "{}", S::ISA);
+                    assert_eq!(difference[i], a[i].wrapping_sub(b[i]), "{}", S::ISA);
+                    assert_eq!(
+                        sum[i],
+                        (a[i] as i32).wrapping_add(b[i] as i32) as f32,
+                        "{}",
+                        S::ISA
+                    );
+                }
+                // Halves among them.
+                let four: [[f32; MAX_LANES]; 4] = std::array::from_fn(|_| {
+                    std::array::from_fn(|_| (next() % 509) as f32 / 2.0 - 127.0)
+                });
+                let quads = bits(s.quad_of_ints(four.map(|x| s.vector(x))));
+                let mut bytes = [0_u8; MAX_LANES];
+                // SAFETY: MAX_LANES bytes.
+                unsafe {
+                    let v = s.add(s.vector(four[0]), s.splat(128.0));
+                    s.store_bytes(bytes.as_mut_ptr(), v);
+                }
+                for i in 0..S::LANES {
+                    let rounded = four.map(|x| (x[i].round_ties_even() as i8) as u8);
+                    assert_eq!(quads[i].to_le_bytes(), rounded, "{}", S::ISA);
+                    assert_eq!(bytes[i], rounded[0].wrapping_add(128), "{}", S::ISA);
+                }
+            }
+            let nan = s.max_magnitude(s.splat(f32::INFINITY), s.splat(-f32::NAN));
+            assert!(s.largest_magnitude(nan).is_nan(), "{}", S::ISA);
+            let most =
+                s.max_magnitude(s.splat(2.0), s.vector(std::array::from_fn(|i| -(i as f32))));
+            let lanes = s.to_array(most);
+            assert!((0..S::LANES).all(|i| lanes[i] == (i as f32).max(2.0)), "{}", S::ISA);
+            assert_eq!(s.largest_magnitude(most), (S::LANES - 1) as f32, "{}", S::ISA);
+        }
+    }
+
+    struct EnteredForQuads;
+    impl Kernel for EnteredForQuads {
+        type Output = ();
+        fn run<S: Simd>(self, s: S) {
+            if s.has_int8_dots() {
+                s.vectorize_int8(Quads)
+            } else if !S::INT8_DOTS {
+                s.vectorize(Quads)
+            }
+        }
+    }
+
+    #[test]
+    fn quads_are_made_and_multiplied() {
+        for isa in Isa::available() {
+            assert_eq!(dispatch(isa, EnteredForQuads), Ok(()), "{isa}");
+        }
+    }
+
     /// Rows of integers with their scales, by all ways of loading them.
     struct Integers;
 

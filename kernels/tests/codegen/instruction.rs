@@ -158,7 +158,7 @@ impl<'a> Instruction<'a> {
             Arch::X86_64 => {
                 let form = ["vfmadd", "vfnmadd"].iter().find_map(|m| self.mnemonic.strip_prefix(m));
                 match (form, self.operands().as_slice()) {
-                    (None, _) if self.mnemonic == "vdpbf16ps" => sum,
+                    (None, _) if matches!(self.mnemonic, "vdpbf16ps" | "vpdpbusd") => sum,
                     (Some("231ps"), _) => sum,
                     (Some("213ps"), [addend, ..]) | (Some("132ps"), [_, addend, _]) => addend,
                     _ => return None,
@@ -247,6 +247,7 @@ mod tests {
             (X86_64, "vfmadd231ps\t%ymm2, %ymm0, %ymm1", "%zmm", None),
             (X86_64, "vfmadd231ss\t%xmm2, %xmm0, %xmm1", "%xmm", None),
             (X86_64, "vdpbf16ps\t(%rdi){1to16}, %zmm0, %zmm1", "%zmm", add("%zmm1", "%zmm1")),
+            (X86_64, "vpdpbusd\t%zmm2, %zmm0, %zmm1", "%zmm", add("%zmm1", "%zmm1")),
             (X86_64, "vmulps\t%zmm2, %zmm0, %zmm1", "%zmm", None),
             (Aarch64, "fmla\tv0.4s, v1.4s, v2.s[0]", "v", add("v0.4s", "v0.4s")),
             (Aarch64, "fmadd\ts0, s1, s2, s3", "v", None),

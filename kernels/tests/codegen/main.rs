@@ -91,6 +91,21 @@ const PAIRS: (&[Isa], &[(&str, Option<usize>)]) = (
     ],
 );
 
+/// The same of what is multiplied in quads.
+const QUADS: (&[Isa], &[(&str, Option<usize>)]) = (
+    &[Isa { entry: "vectorize_int8", ..PAIRS.0[0] }],
+    &[
+        (
+            "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Plain, headwise_kernels::simd::stored::Int8Quad, false",
+            None,
+        ),
+        (
+            "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Chosen<headwise_kernels::term::NoTerm>, headwise_kernels::simd::stored::Int8Quad, false",
+            None,
+        ),
+    ],
+);
+
 /// The kernel that a function is, if it is one compiled for the instruction set: as `vectorize`, or
 /// as the function inside that switches the instruction set on.
 fn kernel_of<'n>(function: &'n str, isa: &Isa) -> Option<&'n str> {
@@ -287,10 +302,12 @@ fn hot_loops() {
     let isas: Vec<_> = ISAS.iter().copied().filter(|isa| isa.arch == arch).collect();
     assert!(!isas.is_empty(), "no instruction set with tiles on this architecture");
     let of_floats = Report::new(&functions, &isas, KERNELS);
-    let isas: Vec<_> = PAIRS.0.iter().copied().filter(|isa| isa.arch == arch).collect();
-    let of_pairs = Report::new(&functions, &isas, PAIRS.1);
-    println!("{}{}", of_floats.table, of_pairs.table);
-    let faults = of_floats.faults + &of_pairs.faults;
+    let of_dots = [PAIRS, QUADS].map(|(isas, kernels)| {
+        let isas: Vec<_> = isas.iter().copied().filter(|isa| isa.arch == arch).collect();
+        Report::new(&functions, &isas, kernels)
+    });
+    println!("{}{}{}", of_floats.table, of_dots[0].table, of_dots[1].table);
+    let faults = of_floats.faults + &of_dots.map(|report| report.faults).concat();
     assert!(faults.is_empty(), "{faults}");
 }
 
