@@ -7,16 +7,16 @@ use common::bounds::{Expected, FUSED, Got, PAIRS};
 use common::case::{Case, Data, Dims, Inputs};
 use common::for_all;
 use common::narrow::{integers, rounded as narrowed};
-use common::quads::{Smoothing, rounded};
+use common::quads::{Smoothing, rounded, rounded_query, rounding_of_weights};
 use common::result_bits;
 use common::strategies::masked_cases;
 use common::strided::{Layout, Strided};
 use common::terms::Terms;
 use headwise::kv_cache::{KvShape, NewTokens, PagedCapacity, TableBuffer};
 use headwise::{
-    Attention, AttentionOptions, Closeness, Isa, KvStorage, Outputs, PagedCache, Precision, Result,
-    Serial, Storage, View, ViewMut, Workspace, attention_cached, attention_into, attention_with,
-    bf16, f16, scalar,
+    Attention, AttentionOptions, Closeness, Int8, Isa, KvStorage, Outputs, PagedCache, Precision,
+    Result, Serial, Storage, View, ViewMut, Workspace, attention_cached, attention_into,
+    attention_with, bf16, f16, scalar,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -33,6 +33,17 @@ fn is_fast(inputs: &Inputs<f32>, isa: Isa) -> bool {
     let (q, k, v) = (inputs.query.view(), inputs.key.view(), inputs.value.view());
     let said = options(inputs, isa).explain(q, k, v).unwrap_or_else(|error| panic!("{error}"));
     said.choices.iter().any(|choice| choice.chosen == "fast: scores of int8")
+}
+
+/// The same of keys and values that are stored in integers, which few rows multiply as such.
+fn multiplies_integers(
+    inputs: &Inputs<f32>,
+    [key, value]: [&Strided<Int8>; 2],
+    isa: Isa,
+) -> Result<bool> {
+    let said = options(inputs, isa).explain(inputs.query.view(), key.view(), value.view())?;
+    let chosen = "fast: scores and values of int8";
+    Ok(said.choices.iter().any(|choice| choice.chosen == chosen))
 }
 
 fn run(inputs: &Inputs<f32>, isa: Isa) -> Attention {
@@ -288,6 +299,179 @@ fn bits_are_those_of_the_same_numbers_in_floats() -> Result<()> {
     Ok(())
 }
 
+/// The output, the log-sum-exp and the weights of a call on integers.
+fn of_integers(
+    inputs: &Inputs<f32>,
+    [key, value]: [&Strided<Int8>; 2],
+    options: &AttentionOptions<'_>,
+) -> Result<Got> {
+    let d = inputs.dims();
+    let shape = |width| [d.batch, d.q_heads(), d.seq_q, width];
+    let tensor = |width| vec![0.0_f32; shape(width).iter().product()];
+    let (mut out, mut lse, mut weights) = (tensor(d.value_dim), tensor(1), tensor(d.seq_kv));
+    let outputs = Outputs::new(ViewMut::bhsd(&mut out, shape(d.value_dim))?)
+        .with_lse(ViewMut::bhsd(&mut lse, shape(1))?)
+        .with_weights(ViewMut::bhsd(&mut weights, shape(d.seq_kv))?);
+    let query = inputs.query.view();
+    attention_into(query, key.view(), value.view(), options, outputs, &mut Workspace::new())?;
+    let wide = |x: Vec<f32>| x.into_iter().map(f64::from).collect();
+    Ok(Got { out: wide(out), lse: wide(lse), weights: wide(weights) })
+}
+
+/// `inputs` with keys and values that are stored in integers, and these.
+fn stored(inputs: &Inputs<f32>) -> (Inputs<f32>, [Strided<Int8>; 2]) {
+    let [(key, wide_key), (value, wide_value)] =
+        [&inputs.key, &inputs.value].map(|tensor| integers(tensor, Layout::Bhsd));
+    (Inputs { key: wide_key, value: wide_value, ..inputs.clone() }, [key, value])
+}
+
+/// The rows of values, each with its scale.
+fn value_rows(value: &Strided<Int8>, wide: &Strided<f32>) -> Vec<(f64, Vec<f64>)> {
+    let [.., stored] = value.shape;
+    let scales = value.dense();
+    let scales = scales.chunks(stored).map(|row| {
+        let bytes = &row[stored - Int8::SCALE..];
+        f64::from(f32::from_ne_bytes(std::array::from_fn(|i| bytes[i].0 as u8)))
+    });
+    let rows = wide.dense();
+    let rows = rows.chunks(wide.shape[3]);
+    scales.zip(rows.map(|row| row.iter().map(|&x| f64::from(x)).collect())).collect()
+}
+
+/// A few rows on integers: around the edges of runs, blocks and splits.
+fn few_rows() -> impl Strategy<Value = (Case, u8)> {
+    let lengths = (
+        select(vec![1_usize, 2, 3, 8]),
+        select(vec![1_usize, 3, 4, 15, 16, 17, 127, 128, 129, 300, 2070]),
+    );
+    let widths = (select(vec![16_usize, 32, 64, 80, 128]), select(vec![64_usize, 128, 192]));
+    let data = select(vec![Data::Normal, Data::Wide, Data::Outlier, Data::Constant]);
+    (masked_cases(), lengths, widths, data, any::<u8>()).prop_map(
+        |(mut case, (rows, seq_kv), (head_dim, value_dim), data, which)| {
+            let (group, seq_q) = if which % 2 == 0 { (rows, 1) } else { (1, rows) };
+            let batch = if seq_kv > 1000 { 1 } else { case.dims.batch };
+            case.dims = Dims { batch, group, seq_q, seq_kv, head_dim, value_dim, ..case.dims };
+            (case.data, case.layouts) = (data, [Layout::Bhsd; 3]);
+            (case, which)
+        },
+    )
+}
+
+#[test]
+fn few_rows_are_multiplied_with_integers_as_they_are_stored() {
+    let isas = fast();
+    for_all(300, few_rows(), |(case, which)| {
+        let mut inputs = case.inputs();
+        inputs.terms = Terms::random(which, case.dims.q_heads(), &mut common::Rng(case.seed));
+        let (wide, [key, value]) = stored(&inputs);
+        let d = wide.dims();
+        let expected = Expected::of(&rounded_query(&wide));
+        let values = value_rows(&value, &wide.value);
+        for &isa in &isas {
+            let what = format!("{isa}, {case:?}, {which}");
+            assert_eq!(multiplies_integers(&wide, [&key, &value], isa), Ok(true), "{what}");
+            let got = of_integers(&wide, [&key, &value], &options(&wide, isa));
+            let mut got = got.unwrap_or_else(|error| panic!("{error}: {what}"));
+            // What the rounding of the weights explains is taken away.
+            for (at, x) in got.out.iter_mut().enumerate() {
+                let (row, column) = (at / d.value_dim, at % d.value_dim);
+                let head = row / d.seq_q;
+                let of_head =
+                    (head / d.q_heads() * d.kv_heads + head % d.q_heads() / d.group) * d.seq_kv;
+                let weights = &expected.answer.weights[row * d.seq_kv..][..d.seq_kv];
+                let values = &values[of_head..][..d.seq_kv];
+                let bound = rounding_of_weights(weights, values, column);
+                let exact = expected.answer.out[at];
+                *x = if *x < exact { (*x + bound).min(exact) } else { (*x - bound).max(exact) };
+            }
+            expected.assert_explains(&got, FUSED, &what);
+        }
+    });
+}
+
+#[test]
+fn few_rows_on_integers_are_close_and_forced() -> Result<()> {
+    for isa in fast() {
+        for rows in [1, 2, 5, 8, 9] {
+            let dims = Dims { group: rows, ..Dims::single(1, 3000, 128, 128) };
+            let (inputs, [key, value]) = stored(&Case::plain(dims, 29).inputs());
+            let stored = [&key, &value];
+            assert_eq!(multiplies_integers(&inputs, stored, isa)?, rows <= 8, "{rows} on {isa}");
+            let fast = of_integers(&inputs, stored, &options(&inputs, isa))?;
+            let full = of_integers(&inputs, stored, &inputs.options().isa(isa))?;
+            assert_eq!(fast.out == full.out, rows > 8, "{rows} on {isa}");
+            let out: Vec<f32> = fast.out.iter().map(|&x| x as f32).collect();
+            let close = Closeness::of(&out, full.out.iter().copied());
+            assert!(close.relative_l1 < 0.02 && close.cosine > 0.9995, "{close:?}");
+        }
+        // Widths that the kernels do not take.
+        for (head_dim, value_dim) in [(24, 64), (64, 40)] {
+            let (inputs, [key, value]) =
+                stored(&Case::plain(Dims::single(1, 300, head_dim, value_dim), 31).inputs());
+            let of = |options| of_integers(&inputs, [&key, &value], &options);
+            let (fast, full) = (of(options(&inputs, isa))?, of(inputs.options().isa(isa))?);
+            assert_eq!((fast.out, fast.lse), (full.out, full.lse), "{head_dim}, {value_dim}");
+        }
+    }
+    Ok(())
+}
+
+/// Pages that kernels read where they lie give the bits of dense tensors; others are gathered, and widened.
+#[test]
+fn few_rows_on_pages_of_integers() -> Result<()> {
+    let inputs = Case::plain(Dims { group: 4, ..Dims::single(1, 300, 64, 64) }, 37).inputs();
+    let (wide, [key, value]) = stored(&inputs);
+    for isa in fast() {
+        let dense = of_integers(&wide, [&key, &value], &options(&wide, isa))?;
+        for page_size in [16, 64, 128, 20] {
+            let shape = KvShape { kv_heads: 1, head_dim: 64, value_dim: 64 };
+            let capacity =
+                PagedCapacity { pages: 30, page_size, sequences: 1, pages_per_sequence: 30 };
+            let mut cache = PagedCache::<Int8>::with_storage(shape, capacity)?;
+            let id = cache.create()?;
+            cache.append(&[id], &NewTokens::new(inputs.key.view(), inputs.value.view()))?;
+            let mut tables = TableBuffer::new();
+            let view = cache.view(&[id], &mut tables)?;
+            let got = attention_cached(wide.query.view(), &view, &options(&wide, isa))?;
+            let got: Vec<f64> = got.out.data().iter().map(|&x| x.into()).collect();
+            let what = format!("pages of {page_size} on {isa}");
+            assert_eq!(got == dense.out, page_size != 20, "{what}");
+            let got: Vec<f32> = got.iter().map(|&x| x as f32).collect();
+            let close = Closeness::of(&got, dense.out.iter().copied());
+            assert!(close.relative_l1 < 0.02, "{what}: {close:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Rows of values and of keys that are not finite: without a trace where they are hidden, and everywhere where
+/// they are not.
+#[test]
+fn integers_that_are_not_finite() -> Result<()> {
+    for isa in fast() {
+        let inputs = Case::plain(Dims { group: 3, ..Dims::single(1, 200, 64, 64) }, 41).inputs();
+        let mut poisoned = inputs.clone();
+        poisoned.value.set([0, 0, 50, 7], f32::INFINITY);
+        poisoned.key.set([0, 0, 60, 7], f32::NAN);
+        let (_, [key, value]) = stored(&poisoned);
+        for (hidden, is_nan) in [(vec![50, 60], false), (vec![60], true), (vec![50], true)] {
+            let visible: Vec<bool> = (0..200).map(|j| !hidden.contains(&j)).collect();
+            let mask = View::bhsd(&visible, [1, 1, 1, 200])?;
+            let run = |options: AttentionOptions<'_>| {
+                of_integers(&inputs, [&key, &value], &options.mask(mask))
+            };
+            let (fast, full) = (run(options(&inputs, isa))?, run(inputs.options().isa(isa))?);
+            assert!(fast.out.iter().all(|x| x.is_nan() == is_nan), "{hidden:?} on {isa}");
+            if !is_nan {
+                let fast: Vec<f32> = fast.out.iter().map(|&x| x as f32).collect();
+                let close = Closeness::of(&fast, full.out.iter().copied());
+                assert!(close.relative_l1 < 0.02, "{close:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Tensors of real models: at least 0.999 and at most 0.05 of SageAttention's measures.
 #[cfg(feature = "safetensors")]
 #[test]
@@ -312,6 +496,17 @@ fn tensors_of_real_models_come_out_close() {
             let got = Got::of(&run(&inputs, isa));
             expected.assert_explains(&got, if pairs { PAIRS } else { FUSED }, &what);
         }
+    }
+    let inputs = capture::DECODE.inputs();
+    let answer = Expected::of(&inputs).answer.out;
+    let (_, [key, value]) = stored(&inputs);
+    for isa in fast() {
+        assert_eq!(multiplies_integers(&inputs, [&key, &value], isa), Ok(true));
+        let got = of_integers(&inputs, [&key, &value], &options(&inputs, isa));
+        let got: Vec<f32> = got.unwrap().out.iter().map(|&x| x as f32).collect();
+        let close = Closeness::of(&got, answer.iter().copied());
+        println!("{} in int8 on {isa}: {close:?}", capture::DECODE.name);
+        assert!(close.cosine >= 0.999 && close.relative_l1 <= 0.05, "{close:?}");
     }
 }
 

@@ -671,7 +671,7 @@ const fn fast(name: &'static str, attention: AttentionShape, dtype: Dtype) -> Pr
     PrecisionShape { precision: Precision::Fast, ..stored(name, attention, dtype) }
 }
 
-const PRECISION: [PrecisionShape; 34] = [
+const PRECISION: [PrecisionShape; 39] = [
     stored("bert-b8-bf16", BERT_B8, Dtype::Bf16),
     stored("bert-b8-f16", BERT_B8, Dtype::F16),
     stored("gpt2-1k-bf16", GPT2, Dtype::Bf16),
@@ -706,6 +706,11 @@ const PRECISION: [PrecisionShape; 34] = [
     stored("decode-32k-own-int8", DECODE_OWN, Dtype::Int8),
     stored("decode-32k-eight-int8", DECODE_EIGHT, Dtype::Int8),
     stored("decode-b4-int8", DECODE[3], Dtype::Int8),
+    fast("decode-4k-int8-fast", DECODE[1], Dtype::Int8),
+    fast("decode-32k-int8-fast", DECODE[2], Dtype::Int8),
+    fast("decode-32k-own-int8-fast", DECODE_OWN, Dtype::Int8),
+    fast("decode-32k-eight-int8-fast", DECODE_EIGHT, Dtype::Int8),
+    fast("decode-b4-int8-fast", DECODE[3], Dtype::Int8),
 ];
 
 /// A key/value head to each query head.

@@ -110,7 +110,8 @@ pub fn explain<T: Element>(
     let read = dispatch(isa, Reads { problem, rows: item_rows })?;
     let (together, never) = match read[0] {
         Read::Pairs => (2, ""),
-        Read::Quads => (4, ", never in integers"),
+        Read::Quads => (4, ", and never of those that are rounded here"),
+        Read::Integers => (4, ""),
         Read::Floats | Read::Narrow => (1, ""),
     };
     let fits = few::fits::<f32>(isa, rows, head_dim / together) && never.is_empty();
@@ -134,11 +135,17 @@ pub fn explain<T: Element>(
     };
     for (of, input, read) in [("keys", &problem.key, read[0]), ("values", &problem.value, read[1])]
     {
-        let in_pages = problem.is_paged() && problem.dims().seq_kv > input.shape()[2];
+        let page = input.shape()[2];
+        let in_pages = problem.is_paged() && problem.dims().seq_kv > page;
+        let gathers = in_pages && !page.is_multiple_of(BLOCK_KV) && !block::are_stretches(page);
         let (chosen, because) = match (read, of) {
             (Read::Quads, _) => (
                 format!("rounded to integers in scratch, {BLOCK_KV} at a time"),
                 "so are the queries, and their products are those of integers".to_owned(),
+            ),
+            (Read::Integers, _) if !gathers => (
+                "multiplied as they lie".to_owned(),
+                "queries and probabilities are rounded to integers too".to_owned(),
             ),
             (Read::Pairs, "keys") => {
                 ("in pairs as they lie".to_owned(), "a pair is two numbers of a row".to_owned())
@@ -147,8 +154,8 @@ pub fn explain<T: Element>(
                 "paired in scratch".to_owned(),
                 "a pair is a number of one row and one of the next".to_owned(),
             ),
-            (Read::Floats | Read::Narrow, _) => {
-                reading(input, in_pages, (read == Read::Narrow, &because))
+            (Read::Floats | Read::Narrow | Read::Integers, _) => {
+                reading(input, gathers, (read == Read::Narrow, &because))
             }
         };
         said.add(of, format!("{}, {chosen}", input.storage()), because);
@@ -183,6 +190,10 @@ fn precision<T: Element>(
             "fast: scores of int8",
             format!("it is asked for, and {rows} rows share the rounded keys"),
         ),
+        (true, Read::Integers) => (
+            "fast: scores and values of int8",
+            "it is asked for, and keys and values are stored so".to_owned(),
+        ),
         (true, _) if !quads::pays(rows) => (
             "full",
             format!("{rows} rows are fewer than the {LEAST_ROWS} for which keys are rounded"),
@@ -207,6 +218,10 @@ fn products<T: Element>(
         (_, [Read::Quads, _]) => (
             "of scores dot products of four int8, of values multiply-adds of f32",
             "the precision is fast, and the instruction set has no dot products of bf16",
+        ),
+        (_, [Read::Integers, _]) => (
+            "dot products of four int8",
+            "the precision is fast, keys and values are int8, and the instruction set has these",
         ),
         (_, [_, Read::Pairs]) => (
             "dot products of two bf16, for which probabilities are rounded",
@@ -255,15 +270,15 @@ fn cut<T: Element>(problem: &Problem<'_, T>, plan: &Plan, said: &mut Explanation
     said.add("sharing", chosen, because);
 }
 
-/// How kernels come by keys or values, and why; `in_pages` if those of a sequence may lie in several. With
+/// How kernels come by keys or values, and why; `gathers` if they lie in pages that kernels do not read. With
 /// whether kernels read narrow numbers, and why so.
 fn reading<T: Element>(
     input: &Input<'_, T>,
-    in_pages: bool,
+    gathers: bool,
     (narrow, because): (bool, &str),
 ) -> (String, String) {
-    let page = input.shape()[2];
-    if in_pages && !page.is_multiple_of(BLOCK_KV) && !block::are_stretches(page) {
+    if gathers {
+        let page = input.shape()[2];
         let chosen = format!("gathered, {BLOCK_KV} at a time");
         return (chosen, format!("pages of {page} rows are no power of two from 16 to 64"));
     }

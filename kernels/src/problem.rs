@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::mask::{Mask, Masking, Sequence, stretched_layout};
-use crate::microkernel::quads;
+use crate::microkernel::{int8_values, quads};
 use crate::pages::{KvRows, PageTables, PagedRows};
 use crate::storage::{Format, Input, StoredRows};
 use crate::term::{MAX_POSITION, Terms};
@@ -363,6 +363,12 @@ impl<'a, T: Element> Problem<'a, T> {
     pub(crate) fn is_in_pairs(&self) -> bool {
         let formats = [self.query.format(), self.key.format(), self.value.format()];
         formats == [Format::Bf16; 3] && self.dims.head_dim.is_multiple_of(2)
+    }
+
+    /// Whether keys and values are integers that kernels multiply as such, where it is asked for.
+    pub(crate) fn is_in_integers(&self) -> bool {
+        let formats = [self.key.format(), self.value.format()];
+        formats == [Format::Int8; 2] && self.dims.value_dim.is_multiple_of(int8_values::COLUMNS)
     }
 
     /// Whether scores may be made of integers of eight bits, where an item has rows enough.

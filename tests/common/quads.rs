@@ -45,6 +45,32 @@ fn heads(tensor: &Strided<f32>) -> Vec<Vec<Vec<f32>>> {
     rows.chunks(seq.max(1)).map(<[Vec<f32>]>::to_vec).collect()
 }
 
+/// A problem with queries rounded to integers, on keys and values that are stored so.
+pub fn rounded_query(inputs: &Inputs<f32>) -> Inputs<f64> {
+    let mut query = Vec::new();
+    for row in heads(&inputs.query).iter().flatten() {
+        let (numbers, of_row) = integers(row, 0.0);
+        query.extend(numbers.iter().map(|x| of_row * x));
+    }
+    let mut wide = inputs.map(f64::from);
+    wide.query = Strided::new(&query, inputs.query.shape, Layout::Bhsd, f64::NAN);
+    wide
+}
+
+/// How far an output may be off, where the products of a block's `weights` and of the scales of its values'
+/// rows are rounded to multiples of a 255th of the largest: the values' integers are up to 127.
+pub fn rounding_of_weights(weights: &[f64], values: &[(f64, Vec<f64>)], column: usize) -> f64 {
+    let of_block = |(weights, values): (&[f64], &[(f64, Vec<f64>)])| {
+        let products = weights.iter().zip(values).map(|(weight, (scale, _))| weight * scale);
+        let most = products.fold(0.0, f64::max);
+        let integers = weights.iter().zip(values).map(|(&weight, (scale, row))| {
+            if weight > 0.0 && *scale > 0.0 { (row[column] / scale).abs() } else { 0.0 }
+        });
+        most / 510.0 * integers.sum::<f64>()
+    };
+    weights.chunks(128).zip(values.chunks(128)).map(of_block).sum()
+}
+
 /// A problem of twice the width whose dot products are those of the rounded numbers: `query . mean` and
 /// `query' . rest'`, where a key has a mean. With `pairs` values are rounded to `bf16`.
 pub fn rounded(inputs: &Inputs<f32>, smoothing: Smoothing, pairs: bool) -> Inputs<f64> {

@@ -31,6 +31,8 @@ pub(crate) enum Read {
     Pairs,
     /// Keys alone: quads of integers.
     Quads,
+    /// Integers as they are stored, which queries and probabilities are rounded to as well.
+    Integers,
 }
 
 impl Read {
@@ -41,13 +43,16 @@ impl Read {
         rows: usize,
     ) -> [Self; 2] {
         let keys = (problem.key.format(), problem.dims().head_dim);
+        let reads_narrow = few::reads_narrow(S::ISA, rows, keys);
         let in_pairs = s.has_bf16_dots();
+        let in_quads = problem.wants_quads() && s.has_int8_dots();
         match () {
-            () if problem.wants_quads() && s.has_int8_dots() && quads::pays(rows) => {
+            () if in_quads && reads_narrow && problem.is_in_integers() => [Self::Integers; 2],
+            () if in_quads && quads::pays(rows) => {
                 [Self::Quads, if in_pairs { Self::Pairs } else { Self::Floats }]
             }
             () if in_pairs && problem.is_in_pairs() => [Self::Pairs; 2],
-            () if few::reads_narrow(S::ISA, rows, keys) => [Self::Narrow; 2],
+            () if reads_narrow => [Self::Narrow; 2],
             () => [Self::Floats; 2],
         }
     }
@@ -90,6 +95,12 @@ impl<'a> CurrentBlock<'a> {
         self.read[1] == Read::Pairs
     }
 
+    /// Whether keys (0) or values (1) are multiplied as integers: not where they had to be gathered.
+    #[inline(always)]
+    pub(super) fn are_integers(&self, n: usize) -> bool {
+        self.read[n] == Read::Integers && self.rows[n].format() == Format::Int8
+    }
+
     /// What goes with keys that are read in quads.
     ///
     /// # Panics
@@ -121,7 +132,8 @@ impl<'a> CurrentBlock<'a> {
                 continue;
             }
             let end = (first + BLOCK_KV).min(head[n].rows.len());
-            let readable = self.read[n] == Read::Narrow || head[n].format == Format::Native;
+            let narrow = matches!(self.read[n], Read::Narrow | Read::Integers);
+            let readable = narrow || head[n].format == Format::Native;
             match readable.then(|| in_place(&head[n], first..end)).flatten() {
                 Some(rows) => self.rows[n] = rows,
                 None => self.gather(simd, n, &head[n]),

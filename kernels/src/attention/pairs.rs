@@ -77,7 +77,7 @@ impl<T: Element> Kernel for Count<'_, '_, T> {
             // Never few.
             Read::Quads => None,
             Read::Pairs => Some(dims.head_dim / 2),
-            Read::Floats | Read::Narrow => Some(dims.head_dim),
+            Read::Floats | Read::Narrow | Read::Integers => Some(dims.head_dim),
         };
         let mut tile = TileRows::EMPTY;
         for sequence in (0..self.problem.sequences()).map(|s| self.problem.mask.sequence(s)) {

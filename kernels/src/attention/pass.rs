@@ -33,6 +33,7 @@ use super::tile::{Softmax, Tile, TileRows, Visit};
 use crate::mask::Sequence;
 use crate::microkernel::finish::{Dot, Normalize, OutRow, Rescale};
 use crate::microkernel::hidden::Hidden;
+use crate::microkernel::int8_values::Int8Values;
 use crate::microkernel::pack::Pack;
 use crate::microkernel::pairs::{PairUp, Rounding};
 use crate::microkernel::quads::{KeyQuads, OfMean, Quads, QuantizeQueries};
@@ -44,7 +45,7 @@ use crate::microkernel::{BLOCK_KV, BLOCK_Q, Lanes};
 use crate::outputs::{Outputs, Stage};
 use crate::plan::{self, Layout, Plan, SPLIT_KV};
 use crate::problem::Problem;
-use crate::simd::{Bf16Pair, Int8Quad, Simd, Stored, StoredMut};
+use crate::simd::{Bf16Pair, Int8Dot, Int8Quad, Simd, Stored, StoredMut};
 use crate::storage::{Output, StoredRow, StoredRows, with_stored};
 use crate::term::{ROW_FACTS, Row};
 use crate::view::ViewMut;
@@ -324,7 +325,8 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         }
         let lanes = tile.of.lanes;
         self.simd.vectorize(Pack { rows, width, lanes, dst: tile.q_t });
-        if const { S::INT8_DOTS && T::NARROW } && self.block.keys() == Read::Quads {
+        let in_quads = matches!(self.block.keys(), Read::Quads | Read::Integers);
+        if const { S::INT8_DOTS && T::NARROW } && in_quads {
             let (q_t, to) = (&mut *tile.q_t, &mut tile.of.quads);
             Int8Quad::vectorize(self.simd, QuantizeQueries { q_t, head_dim: width, lanes, to });
         }
@@ -535,13 +537,15 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
 
     /// The values of a tile's last block, straight to the output; says whether it is finite.
     /// `None`: nothing was done, since there is more to come, a row's sum is no positive number, or few rows
-    /// of halves are not worth kernels of their own.
+    /// of halves, or of integers, are not worth kernels of their own.
     fn last_values(&mut self, tile: &mut Tile<'_>, visit: (&Visit, &Lanes)) -> Option<bool> {
         let is_last = visit.0.first + BLOCK_KV >= tile.of.any.end;
         let scaled = self.job.problem.value_scales(self.kv_head).is_some();
         let few = self.ahead.is_few();
         let few_halves = few && self.job.outputs.out.native().is_none();
-        if !is_last || scaled || few_halves || tile.merges() || self.is_split {
+        let in_integers = self.block.are_integers(1);
+        let later = scaled || few_halves || in_integers;
+        if !is_last || later || tile.merges() || self.is_split {
             return None;
         }
         let sums = &tile.of.split.row_sum.0[..tile.len()];
@@ -631,6 +635,9 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             }
             return self.scores_of::<Int8Quad, SWEPT>(tile, visit, care, wanted);
         }
+        if const { S::INT8_DOTS && T::NARROW } && self.block.are_integers(0) {
+            return self.scores_of::<Int8Dot, SWEPT>(tile, visit, care, wanted);
+        }
         if const { S::BF16_DOTS && T::NARROW } && self.block.keys() == Read::Pairs {
             return self.scores_of::<Bf16Pair, SWEPT>(tile, visit, care, wanted);
         }
@@ -653,17 +660,15 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         care: Care,
         (block_sum, redo, staged): (&mut Lanes, Option<Redo<'_>>, Option<Staged>),
     ) {
-        let (q_t, of_keys) = if E::FLOATS {
-            (&*tile.q_t, KeyQuads::NONE)
-        } else {
-            (&tile.q_t[self.job.problem.dims().head_dim * BLOCK_Q..], self.block.quads())
-        };
+        let integers = self.job.problem.dims().head_dim * BLOCK_Q;
+        let q_t = if E::INTEGERS { &tile.q_t[integers..] } else { &*tile.q_t };
+        let keys = if E::INTEGERS && E::STEP == 1 { self.block.quads() } else { KeyQuads::NONE };
         E::vectorize(
             self.simd,
             Scores::<T, E, SWEPT> {
                 q_t,
                 keys: visit.block(self.block.rows(0)),
-                quads: Quads { keys: of_keys, queries: &tile.of.quads },
+                quads: Quads { keys, queries: &tile.of.quads },
                 sweep: Sweep {
                     prob: self.prob,
                     dense: visit.dense.then_some(&*self.dense),
@@ -720,6 +725,9 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     ) -> bool {
         if const { S::BF16_DOTS && T::NARROW } && self.block.pairs_values() {
             self.values_of::<Bf16Pair, f32, CAREFUL, true>(tile, visit, finish)
+        } else if const { S::INT8_DOTS && T::NARROW && !CAREFUL } && self.block.are_integers(1) {
+            self.int8_values(tile, visit.0);
+            false
         } else if const { CAREFUL || !T::NARROW } {
             self.block.widen(self.simd, 1, self.head);
             self.values_of::<f32, f32, CAREFUL, true>(tile, visit, finish)
@@ -753,6 +761,20 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
                 fetch: &mut self.ahead.fetch,
             },
         )
+    }
+
+    /// The same of values and probabilities in integers; nothing is finished so.
+    fn int8_values(&mut self, tile: &mut Tile<'_>, visit: &Visit) {
+        let values = Int8Values {
+            prob: self.prob,
+            values: visit.block(self.block.rows(1)),
+            rows: tile.len(),
+            acc_width: self.job.plan.layout.acc_width,
+            fresh: std::mem::replace(&mut tile.fresh, false),
+            acc: tile.acc,
+            fetch: &mut self.ahead.fetch,
+        };
+        Int8Dot::vectorize(self.simd, values);
     }
 
     /// The dense term of a visit, transposed to the tile's orientation: the biases, and -inf where

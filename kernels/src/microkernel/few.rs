@@ -35,7 +35,7 @@ pub(crate) const fn most_rows(isa: Isa) -> usize {
 /// Whether a vector with so many rows of this width is computed so, with keys that are stored as `E`.
 #[inline(always)]
 pub(crate) fn fits<E: Stored>(isa: Isa, rows: usize, width: usize) -> bool {
-    E::FLOATS && rows <= most_rows(isa) && width.is_multiple_of(E::COLUMNS)
+    E::FEW && rows <= most_rows(isa) && width.is_multiple_of(E::COLUMNS)
 }
 
 /// Whether narrow keys and values are widened by the kernels that read them, and not into scratch first,
@@ -65,6 +65,8 @@ pub(crate) struct Few<'a, E> {
     pub(crate) key: usize,
     /// `[head_dim][BLOCK_Q]`, from the vector's first row on.
     pub(crate) q_t: *const f32,
+    /// Where the rows' sums begin, and their scales: of integers.
+    pub(crate) quads: [*const f32; 2],
     /// How many rows there are; the lanes behind them become 0, or, where nobody reads them, anything.
     pub(crate) rows: usize,
     /// `[LANES][BLOCK_Q]`, from the vector's first row on: where dot products go, or what becomes of them.
@@ -105,7 +107,7 @@ impl<S: Simd> Then<S> for () {
 impl<E: Stored> Few<'_, E> {
     /// # Safety
     /// `LANES` keys from `key` on must exist; the rows and their width must be such as [`fits`]; a
-    /// vector of every row of `q_t` and `prob` must be readable and writable.
+    /// vector of every row of `q_t` and `prob` must be readable and writable, and of integers one of `quads`.
     #[inline(always)]
     pub(crate) unsafe fn dots<S: Simd, T: Then<S>>(self, s: S, fetch: &mut Fetch, then: &mut T) {
         // SAFETY: the caller's promise.
@@ -141,6 +143,11 @@ impl<E: Stored> Few<'_, E> {
         let scale = unsafe { E::scales(s, ends, stride) };
         let mut q = self.q_t;
         let mut acc = [[s.splat(0.0); ROWS]; 2];
+        let [begins, scales] = self.quads;
+        for r in 0..ROWS {
+            // SAFETY: the caller's promise.
+            acc[0][r] = unsafe { E::begin_row(s, begins.wrapping_add(r)) };
+        }
         // Columns between two requests for what comes later: four rounds of the loop.
         let step = 4 * E::COLUMNS;
         for start in (0..width).step_by(step) {
@@ -157,8 +164,8 @@ impl<E: Stored> Few<'_, E> {
                     let packed = s.columns(floats, stride);
                     for p in 0..4 {
                         let columns = E::unpack(s, packed[p], scale);
-                        for n in 0..E::PACKED {
-                            let c = p * E::PACKED + n;
+                        for n in 0..E::VECTORS {
+                            let c = p * E::VECTORS + n;
                             for r in 0..ROWS {
                                 let query = s.splat(*q.add(c * BLOCK_Q + r));
                                 acc[c % 2][r] = E::mul_add(s, columns[n], query, acc[c % 2][r]);
@@ -169,12 +176,14 @@ impl<E: Stored> Few<'_, E> {
                 for key in &mut keys {
                     *key = opaque(key.wrapping_add(E::COLUMNS));
                 }
-                q = q.wrapping_add(E::COLUMNS * BLOCK_Q);
+                q = q.wrapping_add(4 * E::VECTORS * BLOCK_Q);
             }
         }
         let mut dots = [s.splat(0.0); ROWS];
         for r in 0..ROWS {
-            dots[r] = s.add(acc[0][r], acc[1][r]);
+            // SAFETY: the caller's promise.
+            dots[r] =
+                unsafe { E::total_row(s, [acc[0][r], acc[1][r]], scale, scales.wrapping_add(r)) };
         }
         let dots = then.rows(dots);
         if T::LOOSE && ROWS == 1 {

@@ -16,6 +16,7 @@ pub(crate) mod fetch;
 pub(crate) mod few;
 pub(crate) mod finish;
 pub(crate) mod hidden;
+pub(crate) mod int8_values;
 pub(crate) mod outer;
 pub(crate) mod pack;
 pub(crate) mod pairs;

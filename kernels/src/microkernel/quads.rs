@@ -66,6 +66,12 @@ impl Quads<'_> {
         self.queries.start.0.as_ptr().wrapping_add(lane)
     }
 
+    /// Where the sums of the queries from `lane` on begin, and their scales.
+    #[inline(always)]
+    pub(crate) fn of_rows(&self, lane: usize) -> [*const f32; 2] {
+        [self.start(lane), self.queries(lane)[0]]
+    }
+
     /// The scale of key `key`, and which of two vectors is added to the products with it.
     #[inline(always)]
     pub(crate) fn key(&self, key: usize) -> [*const f32; 2] {
@@ -93,7 +99,7 @@ pub(crate) struct KeyQuads<'a> {
 }
 
 impl<'a> KeyQuads<'a> {
-    /// Those of a block of floats: nobody asks.
+    /// Those of a block of keys that have no such: nobody asks.
     pub(crate) const NONE: Self = Self { mean: &[], scale: &[], adds: &[], rows: &[] };
 
     /// What was written to scratch of [`KeyRoom::floats`].

@@ -68,7 +68,7 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Kernel for Scores<'_, T, E, SWEPT
     fn run<S: Simd>(mut self, s: S) {
         self.keys.check(1);
         self.sweep.check::<S>();
-        assert!(self.q_t.len() >= self.keys.rows.width() * BLOCK_Q);
+        assert!(self.q_t.len() >= self.keys.rows.width() / E::STEP * BLOCK_Q);
         if E::PRODUCTS > 1 {
             *self.largest = Lanes::splat(0.0);
         }
@@ -196,7 +196,8 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
             // SAFETY: `run` checked the extents: the keys lie in the block, the lanes in the tile.
             unsafe {
                 let q_t = self.q_t.as_ptr().wrapping_add(lane);
-                let few = Few { keys: self.keys.rows, key, q_t, rows, prob };
+                let quads = self.quads.of_rows(lane);
+                let few = Few { keys: self.keys.rows, key, q_t, quads, rows, prob };
                 if KNOWN {
                     few.dots(s, self.fetch, &mut along);
                 } else {
@@ -315,6 +316,7 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
             }
             let mut q = self.q_t.as_ptr().add(lane);
             let width = keys.width();
+            let steps = width / E::STEP;
             let mut scales = [E::scale(s, rows[0].add(width)); KEYS];
             for k in 1..KEYS {
                 scales[k] = E::scale(s, rows[k].add(width));
@@ -324,8 +326,9 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
                 ($d:expr, $chain:literal) => {
                     // The shorter side waits in registers, so that one more suffices for the other.
                     if KEYS < VECS {
-                        let keys: [S::Vector; KEYS] =
-                            core::array::from_fn(|k| E::splat(s, rows[k].add($d), scales[k]));
+                        let keys: [S::Vector; KEYS] = core::array::from_fn(|k| {
+                            E::splat(s, rows[k].add(E::STEP * $d), scales[k])
+                        });
                         for v in 0..VECS {
                             let query = s.load(q.add(v * S::LANES));
                             for k in 0..KEYS {
@@ -337,7 +340,7 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
                         let queries: [S::Vector; VECS] =
                             core::array::from_fn(|v| s.load(q.add(v * S::LANES)));
                         for k in 0..KEYS {
-                            let key = E::splat(s, rows[k].add($d), scales[k]);
+                            let key = E::splat(s, rows[k].add(E::STEP * $d), scales[k]);
                             for v in 0..VECS {
                                 let sum = &mut acc[$chain][k][v];
                                 *sum = E::mul_add(s, key, queries[v], *sum);
@@ -349,7 +352,7 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
             let prob = self.sweep.prob.as_mut_ptr().add(key * BLOCK_Q + lane);
             if together(S::ISA) {
                 let mut d = 0;
-                while d + 1 < width {
+                while d + 1 < steps {
                     step!(d, 0);
                     q = q.add(BLOCK_Q);
                     step!(d + 1, 1);
@@ -357,13 +360,13 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
                     q = q.wrapping_add(BLOCK_Q);
                     d += 2;
                 }
-                if d < width {
+                if d < steps {
                     step!(d, 0);
                 }
             } else {
                 // The even elements wait in `prob`.
                 let odd = q.wrapping_add(BLOCK_Q);
-                for d in (0..width).step_by(2) {
+                for d in (0..steps).step_by(2) {
                     step!(d, 0);
                     q = q.wrapping_add(2 * BLOCK_Q);
                 }
@@ -373,7 +376,7 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
                     }
                 });
                 q = odd;
-                for d in (1..width).step_by(2) {
+                for d in (1..steps).step_by(2) {
                     step!(d, 1);
                     q = q.wrapping_add(2 * BLOCK_Q);
                 }
@@ -389,7 +392,8 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
                         s.load(even.add(k * BLOCK_Q + v * S::LANES))
                     };
                     let queries = self.quads.queries(lane + v * S::LANES);
-                    dots[k] = E::total(s, [even, acc[1][k][v]], self.quads.key(key + k), queries);
+                    let (sums, end) = ([even, acc[1][k][v]], rows[k].add(width));
+                    dots[k] = E::total(s, sums, end, self.quads.key(key + k), queries);
                 }
                 self.column::<S, KEYS, KNOWN>(s, (lane + v * S::LANES, key), dots);
             });

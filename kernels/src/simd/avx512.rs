@@ -134,6 +134,43 @@ unsafe impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn interleave_bytes(self, rows: [*const i8; 4]) -> [__m512; 4] {
+        // SAFETY: the token, and the caller's promise.
+        unsafe {
+            let [a, b, c, d] = rows;
+            let (a, b) = (_mm512_loadu_si512(a.cast()), _mm512_loadu_si512(b.cast()));
+            let (c, d) = (_mm512_loadu_si512(c.cast()), _mm512_loadu_si512(d.cast()));
+            let (ab, ab2) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
+            let (cd, cd2) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
+            // Vector n has, per quarter q, columns 16 q + 4 n and the three behind it.
+            [
+                _mm512_castsi512_ps(_mm512_unpacklo_epi16(ab, cd)),
+                _mm512_castsi512_ps(_mm512_unpackhi_epi16(ab, cd)),
+                _mm512_castsi512_ps(_mm512_unpacklo_epi16(ab2, cd2)),
+                _mm512_castsi512_ps(_mm512_unpackhi_epi16(ab2, cd2)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn in_order(self, [a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
+        // Quarters transposed.
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let (ab, ab2) =
+                (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+            let (cd, cd2) =
+                (_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
+            [
+                _mm512_shuffle_f32x4::<0x88>(ab, cd),
+                _mm512_shuffle_f32x4::<0xdd>(ab, cd),
+                _mm512_shuffle_f32x4::<0x88>(ab2, cd2),
+                _mm512_shuffle_f32x4::<0xdd>(ab2, cd2),
+            ]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store_bytes(self, ptr: *mut u8, v: __m512) {
         // SAFETY: the token, and the caller's promise.
         unsafe {
@@ -161,6 +198,7 @@ unsafe impl Simd for Avx512 {
     ops! {
         sum_of_ints(a: __m512, b: __m512) -> __m512 = _mm512_cvtepi32_ps(
             _mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+        flip_bits(a: __m512, b: __m512) -> __m512 = _mm512_xor_ps(a, b);
         sub_ints(a: __m512, b: __m512) -> __m512 = _mm512_castsi512_ps(
             _mm512_sub_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
     }

@@ -40,7 +40,7 @@ mod tanh;
 pub(crate) use cache::l1_ways;
 pub use detect::Isa;
 pub(crate) use detect::dispatch;
-pub(crate) use stored::{Bf16Pair, Int8Quad, Stored, StoredMut};
+pub(crate) use stored::{Bf16Pair, Int8Dot, Int8Quad, Stored, StoredMut};
 pub(crate) use tanh::{EXPONENT as TANH_EXPONENT, of_exponent as tanh_of_exponent};
 
 /// Asks for the cache line of `ptr`, wherever that points; where the target has no such hint,
@@ -436,15 +436,25 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
         }
         self.vector(a)
     }
-    /// Numbers of magnitudes up to 127, rounded to the nearest integer, to the even of two as near, as bytes
-    /// with a sign: those of the first vector first in each lane.
+    /// The bits of `a`, those that `b` has turned over.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn flip_bits(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        let (mut a, b) = (self.to_array(a), self.to_array(b));
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = f32::from_bits(a.to_bits() ^ b.to_bits());
+        }
+        self.vector(a)
+    }
+    /// Numbers from -128 to 255, rounded to the nearest integer, to the even of two as near, as bytes, with a
+    /// sign if they have one: those of the first vector first in each lane.
     #[doc(hidden)]
     #[inline(always)]
     fn quad_of_ints(self, four: [Self::Vector; 4]) -> Self::Vector {
         let mut bytes = [[0_u8; 4]; MAX_LANES];
         for (n, v) in four.into_iter().enumerate() {
             for (bytes, x) in bytes.iter_mut().zip(self.to_array(v)) {
-                bytes[n] = (x.round_ties_even() as i8) as u8;
+                bytes[n] = (x.round_ties_even() as i32) as u8;
             }
         }
         self.vector(bytes.map(|bytes| f32::from_bits(u32::from_le_bytes(bytes))))
@@ -460,6 +470,32 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
             // SAFETY: the caller's promise.
             unsafe { ptr.add(i).write(x.round_ties_even() as u8) };
         }
+    }
+    /// Of each of `4 * LANES` columns of four rows of bytes the four, one behind the other, in the order of
+    /// [`Simd::in_order`].
+    ///
+    /// # Safety
+    /// As many bytes must be readable at each row.
+    #[doc(hidden)]
+    #[inline(always)]
+    unsafe fn interleave_bytes(self, rows: [*const i8; 4]) -> [Self::Vector; 4] {
+        let mut vectors = [self.splat(0.0); 4];
+        for (n, vector) in vectors.iter_mut().enumerate() {
+            let mut quads = [0.0; MAX_LANES];
+            for (i, quad) in quads.iter_mut().enumerate().take(Self::LANES) {
+                // SAFETY: the caller's promise.
+                let bytes = rows.map(|row| unsafe { *row.add(n * Self::LANES + i) } as u8);
+                *quad = f32::from_bits(u32::from_le_bytes(bytes));
+            }
+            *vector = self.vector(quads);
+        }
+        vectors
+    }
+    /// Lane by lane what became of the vectors of [`Simd::interleave_bytes`], in the order of the columns.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn in_order(self, vectors: [Self::Vector; 4]) -> [Self::Vector; 4] {
+        vectors
     }
     /// The larger of a magnitude, which is not negative, and that of `x`, where NaN is larger than all numbers.
     #[doc(hidden)]

@@ -116,8 +116,15 @@ pub(crate) trait Stored: Copy + Default + 'static {
     /// How many products a multiply-add of it has.
     const PRODUCTS: usize = 1;
 
-    /// Whether sums of such products are floats, so that few rows may be taken with keys along the lanes.
-    const FLOATS: bool = true;
+    /// How many numbers of a row one multiply-add takes where their products are not those of pairs or quads
+    /// that stand where a float would.
+    const STEP: usize = 1;
+
+    /// Whether products are of integers, with queries in quads.
+    const INTEGERS: bool = false;
+
+    /// Whether few rows may be taken with keys along the lanes.
+    const FEW: bool = true;
 
     /// What sums of products of a vector of queries begin with: of integers what is at `start`.
     ///
@@ -128,18 +135,43 @@ pub(crate) trait Stored: Copy + Default + 'static {
         s.splat(0.0)
     }
 
-    /// The sum of two such sums. Of integers it is multiplied by the key's scale and those of the queries,
-    /// which are vectors, and added to another vector of the queries: as many floats behind the address as
-    /// the key's second number, an integer by its bits, says.
+    /// The same of one query with a vector of keys.
     ///
     /// # Safety
-    /// Of integers two floats and two vectors must be readable there.
+    /// Of integers a float must be readable there.
+    #[inline(always)]
+    unsafe fn begin_row<S: Simd>(s: S, _start: *const f32) -> S::Vector {
+        s.splat(0.0)
+    }
+
+    /// The sum of two such sums with the key whose numbers end at `end`. Of integers it is multiplied by the
+    /// key's scale and those of the queries, which are vectors. Where integers have no scale behind them, it is
+    /// the first of `key`, and another vector of the queries is added: as many floats behind their second
+    /// address as the second of `key`, an integer by its bits, says.
+    ///
+    /// # Safety
+    /// Of integers as much must be readable.
     #[inline(always)]
     unsafe fn total<S: Simd>(
         s: S,
         [even, odd]: [S::Vector; 2],
+        _end: *const Self,
         _key: [*const f32; 2],
         _queries: [*const f32; 2],
+    ) -> S::Vector {
+        s.add(even, odd)
+    }
+
+    /// The same of one query with a vector of keys of these scales.
+    ///
+    /// # Safety
+    /// Of integers a float must be readable there.
+    #[inline(always)]
+    unsafe fn total_row<S: Simd>(
+        s: S,
+        [even, odd]: [S::Vector; 2],
+        _scales: Self::Scale<S>,
+        _query: *const f32,
     ) -> S::Vector {
         s.add(even, odd)
     }
@@ -156,8 +188,11 @@ pub(crate) trait Stored: Copy + Default + 'static {
         s.select(s.is_negative(a), c, s.mul_add(a, b, c))
     }
 
-    /// Of `PACKED` numbers in each lane, by their bits, the first of all, the second and so on; behind
-    /// them anything.
+    /// How many vectors become of packed numbers.
+    const VECTORS: usize = Self::PACKED;
+
+    /// Of `PACKED` numbers in each lane, by their bits, the first `VECTORS`: the first of all, the second and so
+    /// on; behind them anything.
     fn unpack<S: Simd>(s: S, packed: S::Vector, scale: Self::Scale<S>) -> [S::Vector; 4];
 }
 
@@ -417,7 +452,9 @@ impl Stored for Int8Quad {
 
     const PRODUCTS: usize = 4;
 
-    const FLOATS: bool = false;
+    const INTEGERS: bool = true;
+
+    const FEW: bool = false;
 
     #[inline(always)]
     unsafe fn begin<S: Simd>(s: S, start: *const f32) -> S::Vector {
@@ -429,6 +466,7 @@ impl Stored for Int8Quad {
     unsafe fn total<S: Simd>(
         s: S,
         [even, odd]: [S::Vector; 2],
+        _end: *const Int8Quad,
         [key_scale, adds]: [*const f32; 2],
         [scale, more]: [*const f32; 2],
     ) -> S::Vector {
@@ -454,6 +492,125 @@ impl Stored for Int8Quad {
     #[inline(always)]
     fn unpack<S: Simd>(_: S, packed: S::Vector, (): ()) -> [S::Vector; 4] {
         [packed; 4]
+    }
+}
+
+/// [`Int8`] of keys that are multiplied as integers, as [`Int8Quad`] are: four numbers by a multiply-add.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(transparent)]
+pub(crate) struct Int8Dot(Int8);
+
+/// The other sign bit of four bytes: plus 128, without a sign.
+const SIGNS: u32 = 0x8080_8080;
+
+impl Stored for Int8Dot {
+    type Scale<S: Simd> = S::Vector;
+
+    const EXTRA: usize = Int8::SCALE;
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(s: S, end: *const Int8Dot) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { Int8::scale(s, end.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(
+        s: S,
+        fours: [*const Int8Dot; MAX_LANES / 4],
+        stride: isize,
+    ) -> S::Vector {
+        let mut ends = [core::ptr::null(); MAX_LANES / 4];
+        for (end, four) in ends.iter_mut().zip(fours) {
+            *end = four.cast();
+        }
+        // SAFETY: the caller's promise.
+        unsafe { Int8::scales(s, ends, stride) }
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, ptr: *const Int8Dot, scale: S::Vector) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { Int8::load(s, ptr.cast(), scale) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first<S: Simd>(
+        s: S,
+        ptr: *const Int8Dot,
+        count: usize,
+        scale: S::Vector,
+    ) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { Int8::load_first(s, ptr.cast(), count, scale) }
+    }
+
+    const STEP: usize = 4;
+
+    /// Four numbers, without a sign.
+    #[inline(always)]
+    unsafe fn splat<S: Simd>(s: S, ptr: *const Int8Dot, _: S::Vector) -> S::Vector {
+        // SAFETY: the caller's promise, of `STEP` numbers.
+        let four = unsafe { ptr.cast::<u32>().read_unaligned() };
+        s.splat(f32::from_bits(four ^ SIGNS))
+    }
+
+    const PACKED: usize = 4;
+
+    const VECTORS: usize = 1;
+
+    const INTEGERS: bool = true;
+
+    #[inline(always)]
+    unsafe fn begin<S: Simd>(s: S, start: *const f32) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(start) }
+    }
+
+    #[inline(always)]
+    unsafe fn begin_row<S: Simd>(s: S, start: *const f32) -> S::Vector {
+        // SAFETY: the caller's promise.
+        s.splat(unsafe { *start })
+    }
+
+    #[inline(always)]
+    unsafe fn total<S: Simd>(
+        s: S,
+        [even, odd]: [S::Vector; 2],
+        end: *const Int8Dot,
+        _key: [*const f32; 2],
+        [scale, _]: [*const f32; 2],
+    ) -> S::Vector {
+        // SAFETY: the caller's promise.
+        let (of_key, of_queries) = unsafe { (Self::scale(s, end), s.load(scale)) };
+        s.mul(s.mul(s.sum_of_ints(even, odd), of_key), of_queries)
+    }
+
+    #[inline(always)]
+    unsafe fn total_row<S: Simd>(
+        s: S,
+        [even, odd]: [S::Vector; 2],
+        scales: S::Vector,
+        query: *const f32,
+    ) -> S::Vector {
+        // SAFETY: the caller's promise.
+        let of_query = s.splat(unsafe { *query });
+        s.mul(s.mul(s.sum_of_ints(even, odd), scales), of_query)
+    }
+
+    #[inline(always)]
+    fn vectorize<S: Simd, K: Kernel>(s: S, kernel: K) -> K::Output {
+        s.vectorize_int8(kernel)
+    }
+
+    #[inline(always)]
+    fn mul_add<S: Simd>(s: S, a: S::Vector, b: S::Vector, c: S::Vector) -> S::Vector {
+        s.dot_int8(a, b, c)
+    }
+
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, packed: S::Vector, _: S::Vector) -> [S::Vector; 4] {
+        [s.flip_bits(packed, s.splat(f32::from_bits(SIGNS))); 4]
     }
 }
 
