@@ -23,7 +23,7 @@ use super::block::Block;
 use super::fetch::Fetch;
 use super::{BLOCK_KV, BLOCK_Q, Lanes};
 use crate::int8::Int8;
-use crate::simd::{Kernel, MAX_LANES, Simd, Stored};
+use crate::simd::{Isa, Kernel, MAX_LANES, Simd, Stored};
 
 /// The largest integer that is used.
 const MOST: f32 = 255.0;
@@ -75,8 +75,9 @@ impl Kernel for Int8Values<'_> {
                 row += unsafe {
                     match self.rows - row {
                         1 => self.tile::<S, 1>(s, row, column, &scales),
-                        2 | 3 => self.tile::<S, 2>(s, row, column, &scales),
-                        _ => self.tile::<S, 4>(s, row, column, &scales),
+                        // With 16 registers there is no room for more.
+                        4.. if S::ISA != Isa::Avx2 => self.tile::<S, 4>(s, row, column, &scales),
+                        _ => self.tile::<S, 2>(s, row, column, &scales),
                     }
                 };
             }

@@ -1,4 +1,5 @@
 //! AVX2, FMA and F16C, which every processor with AVX2 has: 8 lanes, 16 registers; a mask is a vector whose sign bits say it.
+//! And AVX-VNNI, where there are dot products of integers.
 
 use core::arch::x86_64::*;
 
@@ -7,16 +8,18 @@ use half::{bf16, f16};
 use super::sealed::Sealed;
 use super::{Isa, Kernel, MAX_LANES, Simd, polynomial, split_by_magic};
 
-/// Proof that AVX2, FMA and F16C are present.
+/// Proof that AVX2, FMA and F16C are present, and AVX-VNNI if it says so.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2 {
+    vnni: bool,
+}
 
 impl Avx2 {
     pub(super) fn detect() -> Option<Self> {
         let present = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        present.then_some(Self(()))
+        present.then(|| Self { vnni: is_x86_feature_detected!("avxvnni") })
     }
 }
 
@@ -47,7 +50,7 @@ impl Avx2 {
 
 impl Sealed for Avx2 {}
 
-// SAFETY: the field is private and `detect` the only maker; 8 lanes in a __m256.
+// SAFETY: the field is private, and `detect` the only maker; 8 lanes in a __m256.
 unsafe impl Simd for Avx2 {
     const ISA: Isa = Isa::Avx2;
     const LANES: usize = 8;
@@ -61,6 +64,124 @@ unsafe impl Simd for Avx2 {
         }
         // SAFETY: the token proves that the instruction set is present.
         unsafe { enter(self, kernel) }
+    }
+
+    const INT8_DOTS: bool = true;
+
+    #[inline(always)]
+    fn has_int8_dots(self) -> bool {
+        self.vnni
+    }
+
+    fn vectorize_int8<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,avxvnni,fma,f16c")]
+        fn enter<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
+            kernel.run(token)
+        }
+        assert!(self.vnni);
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe { enter(self, kernel) }
+    }
+
+    /// Only below [`Simd::vectorize_int8`].
+    #[inline(always)]
+    fn dot_int8(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        debug_assert!(self.vnni);
+        // SAFETY: only a token with AVX-VNNI gets here.
+        unsafe {
+            let [a, b, c] =
+                [_mm256_castps_si256(a), _mm256_castps_si256(b), _mm256_castps_si256(c)];
+            _mm256_castsi256_ps(_mm256_dpbusd_avx_epi32(c, a, b))
+        }
+    }
+
+    #[inline(always)]
+    fn quad_of_ints(self, four: [__m256; 4]) -> __m256 {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            let low = _mm256_set1_epi32(0xff);
+            let [a, b, c, d] = four;
+            let a = _mm256_and_si256(_mm256_cvtps_epi32(a), low);
+            let b = _mm256_slli_epi32::<8>(_mm256_and_si256(_mm256_cvtps_epi32(b), low));
+            let c = _mm256_slli_epi32::<16>(_mm256_and_si256(_mm256_cvtps_epi32(c), low));
+            let d = _mm256_slli_epi32::<24>(_mm256_cvtps_epi32(d));
+            let bytes = _mm256_or_si256(_mm256_or_si256(a, b), _mm256_or_si256(c, d));
+            _mm256_castsi256_ps(bytes)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn interleave_bytes(self, rows: [*const i8; 4]) -> [__m256; 4] {
+        // SAFETY: the token, and the caller's promise.
+        unsafe {
+            let [a, b, c, d] = rows;
+            let (a, b) = (_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast()));
+            let (c, d) = (_mm256_loadu_si256(c.cast()), _mm256_loadu_si256(d.cast()));
+            let (ab, ab2) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
+            let (cd, cd2) = (_mm256_unpacklo_epi8(c, d), _mm256_unpackhi_epi8(c, d));
+            // Vector n has, per half h, columns 16 h + 4 n and the three behind it.
+            [
+                _mm256_castsi256_ps(_mm256_unpacklo_epi16(ab, cd)),
+                _mm256_castsi256_ps(_mm256_unpackhi_epi16(ab, cd)),
+                _mm256_castsi256_ps(_mm256_unpacklo_epi16(ab2, cd2)),
+                _mm256_castsi256_ps(_mm256_unpackhi_epi16(ab2, cd2)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn in_order(self, [a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            [
+                _mm256_permute2f128_ps::<0x20>(a, b),
+                _mm256_permute2f128_ps::<0x20>(c, d),
+                _mm256_permute2f128_ps::<0x31>(a, b),
+                _mm256_permute2f128_ps::<0x31>(c, d),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, ptr: *mut u8, v: __m256) {
+        // SAFETY: the token, and the caller's promise.
+        unsafe {
+            let ints = _mm256_cvtps_epi32(v);
+            // Of each half of the vector its four numbers, twice.
+            let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(ints, ints));
+            let packed = _mm256_castsi256_si128(packed);
+            _mm_storel_epi64(ptr.cast(), _mm_packus_epi16(packed, packed));
+        }
+    }
+
+    #[inline(always)]
+    fn max_magnitude(self, most: __m256, x: __m256) -> __m256 {
+        // SAFETY: the token proves that the instruction set is present.
+        unsafe {
+            // As integers they are in the same order, and NaN behind all.
+            let x = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(i32::MAX));
+            _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(most), x))
+        }
+    }
+
+    #[inline(always)]
+    fn largest_magnitude(self, v: __m256) -> f32 {
+        // SAFETY: the token proves that the instruction set is present.
+        let most = unsafe {
+            let v = _mm256_castps_si256(v);
+            let v = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            let v = _mm_max_epi32(v, _mm_shuffle_epi32::<0b1110>(v));
+            _mm_cvtsi128_si32(_mm_max_epi32(v, _mm_shuffle_epi32::<1>(v)))
+        };
+        f32::from_bits(most as u32)
+    }
+
+    ops! {
+        sum_of_ints(a: __m256, b: __m256) -> __m256 = _mm256_cvtepi32_ps(
+            _mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+        sub_ints(a: __m256, b: __m256) -> __m256 = _mm256_castsi256_ps(
+            _mm256_sub_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+        flip_bits(a: __m256, b: __m256) -> __m256 = _mm256_xor_ps(a, b);
     }
 
     ops! {

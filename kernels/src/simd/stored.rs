@@ -863,6 +863,16 @@ mod tests {
                     assert_eq!(bytes[i], rounded[0].wrapping_add(128), "{}", S::ISA);
                 }
             }
+            let rows: [[i8; 4 * MAX_LANES]; 4] =
+                std::array::from_fn(|_| std::array::from_fn(|_| next() as i8));
+            // SAFETY: as many bytes.
+            let columns = unsafe { s.interleave_bytes(rows.each_ref().map(|row| row.as_ptr())) };
+            for (v, columns) in s.in_order(columns).into_iter().enumerate() {
+                for (i, quad) in s.to_array(columns).into_iter().enumerate().take(S::LANES) {
+                    let bytes = rows.map(|row| row[v * S::LANES + i] as u8);
+                    assert_eq!(quad.to_bits().to_le_bytes(), bytes, "{}", S::ISA);
+                }
+            }
             let nan = s.max_magnitude(s.splat(f32::INFINITY), s.splat(-f32::NAN));
             assert!(s.largest_magnitude(nan).is_nan(), "{}", S::ISA);
             let most =

@@ -93,7 +93,7 @@ const PAIRS: (&[Isa], &[(&str, Option<usize>)]) = (
 
 /// The same of what is multiplied in quads.
 const QUADS: (&[Isa], &[(&str, Option<usize>)]) = (
-    &[Isa { entry: "vectorize_int8", ..PAIRS.0[0] }],
+    &[Isa { entry: "vectorize_int8", ..PAIRS.0[0] }, Isa { entry: "vectorize_int8", ..ISAS[1] }],
     &[
         (
             "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Plain, headwise_kernels::simd::stored::Int8Quad, false",
@@ -103,6 +103,11 @@ const QUADS: (&[Isa], &[(&str, Option<usize>)]) = (
             "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Chosen<headwise_kernels::term::NoTerm>, headwise_kernels::simd::stored::Int8Quad, false",
             None,
         ),
+        (
+            "microkernel::scores::Scores<headwise_kernels::microkernel::terms::Plain, headwise_kernels::simd::stored::Int8Dot, false",
+            Some(8),
+        ),
+        ("microkernel::int8_values::Int8Values", Some(8)),
     ],
 );
 
