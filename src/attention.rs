@@ -330,7 +330,7 @@ impl<'a, T: Element> AttentionOptions<'a, T> {
     }
 
     /// How exact the products are. With [`Precision::Fast`] long prompts take about half the time of `f32`, at
-    /// a relative error of about 1 %; [`AttentionOptions::measure_precision`] tells what it is on given tensors,
+    /// an error of about 1 % of the output; [`AttentionOptions::measure_precision`] tells what it is on given tensors,
     /// [`AttentionOptions::explain`] whether a call takes it up.
     ///
     /// ```

@@ -181,6 +181,27 @@ typedef uint32_t headwise_algorithm;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+// How exact products are.
+enum headwise_precision
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // As exact as the types of the tensors allow.
+  HEADWISE_PRECISION_FULL = 0,
+  // Where there are instructions for it and rows enough to pay, scores of queries and keys rounded to eight
+  // bits, at a relative error of about 1 %: docs/numerics.md. As `Full` with `term`, with
+  // `HEADWISE_ALGORITHM_UNFUSED` and of F64.
+  HEADWISE_PRECISION_FAST = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum headwise_precision headwise_precision;
+#else
+typedef uint32_t headwise_precision;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
 // An instruction set.
 enum headwise_isa
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -565,6 +586,10 @@ typedef struct headwise_options {
   // Values are stored divided by these, `[kv_heads, value_dim]` of positive, finite factors: the
   // output is multiplied by them. `headwise_append_call` divides what goes into a cache.
   struct headwise_floats value_scales;
+  // A `headwise_precision`.
+  uint32_t precision;
+  // 0.
+  uint32_t reserved;
 } headwise_options;
 
 // Which query heads, or queries, an output has rows of. All zero picks all.

@@ -15,7 +15,7 @@ use crate::list::{
 };
 use crate::options::{
     HEADWISE_WINDOW_LEFT, HEADWISE_WINDOW_RIGHT, headwise_algorithm, headwise_alibi,
-    headwise_causal, headwise_options, headwise_scale,
+    headwise_causal, headwise_options, headwise_precision, headwise_scale,
 };
 use crate::outputs::{
     HEADWISE_NO_KEY, headwise_outputs, headwise_pick, headwise_pick_kind, headwise_stage,
@@ -84,7 +84,8 @@ fn what_may_grow_began_so() {
         document_query_offsets 176, document_key_offsets 192, tree_nodes 208, tree_bits 216,
         blocks 232, block_q 240, block_kv 248, mask 256, packed_mask 264, bias 272, softcap 280,
         alibi 284, alibi_slopes 288, sinks 304, relative_bias 320, term 328, term_context 336,
-        executor 344, max_threads 352, isa 360, algorithm 364, value_scales 368);
+        executor 344, max_threads 352, isa 360, algorithm 364, value_scales 368,
+        precision 384, reserved 388);
     assert_eq!(headwise_outputs::LEAST, 232);
     members!(headwise_outputs: size 0, out 8, lse 16, weights 24, weights_heads 32,
         weights_queries 72, scores 112, scores_heads 120, scores_queries 160, scores_stage 200,
@@ -131,6 +132,7 @@ fn numbers_keep_their_meanings() {
     numbers::<headwise_causal>(&[0, 1, 2, 3, 4]);
     numbers::<headwise_alibi>(&[0, 1, 2]);
     numbers::<headwise_algorithm>(&[0, 1]);
+    numbers::<headwise_precision>(&[0, 1]);
     numbers::<headwise_isa>(&[0, 1, 2, 3, 4, 5]);
     numbers::<headwise_stage>(&[0, 1, 2]);
     numbers::<headwise_pick_kind>(&[0, 1, 2]);
@@ -153,6 +155,7 @@ fn numbers_keep_their_meanings() {
     assert_eq!(names, "[None, Standard, Slopes] [Auto, Unfused]");
     let names = format!("{:?} {:?}", headwise_stage::ALL, headwise_pick_kind::ALL);
     assert_eq!(names, "[Final, Scaled, Capped] [All, Range, List]");
+    assert_eq!(format!("{:?}", headwise_precision::ALL), "[Full, Fast]");
     let kinds = format!("{:?} {:?}", headwise_cache_kind::ALL, headwise_relative_bias_kind::ALL);
     assert_eq!(kinds, "[Contiguous, Ring, Paged] [ByDistance, T5, T5Bidirectional]");
     let ropes = format!("{:?} {:?}", headwise_rope_layout::ALL, headwise_rope_scaling::ALL);

@@ -3,8 +3,8 @@
 use std::ffi::c_void;
 
 use headwise::{
-    Algorithm, Alibi, AttentionOptions, BlockPattern, Causal, Documents, Offsets, Scale, Serial,
-    Settings, Tree,
+    Algorithm, Alibi, AttentionOptions, BlockPattern, Causal, Documents, Offsets, Precision, Scale,
+    Serial, Settings, Tree,
 };
 
 use crate::choice::{choice, choose};
@@ -15,7 +15,7 @@ use crate::mask;
 use crate::overlap::Memory;
 use crate::pointer;
 use crate::relative_bias::headwise_relative_bias;
-use crate::sized::growing;
+use crate::sized::{self, growing};
 use crate::status::{Failure, Result};
 use crate::tensor::headwise_tensor;
 use crate::term::{Term, headwise_tile_function};
@@ -74,6 +74,19 @@ pub enum headwise_algorithm {
     Unfused = 1,
 }
 choice!(headwise_algorithm: Auto, Unfused);
+
+/// How exact products are.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum headwise_precision {
+    /// As exact as the types of the tensors allow.
+    Full = 0,
+    /// Where there are instructions for it and rows enough to pay, scores of queries and keys rounded to eight
+    /// bits, at a relative error of about 1 %: docs/numerics.md. As `Full` with `term`, with
+    /// `HEADWISE_ALGORITHM_UNFUSED` and of F64.
+    Fast = 1,
+}
+choice!(headwise_precision: Full, Fast);
 
 /// `window_sides`: `window_left` counts.
 pub const HEADWISE_WINDOW_LEFT: u32 = 1;
@@ -164,8 +177,12 @@ pub struct headwise_options {
     /// Values are stored divided by these, `[kv_heads, value_dim]` of positive, finite factors: the
     /// output is multiplied by them. `headwise_append_call` divides what goes into a cache.
     pub value_scales: headwise_floats,
+    /// A `headwise_precision`.
+    pub precision: u32,
+    /// 0.
+    pub reserved: u32,
 }
-growing!(headwise_options, ..=algorithm: u32, now ..=value_scales: headwise_floats);
+growing!(headwise_options, ..=algorithm: u32, now ..=reserved: u32);
 
 impl headwise_options {
     /// The executor of the options, to be kept as long as what [`headwise_options::build`] gives.
@@ -194,8 +211,9 @@ impl headwise_options {
         &self,
         executor: Option<&'a Foreign>,
     ) -> Result<AttentionOptions<'a, T>> {
+        sized::check_reserved("options", self.reserved)?;
         let options = self.run_by(AttentionOptions::new(), executor)?;
-        let options = self.scaled(options)?;
+        let options = self.scaled(options)?.precision(self.precision()?);
         // SAFETY: the caller's promise, for each of them.
         unsafe {
             let options = self.positioned(options)?;
@@ -238,6 +256,13 @@ impl headwise_options {
         let options = options.executor(executor).algorithm(algorithm);
         let options = max_threads.into_iter().fold(options, AttentionOptions::max_threads);
         Ok(isa.into_iter().fold(options, AttentionOptions::isa))
+    }
+
+    fn precision(&self) -> Result<Precision> {
+        Ok(match choose("options.precision", self.precision)? {
+            headwise_precision::Full => Precision::Full,
+            headwise_precision::Fast => Precision::Fast,
+        })
     }
 
     fn scaled<'a, T: Number>(

@@ -4,8 +4,8 @@ use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 
 use headwise::{
-    Alibi, AttentionOptions, BlockPattern, Documents, Int8, Offsets, Outputs, RelativeBias, Scale,
-    Stage, Tree, View, ViewMut, Workspace, attention_into, bf16, f16,
+    Alibi, AttentionOptions, BlockPattern, Documents, Int8, Isa, Offsets, Outputs, Precision,
+    RelativeBias, Scale, Stage, Tree, View, ViewMut, Workspace, attention_into, bf16, f16,
 };
 
 use crate::attention::{headwise_attention, headwise_attention_call};
@@ -22,7 +22,7 @@ use crate::list::{
 };
 use crate::options::{
     HEADWISE_WINDOW_LEFT, HEADWISE_WINDOW_RIGHT, headwise_algorithm, headwise_alibi,
-    headwise_causal, headwise_options, headwise_scale,
+    headwise_causal, headwise_options, headwise_precision, headwise_scale,
 };
 use crate::outputs::{headwise_outputs, headwise_pick, headwise_pick_kind, headwise_stage};
 use crate::relative_bias::{
@@ -32,6 +32,7 @@ use crate::relative_bias::{
 use crate::state::{headwise_merge_call, headwise_merge_states, headwise_state};
 use crate::status::{HEADWISE_MESSAGE_SIZE, headwise_error, headwise_status};
 use crate::tensor::headwise_tensor;
+use crate::version::number_of;
 use crate::workspace::{headwise_workspace_create, headwise_workspace_free};
 
 const HEADS: usize = 4;
@@ -150,11 +151,17 @@ fn by_rust(options: &AttentionOptions<'_>) -> Vec<f32> {
 /// Sets an option of C's.
 type Set<'a> = &'a dyn Fn(&mut headwise_options);
 
-fn check(name: &str, set: Set<'_>, rust: AttentionOptions<'_>) {
+/// What both give.
+fn same(name: &str, set: Set<'_>, rust: AttentionOptions<'_>) -> Vec<f32> {
     let mut c = options();
     set(&mut c);
     let (got, expected) = (by_c(&c), by_rust(&rust));
     assert!(got == expected, "{name}");
+    expected
+}
+
+fn check(name: &str, set: Set<'_>, rust: AttentionOptions<'_>) {
+    let expected = same(name, set, rust);
     // Not by both doing nothing.
     let plain = by_rust(&AttentionOptions::new());
     assert!(name == "nothing" || expected != plain, "{name} changes nothing");
@@ -200,6 +207,23 @@ fn numbers_and_lists() {
     check("softcap", &|c| c.softcap = 1.5, rust().softcap(1.5));
     let set = |c: &mut headwise_options| c.algorithm = headwise_algorithm::Unfused as u32;
     check("unfused", &set, rust().algorithm(headwise::Algorithm::Unfused));
+}
+
+#[test]
+fn precisions() {
+    for isa in Isa::available() {
+        let of = |c: headwise_precision, rust| {
+            let set = |to: &mut headwise_options| {
+                (to.precision, to.isa) = (c as u32, number_of(isa));
+            };
+            same(isa.name(), &set, AttentionOptions::new().precision(rust).isa(isa))
+        };
+        let full = of(headwise_precision::Full, Precision::Full);
+        let fast = of(headwise_precision::Fast, Precision::Fast);
+        // All processors with this one have dot products of integers, and some of those with AVX-512 or AVX2.
+        assert!(fast != full || isa != Isa::Avx512Bf16);
+        assert!(fast == full || !matches!(isa, Isa::Neon | Isa::Portable), "{isa}");
+    }
 }
 
 #[test]

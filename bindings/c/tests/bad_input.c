@@ -91,6 +91,8 @@ static void choices(void) {
   WRONG(options.isa = 9, ARGUMENT, "options.isa: 9");
   WRONG(options.alibi = 9, ARGUMENT, "options.alibi: 9");
   WRONG(options.algorithm = 2, ARGUMENT, "options.algorithm: 2");
+  WRONG(options.precision = 2, ARGUMENT, "options.precision: 2, expected a headwise_precision: 0 (Full), 1 (Fast)");
+  WRONG(options.reserved = 1, UNSUPPORTED, "options.reserved: 1");
   WRONG(options.key_lengths.count = 1, ARGUMENT, "options.key_lengths: a null pointer, expected 1 elements");
   size_t lengths[] = {4, 0};
   WRONG((options.key_lengths.data = lengths, options.key_lengths.count = 2), VALUE, "key_lengths");
@@ -115,6 +117,8 @@ static void choices(void) {
   reset();
   options.size = offsetof(headwise_options, value_scales);
   options.value_scales.count = 8;
+  EXPECT(attend(), OK, "");
+  options = (headwise_options){.size = offsetof(headwise_options, precision), .precision = 2, .reserved = 1};
   EXPECT(attend(), OK, "");
   // A newer header's struct: zeros are fine, anything else is not known here.
   struct { headwise_options known; size_t added[2]; } newer = {.added = {0}};

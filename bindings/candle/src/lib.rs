@@ -51,7 +51,7 @@ pub use attention::{attention, attention_with_lse};
 pub use borrowed::Borrowed;
 pub use headwise;
 pub use headwise::kv_cache::{Frequencies, KvShape, Rope, RopeLayout, RopeScaling};
-pub use headwise::{Alibi, AttentionOptions, Causal, Scale};
+pub use headwise::{Alibi, AttentionOptions, Causal, Precision, Scale};
 pub use kv_cache::KvCache;
 pub use options::Options;
 pub use output::tensor;

@@ -142,6 +142,7 @@ pub(crate) fn scaled_dot_product_attention<'py>(
 ///   top_k: as many keys of the largest weights, -1 where a row sees fewer
 /// How it is run:
 ///   out: where the output goes; isa; threads; algorithm: "auto" or "unfused"
+///   precision: "full", or "fast": scores of queries and keys rounded to eight bits, where that pays
 #[pyfunction]
 #[pyo3(signature = (query, key, value, *, out=None, layout="bhsd", **options))]
 pub(crate) fn attention(

@@ -64,7 +64,8 @@ impl<'f, T: Compute> Held<'f, T> {
         from: &'a Options<'_>,
         scale: Option<Scale>,
     ) -> PyResult<AttentionOptions<'a, T>> {
-        let mut to = AttentionOptions::new().window(from.window.0, from.window.1);
+        let mut to =
+            AttentionOptions::new().window(from.window.0, from.window.1).precision(from.precision);
         to = apply(to, scale, AttentionOptions::scale);
         to = apply(to, from.causal, AttentionOptions::causal_with);
         to = apply(to, from.prefix.as_deref(), AttentionOptions::prefix);

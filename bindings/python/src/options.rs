@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use headwise::{Causal, Isa};
+use headwise::{Causal, Isa, Precision};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyInt, PyString};
 
@@ -38,6 +38,7 @@ pub(crate) struct Options<'a> {
     pub(crate) relative_bias: Option<Arc<headwise::RelativeBias>>,
     pub(crate) sinks: Option<Vec<f32>>,
     pub(crate) value_scales: Option<ValueScales>,
+    pub(crate) precision: Precision,
     pub(crate) isa: Option<Isa>,
     pub(crate) threads: Option<usize>,
     pub(crate) unfused: bool,
@@ -91,6 +92,7 @@ impl<'a> Options<'a> {
             "relative_bias" => self.relative_bias = Some(table(value)?),
             "sinks" => self.sinks = Some(floats(name, value)?),
             "value_scales" => self.value_scales = Some(ValueScales::read(name, value)?),
+            "precision" => self.precision = precision(value)?,
             "isa" => self.isa = Some(isa(value)?),
             "threads" => self.threads = Some(threads(value)?),
             "algorithm" => self.unfused = algorithm(value)?,
@@ -220,6 +222,18 @@ fn table(value: &Bound<'_, PyAny>) -> PyResult<Arc<headwise::RelativeBias>> {
     match value.cast::<RelativeBias>() {
         Ok(bias) => Ok(bias.get().shared()),
         Err(_) => Err(error::kind("relative_bias", value.repr()?, "a headwise.RelativeBias")),
+    }
+}
+
+fn precision(value: &Bound<'_, PyAny>) -> PyResult<Precision> {
+    const EXPECTED: &str = "\"full\" or \"fast\"";
+    let Ok(name) = value.cast::<PyString>() else {
+        return Err(error::kind("precision", value.repr()?, EXPECTED));
+    };
+    match &*name.to_cow()? {
+        "full" => Ok(Precision::Full),
+        "fast" => Ok(Precision::Fast),
+        other => Err(error::value("precision", format_args!("{other:?}"), EXPECTED)),
     }
 }
 

@@ -235,6 +235,28 @@ def test_settings_change_no_bit():
     assert right.top_k is None
 
 
+@pytest.mark.parametrize("isa", headwise.available_isas())
+def test_precisions(isa):
+    query, key, value = (random(1, HEADS, 64, 64, seed=seed) for seed in (10, 11, 12))
+
+    def outs(precision):
+        cache = headwise.KvCache.contiguous(batch=1, capacity=64, kv_heads=HEADS, head_dim=64)
+        cache.append(key, value)
+        options = {"causal": True, "isa": isa, "precision": precision}
+        called = headwise.attention(query, key, value, **options).out
+        return called, cache.attend(query, **options).out
+
+    full, fast = outs("full"), outs("fast")
+    for right, out, plain in zip(full, fast, outs(None), strict=True):
+        assert np.array_equal(plain, right)
+        assert np.abs(out - right).sum() < 0.02 * np.abs(right).sum()
+        # All processors with this one have dot products of integers, and some of those with avx512 or avx2.
+        if isa == "avx512bf16":
+            assert not np.array_equal(out, right)
+        elif isa in ("neon", "portable"):
+            assert np.array_equal(out, right)
+
+
 def test_masked_is_masked():
     key, value = KEY.copy(), VALUE.copy()
     key[:, :, 6:], value[:, :, 6:] = np.nan, np.inf

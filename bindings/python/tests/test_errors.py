@@ -124,6 +124,19 @@ def test_keywords():
         headwise.attention(X, X, X, threads=0)
 
 
+def test_precisions():
+    cache = headwise.KvCache.contiguous(batch=1, capacity=8, kv_heads=2, head_dim=8)
+    cache.append(X, X)
+    for call in (
+        lambda precision: headwise.attention(X, X, X, precision=precision),
+        lambda precision: cache.attend(X, precision=precision),
+    ):
+        with refused(ValueError, "precision: .exact.", '"full" or "fast"'):
+            call("exact")
+        with refused(TypeError, "precision: 8", '"full" or "fast"'):
+            call(8)
+
+
 def test_factors_of_channels():
     cache = headwise.KvCache.contiguous(batch=1, capacity=8, kv_heads=2, head_dim=8)
     right = np.full((2, 8), 2.0, np.float32)

@@ -48,6 +48,8 @@ impl fmt::Display for Instruction<'_> {
 
 impl<'a> Instruction<'a> {
     pub(crate) fn new(arch: Arch, line: &'a str) -> Self {
+        // A prefix that says how it is encoded.
+        let line = line.strip_prefix("{vex}").unwrap_or(line).trim_start();
         let (mnemonic, operands) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         Self { arch, mnemonic, operands: operands.trim() }
     }
@@ -248,6 +250,7 @@ mod tests {
             (X86_64, "vfmadd231ss\t%xmm2, %xmm0, %xmm1", "%xmm", None),
             (X86_64, "vdpbf16ps\t(%rdi){1to16}, %zmm0, %zmm1", "%zmm", add("%zmm1", "%zmm1")),
             (X86_64, "vpdpbusd\t%zmm2, %zmm0, %zmm1", "%zmm", add("%zmm1", "%zmm1")),
+            (X86_64, "{vex}\tvpdpbusd\t%ymm2, %ymm0, %ymm1", "%ymm", add("%ymm1", "%ymm1")),
             (X86_64, "vmulps\t%zmm2, %zmm0, %zmm1", "%zmm", None),
             (Aarch64, "fmla\tv0.4s, v1.4s, v2.s[0]", "v", add("v0.4s", "v0.4s")),
             (Aarch64, "fmadd\ts0, s1, s2, s3", "v", None),

@@ -1,6 +1,6 @@
 use candle_core::{DType, Result, Tensor};
 use headwise_candle::headwise::{self, View};
-use headwise_candle::{AttentionOptions, Scale, attention, attention_with_lse};
+use headwise_candle::{AttentionOptions, Precision, Scale, attention, attention_with_lse};
 
 use crate::{distance, elements, numbers, plain};
 
@@ -57,6 +57,7 @@ fn to_the_bits_of_slices() -> Result<()> {
             plain.scale(Scale::Value(0.2)).softcap(5.0).return_lse(),
             plain.window(Some(9), Some(2)).sinks(&sinks).return_lse(),
             plain.alibi(headwise_candle::Alibi::Standard).causal().return_lse(),
+            plain.precision(Precision::Fast).return_lse(),
         ] {
             let (out, lse) = attention_with_lse(&query, &key, &value, options)?;
             assert_eq!(elements(&out)?, elements(&attention(&query, &key, &value, options)?)?);

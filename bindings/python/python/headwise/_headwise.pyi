@@ -32,6 +32,7 @@ class _Shared(_Outputs, total=False):
     relative_bias: RelativeBias | None
     sinks: Floats | None
     value_scales: Floats | None
+    precision: Literal["full", "fast"] | None
     isa: str | None
     threads: int | None
 
