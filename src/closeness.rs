@@ -25,7 +25,7 @@ impl Closeness {
     /// Of as many numbers as there are of both. Without any, or of zeros alone, the ratios are NaN.
     pub fn of(got: &[f32], answer: impl IntoIterator<Item = f64>) -> Self {
         let (mut dot, mut squares, mut differences, mut sum) = (0.0, [0.0; 2], [0.0; 2], 0.0);
-        let mut count = 0;
+        let mut count = 0_u64;
         for (got, answer) in got.iter().map(|&x| f64::from(x)).zip(answer) {
             let difference = got - answer;
             dot += got * answer;
@@ -37,7 +37,7 @@ impl Closeness {
         Self {
             cosine: dot / (squares[0] * squares[1]).sqrt(),
             relative_l1: differences[0] / sum,
-            rms: (differences[1] / f64::from(count.max(1))).sqrt(),
+            rms: (differences[1] / count.max(1) as f64).sqrt(),
         }
     }
 }

@@ -7,10 +7,10 @@ use crate::attention::term_floats;
 use crate::element::{Element, Path};
 use crate::error::Result;
 use crate::executor::MAX_THREADS;
-use crate::microkernel::quads::{self, LEAST_ROWS};
-use crate::microkernel::{BLOCK_KV, BLOCK_Q, block, few};
+use crate::microkernel::quads::{self, LEAST_ROWS, MAX_WIDTH};
+use crate::microkernel::{BLOCK_KV, BLOCK_Q, few};
 use crate::plan::{Plan, SPLIT_KV};
-use crate::problem::Problem;
+use crate::problem::{Precision, Problem};
 use crate::settings::Settings;
 use crate::simd::{Isa, Kernel, Simd, dispatch};
 use crate::storage::{Format, Input};
@@ -107,7 +107,9 @@ pub fn explain<T: Element>(
     let rows = plan.layout.rows.min(BLOCK_Q);
     let (head_dim, most) = (problem.dims().head_dim, few::most_rows(isa));
     let item_rows = plan.layout.rows;
-    let read = dispatch(isa, Reads { problem, rows: item_rows })?;
+    let longest = (0..problem.sequences()).map(|s| problem.mask.sequence(s).seq_q).max();
+    let all = longest.unwrap_or(0) * problem.dims().group_size();
+    let read = dispatch(isa, Reads { problem, rows: (item_rows, all) })?;
     let (together, never) = match read[0] {
         Read::Pairs => (2, ""),
         Read::Quads => (4, ", and never of those that are rounded here"),
@@ -122,7 +124,7 @@ pub fn explain<T: Element>(
         4 * together
     );
     said.add("scores", format!("{along} along the lanes"), because);
-    precision(problem, read, item_rows, &mut said);
+    precision(problem, read, all, &mut said);
     let (products, because) = products(isa, problem, read);
     said.add("products", products, because);
     let format = problem.key.format();
@@ -135,15 +137,13 @@ pub fn explain<T: Element>(
     };
     for (of, input, read) in [("keys", &problem.key, read[0]), ("values", &problem.value, read[1])]
     {
-        let page = input.shape()[2];
-        let in_pages = problem.is_paged() && problem.dims().seq_kv > page;
-        let gathers = in_pages && !page.is_multiple_of(BLOCK_KV) && !block::are_stretches(page);
+        let gathers = problem.gathers();
         let (chosen, because) = match (read, of) {
             (Read::Quads, _) => (
                 format!("rounded to integers in scratch, {BLOCK_KV} at a time"),
                 "so are the queries, and their products are those of integers".to_owned(),
             ),
-            (Read::Integers, _) if !gathers => (
+            (Read::Integers, _) => (
                 "multiplied as they lie".to_owned(),
                 "queries and probabilities are rounded to integers too".to_owned(),
             ),
@@ -154,7 +154,7 @@ pub fn explain<T: Element>(
                 "paired in scratch".to_owned(),
                 "a pair is a number of one row and one of the next".to_owned(),
             ),
-            (Read::Floats | Read::Narrow | Read::Integers, _) => {
+            (Read::Floats | Read::Narrow, _) => {
                 reading(input, gathers, (read == Read::Narrow, &because))
             }
         };
@@ -166,7 +166,7 @@ pub fn explain<T: Element>(
 /// How keys and values are read where the instruction set is known.
 struct Reads<'a, 'p, T: Element> {
     problem: &'a Problem<'p, T>,
-    rows: usize,
+    rows: (usize, usize),
 }
 
 impl<T: Element> Kernel for Reads<'_, '_, T> {
@@ -184,11 +184,16 @@ fn precision<T: Element>(
     rows: usize,
     said: &mut Explanation,
 ) {
-    let (chosen, because) = match (problem.wants_quads(), read[0]) {
+    let (chosen, because) = match (problem.precision == Precision::Fast, read[0]) {
         (false, _) => ("full", "nothing else is asked for".to_owned()),
+        (true, _) if !problem.wants_quads() => {
+            ("full", format!("integers of rows of more than {MAX_WIDTH} numbers could overflow"))
+        }
         (true, Read::Quads) => (
             "fast: scores of int8",
-            format!("it is asked for, and {rows} rows share the rounded keys"),
+            format!(
+                "it is asked for, and the longest sequence's {rows} rows share the rounded keys"
+            ),
         ),
         (true, Read::Integers) => (
             "fast: scores and values of int8",
@@ -196,7 +201,9 @@ fn precision<T: Element>(
         ),
         (true, _) if !quads::pays(rows) => (
             "full",
-            format!("{rows} rows are fewer than the {LEAST_ROWS} for which keys are rounded"),
+            format!(
+                "{rows} rows to a sequence are fewer than the {LEAST_ROWS} for which keys are rounded"
+            ),
         ),
         (true, _) => ("full", "the instruction set has no dot products of int8".to_owned()),
     };

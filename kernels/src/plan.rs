@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use crate::executor::ITEMS_PER_THREAD;
 use crate::mask::Sequence;
-use crate::microkernel::quads::{KeyRoom, quads};
+use crate::microkernel::quads::{self, KeyRoom};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q};
 use crate::problem::Problem;
 use crate::simd::MAX_LANES;
@@ -41,7 +41,7 @@ pub(crate) struct Layout {
     pub(crate) acc: usize,
     pub(crate) merged: usize,
     pub(crate) dense: usize,
-    /// A block's keys and values, gathered from pages or widened.
+    /// A block's keys and values: gathered from pages, widened, in pairs, or rounded to integers.
     pub(crate) gathered: [usize; 2],
     pub(crate) tiles: usize,
     /// The pitch of a row of `acc`: `value_dim` in whole vectors of any instruction set.
@@ -205,13 +205,14 @@ impl Plan {
 
         let acc_width = dims.value_dim.div_ceil(MAX_LANES).saturating_mul(MAX_LANES);
         let acc = BLOCK_Q.saturating_mul(acc_width);
-        let in_quads = problem.wants_quads();
+        let rounds = problem.wants_quads();
+        let in_quads = rounds && quads::pays(most.seq_q * group_size);
         let is_gathered = |of: &Input<'_, T>| problem.is_paged() || of.native().is_none();
         let gathered = |dim: usize, is_gathered: bool| {
             if is_gathered { BLOCK_KV.saturating_mul(dim.next_multiple_of(MAX_LANES)) } else { 0 }
         };
         let layout = Layout {
-            q_t: BLOCK_Q * (dims.head_dim + if in_quads { quads(dims.head_dim) } else { 0 }),
+            q_t: BLOCK_Q * (dims.head_dim + if rounds { quads::quads(dims.head_dim) } else { 0 }),
             term_rows,
             acc,
             merged: if dims.seq_kv > SPLIT_KV { acc } else { 0 },

@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::mask::{Mask, Masking, Sequence, stretched_layout};
-use crate::microkernel::{int8_values, quads};
+use crate::microkernel::{BLOCK_KV, block, int8_values, quads};
 use crate::pages::{KvRows, PageTables, PagedRows};
 use crate::storage::{Format, Input, StoredRows};
 use crate::term::{MAX_POSITION, Terms};
@@ -42,12 +42,13 @@ pub enum Precision {
     /// As exact as the types of the tensors allow: see the table of errors in `docs/numerics.md`.
     #[default]
     Full,
-    /// Where there are instructions for it and rows enough to pay, scores are made of queries and keys rounded
-    /// to integers of eight bits, row by row (Zhang et al., "SageAttention", 2024), and values multiplied in
-    /// `bf16`; and few rows multiply keys and values that are stored in [`Int8`](crate::Int8) as such. On tensors of
+    /// Where there are instructions for it and a sequence has rows enough to pay, scores are made of queries and keys
+    /// rounded to integers of eight bits, row by row (Zhang et al., "SageAttention", 2024), and values multiplied in
+    /// `bf16` if there are instructions for that too; and few rows multiply keys and values that are stored in [`Int8`](crate::Int8) as such. On tensors of
     /// real models the output errs by 0.3 to 1.6 % of its magnitude, and by up to 3.3 % from a cache of integers.
-    /// Masks hide what they hide, but a hidden key may change how the visible ones are rounded; and a number in a query
-    /// or a key that is not finite makes all scores of its row NaN.
+    /// Masks hide what they hide, but a hidden key or value may change how the visible ones are rounded; and a number in
+    /// a query or a key that is not finite makes all scores of its row NaN. Everything else is computed in full: with
+    /// [`Algorithm::Unfused`](crate::Algorithm::Unfused), with a term of the caller's, in `f64`.
     Fast,
 }
 
@@ -96,7 +97,7 @@ pub struct Problem<'a, T: Element> {
     pub(crate) scale: f64,
     /// By which what is stored of a value is multiplied, `[kv_heads][value_dim]`.
     value_scales: Option<&'a [f32]>,
-    precision: Precision,
+    pub(crate) precision: Precision,
     dims: Dims,
 }
 
@@ -369,7 +370,15 @@ impl<'a, T: Element> Problem<'a, T> {
     /// Whether keys and values are integers that kernels multiply as such, where it is asked for.
     pub(crate) fn is_in_integers(&self) -> bool {
         let formats = [self.key.format(), self.value.format()];
-        formats == [Format::Int8; 2] && self.dims.value_dim.is_multiple_of(int8_values::COLUMNS)
+        let is_wide = self.dims.value_dim.is_multiple_of(int8_values::COLUMNS);
+        formats == [Format::Int8; 2] && is_wide && !self.gathers()
+    }
+
+    /// Whether blocks of keys and values lie in pages that kernels do not read where they are.
+    pub(crate) fn gathers(&self) -> bool {
+        let page = self.key.shape()[2];
+        let several = self.is_paged() && self.dims.seq_kv > page;
+        several && !page.is_multiple_of(BLOCK_KV) && !block::are_stretches(page)
     }
 
     /// Whether scores may be made of integers of eight bits, where an item has rows enough.

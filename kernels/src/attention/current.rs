@@ -36,23 +36,24 @@ pub(crate) enum Read {
 }
 
 impl Read {
-    /// How the keys and the values of items of up to `rows` rows are read.
+    /// How the keys and the values of an item of so many rows are read, of a sequence of `all` rows: what rounds
+    /// goes by the sequence, so that the cut into items reaches no bits.
     pub(crate) fn of<S: Simd, T: Element>(
         s: S,
         problem: &Problem<'_, T>,
-        rows: usize,
+        (rows, all): (usize, usize),
     ) -> [Self; 2] {
         let keys = (problem.key.format(), problem.dims().head_dim);
-        let reads_narrow = few::reads_narrow(S::ISA, rows, keys);
+        let reads_narrow = |rows| few::reads_narrow(S::ISA, rows, keys);
         let in_pairs = s.has_bf16_dots();
         let in_quads = problem.wants_quads() && s.has_int8_dots();
         match () {
-            () if in_quads && reads_narrow && problem.is_in_integers() => [Self::Integers; 2],
-            () if in_quads && quads::pays(rows) => {
+            () if in_quads && problem.is_in_integers() && reads_narrow(all) => [Self::Integers; 2],
+            () if in_quads && quads::pays(all) => {
                 [Self::Quads, if in_pairs { Self::Pairs } else { Self::Floats }]
             }
             () if in_pairs && problem.is_in_pairs() => [Self::Pairs; 2],
-            () if reads_narrow => [Self::Narrow; 2],
+            () if reads_narrow(rows) => [Self::Narrow; 2],
             () => [Self::Floats; 2],
         }
     }
@@ -95,7 +96,8 @@ impl<'a> CurrentBlock<'a> {
         self.read[1] == Read::Pairs
     }
 
-    /// Whether keys (0) or values (1) are multiplied as integers: not where they had to be gathered.
+    /// Whether keys (0) or values (1) are multiplied as integers: not where they had to be gathered, as where a
+    /// ring begins anew.
     #[inline(always)]
     pub(super) fn are_integers(&self, n: usize) -> bool {
         self.read[n] == Read::Integers && self.rows[n].format() == Format::Int8

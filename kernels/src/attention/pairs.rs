@@ -73,15 +73,15 @@ impl<T: Element> Kernel for Count<'_, '_, T> {
     fn run<S: Simd>(self, s: S) -> Pairs {
         let mut pairs = Pairs::default();
         let dims = self.problem.dims();
-        let width = match Read::of(s, self.problem, self.plan.layout.rows)[0] {
-            // Never few.
-            Read::Quads => None,
-            Read::Pairs => Some(dims.head_dim / 2),
-            Read::Floats | Read::Narrow | Read::Integers => Some(dims.head_dim),
-        };
         let mut tile = TileRows::EMPTY;
         for sequence in (0..self.problem.sequences()).map(|s| self.problem.mask.sequence(s)) {
             let rows = sequence.seq_q * dims.group_size();
+            let width = match Read::of(s, self.problem, (rows, rows))[0] {
+                // Never few.
+                Read::Quads => None,
+                Read::Pairs => Some(dims.head_dim / 2),
+                Read::Floats | Read::Narrow | Read::Integers => Some(dims.head_dim),
+            };
             for first_row in (0..rows).step_by(BLOCK_Q) {
                 let rows = first_row..(first_row + BLOCK_Q).min(rows);
                 let lanes = rows.len().next_multiple_of(S::LANES);

@@ -198,7 +198,8 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         let (sequence, kv_head) = (job.problem.mask.sequence(item.sequence), item.kv_head);
         let head = [job.problem.keys(&sequence, kv_head), job.problem.values(&sequence, kv_head)];
         let read = if T::NARROW {
-            Read::of(simd, job.problem, item.rows.len())
+            let all = sequence.seq_q * job.problem.dims().group_size();
+            Read::of(simd, job.problem, (item.rows.len(), all))
         } else {
             [Read::Floats; 2]
         };
@@ -373,7 +374,9 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         if self.block.pairs_values() {
             tiles.iter_mut().for_each(|tile| tile.of.rounding = Rounding::EMPTY);
         }
-        if self.job.terms.grow() && !self.job.dense {
+        // A score of rounded numbers may lie far below the one that would be foreseen.
+        let rounds = matches!(self.block.keys(), Read::Quads | Read::Integers);
+        if self.job.terms.grow() && !self.job.dense && !rounds {
             tiles.iter_mut().for_each(|tile| self.foresee(tile, split, care));
         }
         while block < end.min((split + 1) * SPLIT_KV) {

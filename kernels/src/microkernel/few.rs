@@ -63,7 +63,7 @@ pub(crate) struct Few<'a, E> {
     pub(crate) keys: TypedRows<'a, E>,
     /// The first key.
     pub(crate) key: usize,
-    /// `[head_dim][BLOCK_Q]`, from the vector's first row on.
+    /// As that of the scores, from the vector's first row on.
     pub(crate) q_t: *const f32,
     /// Where the rows' sums begin, and their scales: of integers.
     pub(crate) quads: [*const f32; 2],

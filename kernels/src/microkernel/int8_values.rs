@@ -16,20 +16,18 @@
 //! Where a key and a value of 128 take 264 bytes, this takes 2 loads, 4 shuffles and 2 dot products a row for the
 //! value: what a conversion to floats alone would cost.
 //!
-//! A value row that is not finite has a scale of NaN, and so have then the sums of all rows, whether they see it
-//! or not: what is done again with care (`attention::pass`) tells them apart.
+//! A value row that is not finite has a scale of NaN, and one of a negative scale counts as such: so are then the
+//! sums of all rows, whether they see it or not, and what is done again with care, in floats (`attention::pass`),
+//! tells them apart.
 
 use super::block::Block;
 use super::fetch::Fetch;
-use super::{BLOCK_KV, BLOCK_Q, Lanes};
+use super::{BLOCK_KV, BLOCK_Q, Lanes, quads};
 use crate::int8::Int8;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd, Stored};
 
 /// The largest integer that is used.
 const MOST: f32 = 255.0;
-
-/// The least largest weight of a block: its inverse, times [`MOST`], is finite.
-const LEAST: f32 = 1e-30;
 
 /// The columns that are taken together, as vectors.
 const VECS: usize = 4;
@@ -100,15 +98,17 @@ impl Int8Values<'_> {
             let mut most = s.splat(0.0);
             for key in start..end {
                 let at = prob.add(key * BLOCK_Q);
-                let weight = s.mul(s.load(at), Int8::scale(s, rows.row(key).add(width)));
+                let scale = Int8::scale(s, rows.row(key).add(width));
+                // A byte without a sign has no room for a negative scale: done again, with care.
+                let scale = s.select(s.ge(scale, s.splat(0.0)), scale, s.splat(f32::NAN));
+                let weight = s.mul(s.load(at), scale);
                 s.store(at, weight);
                 most = s.max_magnitude(most, weight);
             }
             for key in end..end.next_multiple_of(4) {
                 s.store(prob.add(key * BLOCK_Q), s.splat(0.0));
             }
-            let inverse = s.div(s.splat(MOST), most);
-            let inverse = s.select(s.lt(most, s.splat(LEAST)), s.splat(0.0), inverse);
+            let (inverse, of_rows) = quads::lanes(s, most, MOST);
             for key in (start..end).step_by(4) {
                 let at = prob.add(key * BLOCK_Q);
                 let mut four = [s.splat(0.0); 4];
@@ -117,9 +117,7 @@ impl Int8Values<'_> {
                 }
                 s.store(at, s.quad_of_ints(four));
             }
-            // NaN, which the difference is, of what is not finite.
-            let scale = s.add(s.div(most, s.splat(MOST)), s.sub(most, most));
-            s.store(scales.0.as_mut_ptr(), scale);
+            s.store(scales.0.as_mut_ptr(), of_rows);
         }
     }
 

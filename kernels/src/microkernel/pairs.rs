@@ -217,7 +217,8 @@ const CHAINS: usize = GROUP / 2;
 /// then. `keys` begin with a group.
 ///
 /// # Safety
-/// The keys must lie in the block at `prob`, which must be the caller's to write.
+/// The keys must lie in the block at `prob`, which must be the caller's to write; with instructions for pairs
+/// switched on.
 #[inline(always)]
 unsafe fn pair_keys<S: Simd>(
     s: S,
@@ -225,7 +226,8 @@ unsafe fn pair_keys<S: Simd>(
     keys: Range<usize>,
     factor: S::Vector,
 ) -> S::Vector {
-    let one = s.pair_bf16(s.splat(1.0), s.splat(1.0));
+    // SAFETY: the caller's promise.
+    let one = unsafe { s.pair_bf16(s.splat(1.0), s.splat(1.0)) };
     let mut sums = [s.splat(0.0); CHAINS];
     let mut key = keys.start;
     let (mut from, mut to) =

@@ -33,8 +33,9 @@ use crate::storage::{StoredRows, with_stored};
 /// The largest integer that is used.
 const MOST: f32 = 127.0;
 
-/// The largest magnitude from which on a row is more than zeros: its inverse, times [`MOST`], is finite.
-const LEAST: f32 = 1e-30;
+/// The largest magnitude from which on a row is more than zeros: far enough from the subnormal numbers for its
+/// inverse to be finite, and its scale exact.
+pub(super) const LEAST: f32 = 1e-30;
 
 /// The most numbers in a row, so that sums of products stay below 2^31.
 pub(crate) const MAX_WIDTH: usize = 1 << 16;
@@ -75,14 +76,16 @@ impl Quads<'_> {
     /// The scale of key `key`, and which of two vectors is added to the products with it.
     #[inline(always)]
     pub(crate) fn key(&self, key: usize) -> [*const f32; 2] {
-        [self.keys.scale, self.keys.adds].map(|keys| keys.as_ptr().wrapping_add(key))
+        [self.keys.scale, self.keys.addend_at].map(|keys| keys.as_ptr().wrapping_add(key))
     }
 
     /// The scales of the queries from `lane` on, and the first of what may be added.
     #[inline(always)]
     pub(crate) fn queries(&self, lane: usize) -> [*const f32; 2] {
-        let QueryQuads { scale, adds, .. } = self.queries;
-        [scale.0.as_ptr(), adds.as_ptr().cast()].map(|lanes| lanes.wrapping_add(lane))
+        // The second follows the first.
+        const { assert!(size_of::<Lanes>() == BLOCK_Q * size_of::<f32>()) };
+        let QueryQuads { scale, addends, .. } = self.queries;
+        [scale.0.as_ptr(), addends.as_ptr().cast()].map(|lanes| lanes.wrapping_add(lane))
     }
 }
 
@@ -92,22 +95,23 @@ pub(crate) struct KeyQuads<'a> {
     /// `[head_dim]`
     pub(crate) mean: &'a [f32],
     scale: &'a [f32],
-    /// Integers by their bits: `BLOCK_Q` where the mean was taken from the key, else 0.
-    adds: &'a [f32],
+    /// Where in [`QueryQuads::addends`] stands what is added to products with the key, integers by their bits:
+    /// `BLOCK_Q` where the mean was taken from the key, else 0.
+    addend_at: &'a [f32],
     /// `[keys][quads]`
     pub(crate) rows: &'a [f32],
 }
 
 impl<'a> KeyQuads<'a> {
     /// Those of a block of keys that have no such: nobody asks.
-    pub(crate) const NONE: Self = Self { mean: &[], scale: &[], adds: &[], rows: &[] };
+    pub(crate) const NONE: Self = Self { mean: &[], scale: &[], addend_at: &[], rows: &[] };
 
     /// What was written to scratch of [`KeyRoom::floats`].
     pub(crate) fn new(scratch: &'a [f32], head_dim: usize) -> Self {
         let (mean, rest) = scratch.split_at(KeyRoom::mean(head_dim));
         let (scale, rest) = rest.split_at(BLOCK_KV);
-        let (adds, rows) = rest.split_at(BLOCK_KV);
-        Self { mean: &mean[..head_dim], scale, adds, rows }
+        let (addend_at, rows) = rest.split_at(BLOCK_KV);
+        Self { mean: &mean[..head_dim], scale, addend_at, rows }
     }
 }
 
@@ -118,14 +122,14 @@ pub(crate) struct QueryQuads {
     /// Integers by their bits.
     start: Lanes,
     /// Zeros, and the queries' products with the mean of the split `split`.
-    adds: [Lanes; 2],
+    addends: [Lanes; 2],
     pub(crate) split: usize,
 }
 
 impl QueryQuads {
     pub(crate) const EMPTY: Self = {
         let none = Lanes::splat(0.0);
-        Self { scale: none, start: none, adds: [none; 2], split: usize::MAX }
+        Self { scale: none, start: none, addends: [none; 2], split: usize::MAX }
     };
 }
 
@@ -134,7 +138,7 @@ pub(crate) struct KeyRoom<'a> {
     /// `[head_dim]`, and up to a whole vector.
     mean: &'a mut [f32],
     scale: &'a mut [f32],
-    adds: &'a mut [f32],
+    addend_at: &'a mut [f32],
     /// `[keys][quads]`; a row's last vector may reach beyond it.
     rows: &'a mut [f32],
 }
@@ -154,8 +158,8 @@ impl<'a> KeyRoom<'a> {
     pub(crate) fn new(scratch: &'a mut [f32], head_dim: usize) -> Self {
         let (mean, rest) = scratch.split_at_mut(Self::mean(head_dim));
         let (scale, rest) = rest.split_at_mut(BLOCK_KV);
-        let (adds, rows) = rest.split_at_mut(BLOCK_KV);
-        Self { mean, scale, adds, rows }
+        let (addend_at, rows) = rest.split_at_mut(BLOCK_KV);
+        Self { mean, scale, addend_at, rows }
     }
 }
 
@@ -224,7 +228,7 @@ impl Kernel for QuantizeKeys<'_, '_> {
 impl QuantizeKeys<'_, '_> {
     #[inline(always)]
     fn of<S: Simd, E: Stored>(self, s: S) {
-        let Self { of, keys, to: KeyRoom { mean, scale, adds, rows } } = self;
+        let Self { of, keys, to: KeyRoom { mean, scale, addend_at, rows } } = self;
         let (width, len) = (of.width(), keys.len());
         assert!(len <= BLOCK_KV && mean.len() >= width.next_multiple_of(S::LANES));
         assert!(rows.len() >= len * quads(width) + S::LANES);
@@ -234,7 +238,7 @@ impl QuantizeKeys<'_, '_> {
                 let to = rows.as_mut_ptr().wrapping_add(key * quads(width)).cast();
                 let (row, mean) = (stretch.row(row).cast::<E>(), (mean.as_ptr(), width));
                 // SAFETY: a row of `width` numbers, and there is room for it.
-                (scale[key], adds[key]) = unsafe {
+                (scale[key], addend_at[key]) = unsafe {
                     match width / S::LANES {
                         4 if width.is_multiple_of(S::LANES) => {
                             whole_row::<S, E, 4>(s, row, mean, to)
@@ -250,7 +254,7 @@ impl QuantizeKeys<'_, '_> {
         }
         // Of what stands in for the keys behind the last.
         scale[key..].fill(0.0);
-        adds[key..].fill(0.0);
+        addend_at[key..].fill(0.0);
     }
 }
 
@@ -289,7 +293,7 @@ unsafe fn load<S: Simd, E: Stored>(
 }
 
 /// Writes a row in integers, less the mean if that is nearer to 0; gives their scale, and what is
-/// added to products for it: see [`KeyQuads::adds`].
+/// added to products for it: see [`KeyQuads::addend_at`].
 ///
 /// # Safety
 /// `row` must have `width` numbers, the mean whole vectors of as many, and there must be room for whole
@@ -316,7 +320,7 @@ unsafe fn quantize_row<S: Simd, E: Stored>(
             let x = if found.is_rest { s.sub(x, s.load(mean.add(at))) } else { x };
             store_bytes(s, x, found.inverse, to.add(at));
         }
-        (found.scale, found.adds())
+        (found.scale, found.addend_at())
     }
 }
 
@@ -348,7 +352,7 @@ unsafe fn whole_row<S: Simd, E: Stored, const VECS: usize>(
         for v in 0..VECS {
             store_bytes(s, numbers[v], found.inverse, to.add(v * S::LANES));
         }
-        (found.scale, found.adds())
+        (found.scale, found.addend_at())
     }
 }
 
@@ -372,7 +376,7 @@ impl Found {
     }
 
     #[inline(always)]
-    fn adds(&self) -> f32 {
+    fn addend_at(&self) -> f32 {
         f32::from_bits(if self.is_rest { BLOCK_Q as u32 } else { 0 })
     }
 }
@@ -385,6 +389,16 @@ impl Found {
 unsafe fn store_bytes<S: Simd>(s: S, x: S::Vector, inverse: f32, to: *mut u8) {
     // SAFETY: the caller's promise.
     unsafe { s.store_bytes(to, s.mul_add(x, s.splat(inverse), s.splat(128.0))) };
+}
+
+/// By what numbers are multiplied of which the largest magnitudes are these, so that the largest is `limit`, and
+/// the scales of what they become: lane by lane.
+#[inline(always)]
+pub(super) fn lanes<S: Simd>(s: S, most: S::Vector, limit: f32) -> (S::Vector, S::Vector) {
+    let inverse = s.div(s.splat(limit), most);
+    let inverse = s.select(s.lt(most, s.splat(LEAST)), s.splat(0.0), inverse);
+    // With NaN, which the difference is, of what is not finite.
+    (inverse, s.add(s.div(most, s.splat(limit)), s.sub(most, most)))
 }
 
 /// Makes integers of a tile's queries.
@@ -423,8 +437,7 @@ impl Kernel for QuantizeQueries<'_> {
             for d in 0..width {
                 most = s.max_magnitude(most, column!(d));
             }
-            let inverse = s.div(s.splat(MOST), most);
-            let inverse = s.select(s.lt(most, s.splat(LEAST)), zero, inverse);
+            let (inverse, scale) = lanes(s, most, MOST);
             // 128 in each byte.
             let (by, mut sum) = (s.splat(f32::from_bits(0x8080_8080)), zero);
             for quad in 0..quads(width) {
@@ -433,12 +446,12 @@ impl Kernel for QuantizeQueries<'_> {
                     four[n] = s.mul(column!(4 * quad + n), inverse);
                 }
                 let four = s.quad_of_ints(four);
-                sum = s.dot_int8(by, four, sum);
-                // SAFETY: the lengths were checked.
-                unsafe { s.store(to.as_mut_ptr().add(quad * BLOCK_Q + lane), four) };
+                // SAFETY: the lengths were checked, and this runs below `vectorize_int8`.
+                unsafe {
+                    sum = s.dot_int8(by, four, sum);
+                    s.store(to.as_mut_ptr().add(quad * BLOCK_Q + lane), four);
+                }
             }
-            // With NaN, which the difference is, of what is not finite.
-            let scale = s.add(s.div(most, s.splat(MOST)), s.sub(most, most));
             // SAFETY: a vector of the tile's lanes.
             unsafe {
                 s.store(self.to.scale.0.as_mut_ptr().add(lane), scale);
@@ -489,7 +502,7 @@ impl Kernel for OfMean<'_> {
             let [a, b, c, d] = sums;
             // SAFETY: a vector of the tile's lanes.
             unsafe {
-                let to = self.to.adds[1].0.as_mut_ptr().add(lane);
+                let to = self.to.addends[1].0.as_mut_ptr().add(lane);
                 s.store(to, s.add(s.add(a, b), s.add(c, d)));
             }
         }

@@ -48,7 +48,7 @@ pub(crate) const fn strip_vectors(isa: Isa) -> usize {
 
 /// A block of keys against a tile of queries.
 pub(crate) struct Scores<'a, T, E, const SWEPT: bool> {
-    /// `[head_dim][BLOCK_Q]`.
+    /// `[head_dim][BLOCK_Q]`, of pairs and quads a half and a quarter as many.
     pub(crate) q_t: &'a [f32],
     pub(crate) keys: Block<'a, E>,
     /// What turns sums of integers into dot products; unused by floats.
@@ -68,6 +68,7 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Kernel for Scores<'_, T, E, SWEPT
     fn run<S: Simd>(mut self, s: S) {
         self.keys.check(1);
         self.sweep.check::<S>();
+        assert!(self.keys.rows.width().is_multiple_of(E::STEP));
         assert!(self.q_t.len() >= self.keys.rows.width() / E::STEP * BLOCK_Q);
         if E::PRODUCTS > 1 {
             *self.largest = Lanes::splat(0.0);

@@ -85,9 +85,9 @@ unsafe impl Simd for Avx2 {
 
     /// Only below [`Simd::vectorize_int8`].
     #[inline(always)]
-    fn dot_int8(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+    unsafe fn dot_int8(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         debug_assert!(self.vnni);
-        // SAFETY: only a token with AVX-VNNI gets here.
+        // SAFETY: the token has AVX-VNNI, which is switched on: the caller's promise.
         unsafe {
             let [a, b, c] =
                 [_mm256_castps_si256(a), _mm256_castps_si256(b), _mm256_castps_si256(c)];

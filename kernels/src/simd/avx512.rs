@@ -108,9 +108,9 @@ unsafe impl Simd for Avx512 {
 
     /// Only below [`Simd::vectorize_int8`].
     #[inline(always)]
-    fn dot_int8(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+    unsafe fn dot_int8(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         debug_assert!(self.vnni);
-        // SAFETY: only a token with VNNI gets here.
+        // SAFETY: the token has VNNI, which is switched on: the caller's promise.
         unsafe {
             let [a, b, c] =
                 [_mm512_castps_si512(a), _mm512_castps_si512(b), _mm512_castps_si512(c)];
@@ -205,18 +205,20 @@ unsafe impl Simd for Avx512 {
 
     /// Only below [`Simd::vectorize_bf16`].
     #[inline(always)]
-    fn dot_bf16(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+    unsafe fn dot_bf16(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         debug_assert!(self.bf16);
-        // SAFETY: only a token with BF16 gets here; vectors of 512 bits whatever they hold.
+        // SAFETY: the token has BF16, which is switched on: the caller's promise; vectors of 512 bits whatever
+        // they hold.
         unsafe {
             _mm512_dpbf16_ps(c, transmute::<__m512, __m512bh>(a), transmute::<__m512, __m512bh>(b))
         }
     }
 
     #[inline(always)]
-    fn pair_bf16(self, first: __m512, second: __m512) -> __m512 {
+    unsafe fn pair_bf16(self, first: __m512, second: __m512) -> __m512 {
         debug_assert!(self.bf16);
-        // SAFETY: only a token with BF16 gets here; vectors of 512 bits whatever they hold.
+        // SAFETY: the token has BF16, which is switched on: the caller's promise; vectors of 512 bits whatever
+        // they hold.
         unsafe {
             // The first in the lower half, the second in the upper, to be dealt out by turns.
             let halves = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));

@@ -351,16 +351,22 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
 
     /// `c` and the products of two pairs of `bf16` in each lane, by their bits: the second of each is added
     /// first; both additions round. With dot products subnormal numbers count as 0.
+    ///
+    /// # Safety
+    /// Where the token has dot products of `bf16`, only below [`Simd::vectorize_bf16`].
     #[doc(hidden)]
     #[inline(always)]
-    fn dot_bf16(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
+    unsafe fn dot_bf16(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
         let ([a0, a1], [b0, b1]) = (self.unpair_bf16(a), self.unpair_bf16(b));
         self.mul_add(a0, b0, self.mul_add(a1, b1, c))
     }
     /// Pairs of numbers, each rounded as by [`Simd::store_bf16`].
+    ///
+    /// # Safety
+    /// As [`Simd::dot_bf16`].
     #[doc(hidden)]
     #[inline(always)]
-    fn pair_bf16(self, first: Self::Vector, second: Self::Vector) -> Self::Vector {
+    unsafe fn pair_bf16(self, first: Self::Vector, second: Self::Vector) -> Self::Vector {
         let (mut a, mut b) = ([bf16::ZERO; MAX_LANES], [bf16::ZERO; MAX_LANES]);
         // SAFETY: MAX_LANES numbers.
         unsafe {
@@ -404,9 +410,12 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
 
     /// In each lane the integer `c`, by its bits, and the products of four bytes without a sign, of `a`, and
     /// four with one, of `b`.
+    ///
+    /// # Safety
+    /// Where the token has dot products of integers, only below [`Simd::vectorize_int8`].
     #[doc(hidden)]
     #[inline(always)]
-    fn dot_int8(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
+    unsafe fn dot_int8(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
         let (a, b, mut c) = (self.to_array(a), self.to_array(b), self.to_array(c));
         for ((a, b), c) in a.into_iter().zip(b).zip(&mut c) {
             let bytes = a.to_bits().to_le_bytes().into_iter().zip(b.to_bits().to_le_bytes());

@@ -89,10 +89,10 @@ pub(crate) trait Stored: Copy + Default + 'static {
         }
     }
 
-    /// A number in every lane.
+    /// A number in every lane, or as many as [`Stored::STEP`] says.
     ///
     /// # Safety
-    /// It must be readable at `ptr`, aligned.
+    /// As many must be readable at `ptr`, aligned.
     #[inline(always)]
     unsafe fn splat<S: Simd>(s: S, ptr: *const Self, scale: Self::Scale<S>) -> S::Vector {
         // SAFETY: the caller's promise.
@@ -373,29 +373,65 @@ half_width!(f16, load_f16, store_f16, unpair_f16, true, {});
 #[repr(C)]
 pub(crate) struct Bf16Pair(bf16, bf16);
 
-// Where floats are, by their bits: every way of loading them leaves these alone.
+/// Numbers that stand where a float would, by their bits: every way of loading floats leaves these alone.
+macro_rules! by_bits {
+    () => {
+        unscaled!();
+
+        #[inline(always)]
+        unsafe fn load<S: Simd>(s: S, ptr: *const Self, (): ()) -> S::Vector {
+            // SAFETY: the caller's promise.
+            unsafe { s.load(ptr.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_first<S: Simd>(s: S, ptr: *const Self, count: usize, (): ()) -> S::Vector {
+            // SAFETY: the caller's promise.
+            unsafe { s.load_first(ptr.cast(), count) }
+        }
+
+        #[inline(always)]
+        unsafe fn splat<S: Simd>(s: S, ptr: *const Self, (): ()) -> S::Vector {
+            // SAFETY: the caller's promise.
+            s.splat(unsafe { ptr.cast::<f32>().read_unaligned() })
+        }
+
+        const PACKED: usize = 1;
+
+        #[inline(always)]
+        fn unpack<S: Simd>(_: S, packed: S::Vector, (): ()) -> [S::Vector; 4] {
+            [packed; 4]
+        }
+    };
+}
+
+/// What is multiplied as integers are.
+macro_rules! integers {
+    () => {
+        const INTEGERS: bool = true;
+
+        #[inline(always)]
+        unsafe fn begin<S: Simd>(s: S, start: *const f32) -> S::Vector {
+            // SAFETY: the caller's promise.
+            unsafe { s.load(start) }
+        }
+
+        #[inline(always)]
+        fn vectorize<S: Simd, K: Kernel>(s: S, kernel: K) -> K::Output {
+            s.vectorize_int8(kernel)
+        }
+
+        /// `a` is of a key, `b` of queries.
+        #[inline(always)]
+        fn mul_add<S: Simd>(s: S, a: S::Vector, b: S::Vector, c: S::Vector) -> S::Vector {
+            // SAFETY: what multiplies such numbers runs below `vectorize`.
+            unsafe { s.dot_int8(a, b, c) }
+        }
+    };
+}
+
 impl Stored for Bf16Pair {
-    unscaled!();
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, ptr: *const Bf16Pair, (): ()) -> S::Vector {
-        // SAFETY: the caller's promise.
-        unsafe { s.load(ptr.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_first<S: Simd>(s: S, ptr: *const Bf16Pair, count: usize, (): ()) -> S::Vector {
-        // SAFETY: the caller's promise.
-        unsafe { s.load_first(ptr.cast(), count) }
-    }
-
-    #[inline(always)]
-    unsafe fn splat<S: Simd>(s: S, ptr: *const Bf16Pair, (): ()) -> S::Vector {
-        // SAFETY: the caller's promise.
-        s.splat(unsafe { ptr.cast::<f32>().read_unaligned() })
-    }
-
-    const PACKED: usize = 1;
+    by_bits!();
 
     const PRODUCTS: usize = 2;
 
@@ -406,17 +442,14 @@ impl Stored for Bf16Pair {
 
     #[inline(always)]
     fn mul_add<S: Simd>(s: S, a: S::Vector, b: S::Vector, c: S::Vector) -> S::Vector {
-        s.dot_bf16(a, b, c)
+        // SAFETY: what multiplies such numbers runs below `vectorize`.
+        unsafe { s.dot_bf16(a, b, c) }
     }
 
     #[inline(always)]
     fn mul_add_seen<S: Simd>(s: S, a: S::Vector, b: S::Vector, c: S::Vector) -> S::Vector {
-        s.dot_bf16(a, s.clear_where_negative_bf16(a, b), c)
-    }
-
-    #[inline(always)]
-    fn unpack<S: Simd>(_: S, packed: S::Vector, (): ()) -> [S::Vector; 4] {
-        [packed; 4]
+        // SAFETY: as above.
+        unsafe { s.dot_bf16(a, s.clear_where_negative_bf16(a, b), c) }
     }
 }
 
@@ -426,41 +459,13 @@ impl Stored for Bf16Pair {
 #[repr(C)]
 pub(crate) struct Int8Quad([u8; 4]);
 
-// As pairs are: by their bits.
 impl Stored for Int8Quad {
-    unscaled!();
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, ptr: *const Int8Quad, (): ()) -> S::Vector {
-        // SAFETY: the caller's promise.
-        unsafe { s.load(ptr.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_first<S: Simd>(s: S, ptr: *const Int8Quad, count: usize, (): ()) -> S::Vector {
-        // SAFETY: the caller's promise.
-        unsafe { s.load_first(ptr.cast(), count) }
-    }
-
-    #[inline(always)]
-    unsafe fn splat<S: Simd>(s: S, ptr: *const Int8Quad, (): ()) -> S::Vector {
-        // SAFETY: the caller's promise.
-        s.splat(unsafe { ptr.cast::<f32>().read_unaligned() })
-    }
-
-    const PACKED: usize = 1;
+    by_bits!();
+    integers!();
 
     const PRODUCTS: usize = 4;
 
-    const INTEGERS: bool = true;
-
     const FEW: bool = false;
-
-    #[inline(always)]
-    unsafe fn begin<S: Simd>(s: S, start: *const f32) -> S::Vector {
-        // SAFETY: the caller's promise.
-        unsafe { s.load(start) }
-    }
 
     #[inline(always)]
     unsafe fn total<S: Simd>(
@@ -477,22 +482,6 @@ impl Stored for Int8Quad {
             s.mul_add(product, s.load(scale), s.load(more))
         }
     }
-
-    #[inline(always)]
-    fn vectorize<S: Simd, K: Kernel>(s: S, kernel: K) -> K::Output {
-        s.vectorize_int8(kernel)
-    }
-
-    /// `a` is of a key, `b` of queries.
-    #[inline(always)]
-    fn mul_add<S: Simd>(s: S, a: S::Vector, b: S::Vector, c: S::Vector) -> S::Vector {
-        s.dot_int8(a, b, c)
-    }
-
-    #[inline(always)]
-    fn unpack<S: Simd>(_: S, packed: S::Vector, (): ()) -> [S::Vector; 4] {
-        [packed; 4]
-    }
 }
 
 /// [`Int8`] of keys that are multiplied as integers, as [`Int8Quad`] are: four numbers by a multiply-add.
@@ -504,6 +493,8 @@ pub(crate) struct Int8Dot(Int8);
 const SIGNS: u32 = 0x8080_8080;
 
 impl Stored for Int8Dot {
+    integers!();
+
     type Scale<S: Simd> = S::Vector;
 
     const EXTRA: usize = Int8::SCALE;
@@ -511,7 +502,9 @@ impl Stored for Int8Dot {
     #[inline(always)]
     unsafe fn scale<S: Simd>(s: S, end: *const Int8Dot) -> S::Vector {
         // SAFETY: the caller's promise.
-        unsafe { Int8::scale(s, end.cast()) }
+        let scale = unsafe { Int8::scale(s, end.cast()) };
+        // NaN if it is not finite.
+        s.add(scale, s.sub(scale, scale))
     }
 
     #[inline(always)]
@@ -525,7 +518,8 @@ impl Stored for Int8Dot {
             *end = four.cast();
         }
         // SAFETY: the caller's promise.
-        unsafe { Int8::scales(s, ends, stride) }
+        let scales = unsafe { Int8::scales(s, ends, stride) };
+        s.add(scales, s.sub(scales, scales))
     }
 
     #[inline(always)]
@@ -559,14 +553,6 @@ impl Stored for Int8Dot {
 
     const VECTORS: usize = 1;
 
-    const INTEGERS: bool = true;
-
-    #[inline(always)]
-    unsafe fn begin<S: Simd>(s: S, start: *const f32) -> S::Vector {
-        // SAFETY: the caller's promise.
-        unsafe { s.load(start) }
-    }
-
     #[inline(always)]
     unsafe fn begin_row<S: Simd>(s: S, start: *const f32) -> S::Vector {
         // SAFETY: the caller's promise.
@@ -596,16 +582,6 @@ impl Stored for Int8Dot {
         // SAFETY: the caller's promise.
         let of_query = s.splat(unsafe { *query });
         s.mul(s.mul(s.sum_of_ints(even, odd), scales), of_query)
-    }
-
-    #[inline(always)]
-    fn vectorize<S: Simd, K: Kernel>(s: S, kernel: K) -> K::Output {
-        s.vectorize_int8(kernel)
-    }
-
-    #[inline(always)]
-    fn mul_add<S: Simd>(s: S, a: S::Vector, b: S::Vector, c: S::Vector) -> S::Vector {
-        s.dot_int8(a, b, c)
     }
 
     #[inline(always)]
@@ -774,12 +750,14 @@ mod tests {
                     let [low, high] = narrow.map(|x| u32::from(x[i].to_bits()));
                     high << 16 | low
                 };
-                let made = s.to_array(s.pair_bf16(s.vector(a), s.vector(b)));
+                // SAFETY: entered so.
+                let made = s.to_array(unsafe { s.pair_bf16(s.vector(a), s.vector(b)) });
                 // SAFETY: MAX_LANES numbers.
                 let loaded = unsafe { s.load_pairs(narrow[0].as_ptr(), narrow[1].as_ptr(), count) };
                 let parts = s.to_array(loaded);
                 let cleared = s.to_array(s.clear_where_negative_bf16(loaded, loaded));
-                let sum = s.to_array(s.dot_bf16(loaded, loaded, s.vector(c)));
+                // SAFETY: entered so.
+                let sum = s.to_array(unsafe { s.dot_bf16(loaded, loaded, s.vector(c)) });
                 for i in 0..S::LANES {
                     let expected = if i < count { pair(i) } else { 0 };
                     assert_eq!(made[i].to_bits(), pair(i), "{}", S::ISA);
@@ -830,7 +808,8 @@ mod tests {
                     std::array::from_fn(|_| std::array::from_fn(|_| next()));
                 let vector = |x: [u32; MAX_LANES]| s.vector(x.map(f32::from_bits));
                 let bits = |v| s.to_array(v).map(f32::to_bits);
-                let dot = bits(s.dot_int8(vector(a), vector(b), vector(c)));
+                // SAFETY: entered so.
+                let dot = bits(unsafe { s.dot_int8(vector(a), vector(b), vector(c)) });
                 let difference = bits(s.sub_ints(vector(a), vector(b)));
                 let sum = s.to_array(s.sum_of_ints(vector(a), vector(b)));
                 for i in 0..S::LANES {
