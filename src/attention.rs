@@ -590,10 +590,7 @@ impl AttentionOptions<'_> {
     ) -> Result<Closeness> {
         let problem =
             self.problem([query.into(), key.into(), value.into()], Scale::InvSqrtHeadDim)?;
-        let alone = Self { lse: false, weights: false, ..*self };
-        let got: Attention = alone.compute(&problem)?;
-        let full: Attention = alone.compute(&problem.with_precision(Precision::Full))?;
-        Ok(Closeness::of(got.out.data(), full.out.data().iter().map(|&x| x.into())))
+        self.measure(&problem)
     }
 
     /// The bytes of [`Workspace`] with which [`attention_with_into`] on these tensors with a term of
@@ -637,6 +634,53 @@ impl<'a> AttentionOptions<'a> {
         cache: &KvView<'t, K>,
     ) -> Result<usize> {
         Ok(workspace_bytes_with::<U>(&self.cached(query.into(), cache)?, &self.settings))
+    }
+
+    /// As [`AttentionOptions::explain`], of [`attention_cached_into`].
+    ///
+    /// ```
+    /// use headwise::kv_cache::KvShape;
+    /// use headwise::{AttentionOptions, ContiguousCache, Int8, NewTokens, Precision, View};
+    ///
+    /// let shape = KvShape { kv_heads: 1, head_dim: 64, value_dim: 64 };
+    /// let mut cache = ContiguousCache::<Int8>::with_storage(shape, 1, 300)?;
+    /// let rows = vec![0.5_f32; 300 * 64];
+    /// let rows = View::bhsd(&rows, [1, 1, 300, 64])?;
+    /// cache.append(&NewTokens::new(rows, rows))?;
+    /// let query = View::bhsd(&[0.1_f32; 4 * 64], [1, 4, 1, 64])?;
+    /// let options = AttentionOptions::new().precision(Precision::Fast);
+    /// println!("{}", options.explain_cached(query, &cache.view())?);
+    /// # Ok::<(), headwise::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Where the queries do not fit the cache, and as [`Settings::isa`].
+    pub fn explain_cached<'t, K: KvStorage<Compute = f32>>(
+        &self,
+        query: impl Into<Input<'t, f32>>,
+        cache: &KvView<'t, K>,
+    ) -> Result<Explanation> {
+        headwise_kernels::explain(&self.cached(query.into(), cache)?, &self.settings)
+    }
+
+    /// As [`AttentionOptions::measure_precision`], of [`attention_cached_into`].
+    ///
+    /// # Errors
+    /// As [`attention_cached`].
+    pub fn measure_precision_cached<'t, K: KvStorage<Compute = f32>>(
+        &self,
+        query: impl Into<Input<'t, f32>>,
+        cache: &KvView<'t, K>,
+    ) -> Result<Closeness> {
+        self.measure(&self.cached(query.into(), cache)?)
+    }
+
+    /// How close the output of a problem is to that in full precision.
+    fn measure(&self, problem: &Problem<'_, f32>) -> Result<Closeness> {
+        let alone = Self { lse: false, weights: false, ..*self };
+        let got: Attention = alone.compute(problem)?;
+        let full: Attention = alone.compute(&problem.with_precision(Precision::Full))?;
+        Ok(Closeness::of(got.out.data(), full.out.data().iter().map(|&x| x.into())))
     }
 
     /// How many queries a sequence of a cache has, if they are packed.

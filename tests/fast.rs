@@ -555,6 +555,13 @@ fn few_rows_on_pages_of_integers() -> Result<()> {
             let got: Vec<f32> = got.iter().map(|&x| x as f32).collect();
             let close = Closeness::of(&got, dense.out.iter().copied());
             assert!(close.relative_l1 < 0.02, "{what}: {close:?}");
+            // It says of itself what it does.
+            let said = options(&wide, isa).explain_cached(wide.query.view(), &view)?.to_string();
+            let is_fast = page_size >= 16 && page_size != 20;
+            assert_eq!(said.contains("fast: scores and values of int8"), is_fast, "{what}: {said}");
+            let measured =
+                options(&wide, isa).measure_precision_cached(wide.query.view(), &view)?;
+            assert_eq!(measured.relative_l1 > 0.0, is_fast, "{what}: {measured:?}");
         }
     }
     Ok(())

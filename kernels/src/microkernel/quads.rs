@@ -40,7 +40,7 @@ pub(super) const LEAST: f32 = 1e-30;
 /// The most numbers in a row, so that sums of products stay below 2^31.
 pub(crate) const MAX_WIDTH: usize = 1 << 16;
 
-/// Whether so many rows, of an item, are worth rounding the keys for.
+/// Whether so many rows of a sequence are worth rounding the keys for.
 pub(crate) fn pays(rows: usize) -> bool {
     rows >= LEAST_ROWS
 }
