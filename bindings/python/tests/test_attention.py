@@ -250,7 +250,7 @@ def test_precisions(isa):
     for right, out, plain in zip(full, fast, outs(None), strict=True):
         assert np.array_equal(plain, right)
         assert np.abs(out - right).sum() < 0.02 * np.abs(right).sum()
-        # All processors with this one have dot products of integers, and some of those with avx512 or avx2.
+        # All processors with this one have dot products of integers, and some with avx512 or avx2.
         if isa == "avx512bf16":
             assert not np.array_equal(out, right)
         elif isa in ("neon", "portable"):
