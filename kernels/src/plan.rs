@@ -212,7 +212,8 @@ impl Plan {
             if is_gathered { BLOCK_KV.saturating_mul(dim.next_multiple_of(MAX_LANES)) } else { 0 }
         };
         let layout = Layout {
-            q_t: BLOCK_Q * (dims.head_dim + if rounds { quads::quads(dims.head_dim) } else { 0 }),
+            q_t: BLOCK_Q
+                * (dims.head_dim + if rounds { quads::query_rows(dims.head_dim) } else { 0 }),
             term_rows,
             acc,
             merged: if dims.seq_kv > SPLIT_KV { acc } else { 0 },

@@ -44,8 +44,9 @@ pub enum Precision {
     Full,
     /// Where there are instructions for it and a sequence has rows enough to pay, scores are made of queries and keys
     /// rounded to integers of eight bits, row by row (Zhang et al., "SageAttention", 2024), and values multiplied in
-    /// `bf16` if there are instructions for that too; and few rows multiply keys and values that are stored in [`Int8`](crate::Int8) as such. On tensors of
-    /// real models the output errs by 0.3 to 1.6 % of its magnitude, and by up to 3.3 % from a cache of integers.
+    /// `bf16` if there are instructions for that too; and few rows multiply keys and values that are stored in
+    /// [`Int8`](crate::Int8) as such. On tensors of real models the output errs by 0.3 to 1.6 % of its magnitude, and
+    /// by up to 3.3 % from a cache of integers.
     /// Masks hide what they hide, but a hidden key or value may change how the visible ones are rounded; and a number in
     /// a query or a key that is not finite makes all scores of its row NaN. Everything else is computed in full: with
     /// [`Algorithm::Unfused`](crate::Algorithm::Unfused), with a term of the caller's, in `f64`.
@@ -381,7 +382,7 @@ impl<'a, T: Element> Problem<'a, T> {
         several && !page.is_multiple_of(BLOCK_KV) && !block::are_stretches(page)
     }
 
-    /// Whether scores may be made of integers of eight bits, where an item has rows enough.
+    /// Whether scores may be made of integers of eight bits, where a sequence has rows enough, or few enough.
     pub(crate) fn wants_quads(&self) -> bool {
         self.precision == Precision::Fast && self.dims.head_dim <= quads::MAX_WIDTH
     }

@@ -11,7 +11,7 @@ use super::ahead::Ahead;
 use crate::element::Element;
 use crate::microkernel::block::BlockRows;
 use crate::microkernel::pairs::Interleave;
-use crate::microkernel::quads::{self, KeyQuads, KeyRoom, Mean, QuantizeKeys};
+use crate::microkernel::quads::{self, KeyQuads, KeyRoom, QuantizeKeys};
 use crate::microkernel::widen::Widen;
 use crate::microkernel::{BLOCK_KV, few};
 use crate::plan::SPLIT_KV;
@@ -56,6 +56,11 @@ impl Read {
             () if reads_narrow(rows) => [Self::Narrow; 2],
             () => [Self::Floats; 2],
         }
+    }
+
+    /// Whether queries are rounded to integers for such keys.
+    pub(super) fn rounds_queries(self) -> bool {
+        matches!(self, Self::Quads | Self::Integers)
     }
 }
 
@@ -181,13 +186,10 @@ impl<'a> CurrentBlock<'a> {
         let keys = self.first..(self.first + BLOCK_KV).min(of.rows.len());
         let (len, head_dim) = (keys.len(), of.width());
         let split = self.first / SPLIT_KV;
-        if self.split != split {
-            self.split = split;
-            let keys = split * SPLIT_KV..((split + 1) * SPLIT_KV).min(of.rows.len());
-            simd.vectorize(Mean { of, keys, to: KeyRoom::new(self.gathered[0], head_dim) });
-        }
+        let first = std::mem::replace(&mut self.split, split) != split;
+        let split = first.then(|| split * SPLIT_KV..((split + 1) * SPLIT_KV).min(of.rows.len()));
         let to = KeyRoom::new(self.gathered[0], head_dim);
-        simd.vectorize(QuantizeKeys { of, keys, to });
+        simd.vectorize(QuantizeKeys { of, keys, split, to });
         let (rows, width) =
             (KeyQuads::new(self.gathered[0], head_dim).rows, quads::quads(head_dim));
         // SAFETY: there are as many floats, and `rows` lends them no longer than until the next call.

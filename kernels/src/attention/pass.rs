@@ -36,7 +36,7 @@ use crate::microkernel::hidden::Hidden;
 use crate::microkernel::int8_values::Int8Values;
 use crate::microkernel::pack::Pack;
 use crate::microkernel::pairs::{PairUp, Rounding};
-use crate::microkernel::quads::{KeyQuads, OfMean, Quads, QuantizeQueries};
+use crate::microkernel::quads::{OfMean, Quads, QuantizeQueries, QueryQuads};
 use crate::microkernel::scores::Scores;
 use crate::microkernel::sweep::{Redo, Staged, Sweep, Units};
 use crate::microkernel::terms::Scoring;
@@ -326,10 +326,10 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         }
         let lanes = tile.of.lanes;
         self.simd.vectorize(Pack { rows, width, lanes, dst: tile.q_t });
-        let in_quads = matches!(self.block.keys(), Read::Quads | Read::Integers);
-        if const { S::INT8_DOTS && T::NARROW } && in_quads {
-            let (q_t, to) = (&mut *tile.q_t, &mut tile.of.quads);
-            Int8Quad::vectorize(self.simd, QuantizeQueries { q_t, head_dim: width, lanes, to });
+        if const { S::INT8_DOTS && T::NARROW } && self.block.keys().rounds_queries() {
+            tile.mean_of = None;
+            let queries = QuantizeQueries { q_t: tile.q_t, head_dim: width, lanes };
+            Int8Quad::vectorize(self.simd, queries);
         }
     }
 
@@ -375,7 +375,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             tiles.iter_mut().for_each(|tile| tile.of.rounding = Rounding::EMPTY);
         }
         // A score of rounded numbers may lie far below the one that would be foreseen.
-        let rounds = matches!(self.block.keys(), Read::Quads | Read::Integers);
+        let rounds = self.block.keys().rounds_queries();
         if self.job.terms.grow() && !self.job.dense && !rounds {
             tiles.iter_mut().for_each(|tile| self.foresee(tile, split, care));
         }
@@ -629,12 +629,11 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     ) {
         // Constant, so that what is not used is not compiled.
         if const { S::INT8_DOTS && T::NARROW } && self.block.keys() == Read::Quads {
-            let (TileRows { lanes, quads: to, .. }, split) =
-                (&mut *tile.of, visit.first / SPLIT_KV);
-            if to.split != split {
-                to.split = split;
-                let (q_t, mean) = (&*tile.q_t, self.block.quads().mean);
-                self.simd.vectorize(OfMean { q_t, mean, lanes: *lanes, to });
+            let split = Some(visit.first / SPLIT_KV);
+            if tile.mean_of != split {
+                tile.mean_of = split;
+                let (mean, lanes) = (self.block.quads().mean, tile.of.lanes);
+                self.simd.vectorize(OfMean { q_t: tile.q_t, mean, lanes });
             }
             return self.scores_of::<Int8Quad, SWEPT>(tile, visit, care, wanted);
         }
@@ -663,15 +662,20 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         care: Care,
         (block_sum, redo, staged): (&mut Lanes, Option<Redo<'_>>, Option<Staged>),
     ) {
-        let integers = self.job.problem.dims().head_dim * BLOCK_Q;
-        let q_t = if E::INTEGERS { &tile.q_t[integers..] } else { &*tile.q_t };
-        let keys = if E::INTEGERS && E::STEP == 1 { self.block.quads() } else { KeyQuads::NONE };
+        let mut quads = Quads::NONE;
+        if E::INTEGERS {
+            quads.queries = QueryQuads::new(tile.q_t, self.job.problem.dims().head_dim);
+            // Other keys have their scales behind them.
+            if E::STEP == 1 {
+                quads.keys = self.block.quads();
+            }
+        }
         E::vectorize(
             self.simd,
             Scores::<T, E, SWEPT> {
-                q_t,
+                q_t: if E::INTEGERS { quads.queries.rows } else { tile.q_t },
                 keys: visit.block(self.block.rows(0)),
-                quads: Quads { keys, queries: &tile.of.quads },
+                quads,
                 sweep: Sweep {
                     prob: self.prob,
                     dense: visit.dense.then_some(&*self.dense),

@@ -6,7 +6,6 @@ use crate::mask::rows::RowBits;
 use crate::mask::{Sequence, bits};
 use crate::microkernel::block::{Block, BlockRows};
 use crate::microkernel::pairs::Rounding;
-use crate::microkernel::quads::QueryQuads;
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, GROUP, Lanes, Seen};
 use crate::plan::{Layout, Plan, SPLIT_KV};
 use crate::problem::Problem;
@@ -46,8 +45,6 @@ pub(crate) struct TileRows {
     pub(crate) split: Softmax,
     /// How probabilities of the current split are rounded, where they are; else it says nothing.
     pub(crate) rounding: Rounding,
-    /// What goes with queries in integers; else it says nothing.
-    pub(crate) quads: QueryQuads,
     /// The sums of the splits before it; unused where there is but one.
     pub(crate) total: Softmax,
 }
@@ -62,7 +59,6 @@ impl TileRows {
         all: 0..0,
         split: Softmax::EMPTY,
         rounding: Rounding::EMPTY,
-        quads: QueryQuads::EMPTY,
         total: Softmax::EMPTY,
     };
 
@@ -196,6 +192,8 @@ pub(crate) struct Tile<'a> {
     pub(crate) of: &'a mut TileRows,
     /// `[head_dim][BLOCK_Q]`: the queries; behind them, if so, their integers.
     pub(crate) q_t: &'a mut [f32],
+    /// Of queries in integers, the split with whose mean they were multiplied.
+    pub(crate) mean_of: Option<usize>,
     /// `[..][BLOCK_Q]`: what the rows carry along for score terms; empty without any.
     pub(crate) term_rows: &'a mut [f32],
     /// `[BLOCK_Q][acc_width]`: the weighted values of the current split.
@@ -216,6 +214,7 @@ impl<'a> Tile<'a> {
         Self {
             of,
             q_t: &mut [],
+            mean_of: None,
             term_rows: &mut [],
             acc: &mut [],
             total_acc: &mut [],

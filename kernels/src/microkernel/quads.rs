@@ -26,7 +26,7 @@
 
 use std::ops::Range;
 
-use super::{BLOCK_KV, BLOCK_Q, Lanes};
+use super::{BLOCK_KV, BLOCK_Q};
 use crate::simd::{Kernel, MAX_LANES, Simd, Stored};
 use crate::storage::{StoredRows, with_stored};
 
@@ -57,14 +57,17 @@ pub(crate) const fn quads(width: usize) -> usize {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Quads<'a> {
     pub(crate) keys: KeyQuads<'a>,
-    pub(crate) queries: &'a QueryQuads,
+    pub(crate) queries: QueryQuads<'a>,
 }
 
 impl Quads<'_> {
+    /// Those of floats: nobody asks.
+    pub(crate) const NONE: Self = Self { keys: KeyQuads::NONE, queries: QueryQuads::NONE };
+
     /// Where the sums of the queries from `lane` on begin.
     #[inline(always)]
     pub(crate) fn start(&self, lane: usize) -> *const f32 {
-        self.queries.start.0.as_ptr().wrapping_add(lane)
+        self.queries.facts.as_ptr().wrapping_add(START + lane)
     }
 
     /// Where the sums of the queries from `lane` on begin, and their scales.
@@ -82,10 +85,7 @@ impl Quads<'_> {
     /// The scales of the queries from `lane` on, and the first of what may be added.
     #[inline(always)]
     pub(crate) fn queries(&self, lane: usize) -> [*const f32; 2] {
-        // The second follows the first.
-        const { assert!(size_of::<Lanes>() == BLOCK_Q * size_of::<f32>()) };
-        let QueryQuads { scale, addends, .. } = self.queries;
-        [scale.0.as_ptr(), addends.as_ptr().cast()].map(|lanes| lanes.wrapping_add(lane))
+        [SCALE, ADDENDS].map(|fact| self.queries.facts.as_ptr().wrapping_add(fact + lane))
     }
 }
 
@@ -95,15 +95,15 @@ pub(crate) struct KeyQuads<'a> {
     /// `[head_dim]`
     pub(crate) mean: &'a [f32],
     scale: &'a [f32],
-    /// Where in [`QueryQuads::addends`] stands what is added to products with the key, integers by their bits:
-    /// `BLOCK_Q` where the mean was taken from the key, else 0.
+    /// Where behind [`ADDENDS`] stands what is added to products with the key, integers by their bits: `BLOCK_Q`
+    /// where the mean was taken from the key, else 0.
     addend_at: &'a [f32],
     /// `[keys][quads]`
     pub(crate) rows: &'a [f32],
 }
 
 impl<'a> KeyQuads<'a> {
-    /// Those of a block of keys that have no such: nobody asks.
+    /// Those of keys that have no such.
     pub(crate) const NONE: Self = Self { mean: &[], scale: &[], addend_at: &[], rows: &[] };
 
     /// What was written to scratch of [`KeyRoom::floats`].
@@ -115,22 +115,35 @@ impl<'a> KeyQuads<'a> {
     }
 }
 
-/// What goes with the integers of a tile's queries.
-#[derive(Debug, Clone)]
-pub(crate) struct QueryQuads {
-    scale: Lanes,
-    /// Integers by their bits.
-    start: Lanes,
-    /// Zeros, and the queries' products with the mean of the split `split`.
-    addends: [Lanes; 2],
-    pub(crate) split: usize,
+/// A tile's queries in integers, and what goes with them, `[..][BLOCK_Q]`: behind its floats.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QueryQuads<'a> {
+    /// `[quads][BLOCK_Q]`
+    pub(crate) rows: &'a [f32],
+    facts: &'a [f32],
 }
 
-impl QueryQuads {
-    pub(crate) const EMPTY: Self = {
-        let none = Lanes::splat(0.0);
-        Self { scale: none, start: none, addends: [none; 2], split: usize::MAX }
-    };
+/// Rows of [`QueryQuads::facts`], as offsets: the scales, where sums begin (integers by their bits), and what may
+/// be added to products, zeros and the products with the mean of the split at hand.
+const SCALE: usize = 0;
+const START: usize = BLOCK_Q;
+const ADDENDS: usize = 2 * BLOCK_Q;
+const OF_MEAN: usize = ADDENDS + BLOCK_Q;
+const FACTS: usize = 4;
+
+/// Rows of a tile behind those of its floats.
+pub(crate) const fn query_rows(head_dim: usize) -> usize {
+    quads(head_dim) + FACTS
+}
+
+impl<'a> QueryQuads<'a> {
+    const NONE: Self = Self { rows: &[], facts: &[] };
+
+    /// What [`QuantizeQueries`] and [`OfMean`] wrote to `q_t`.
+    pub(crate) fn new(q_t: &'a [f32], head_dim: usize) -> Self {
+        let (rows, facts) = q_t[head_dim * BLOCK_Q..].split_at(quads(head_dim) * BLOCK_Q);
+        Self { rows, facts: &facts[..FACTS * BLOCK_Q] }
+    }
 }
 
 /// Where a block's keys in integers go.
@@ -163,35 +176,41 @@ impl<'a> KeyRoom<'a> {
     }
 }
 
-/// The mean of some of `keys`, a split's.
-pub(crate) struct Mean<'a, 'p> {
+/// Makes integers of `keys`, a block's, less a mean.
+pub(crate) struct QuantizeKeys<'a, 'p> {
     pub(crate) of: &'a StoredRows<'p>,
     pub(crate) keys: Range<usize>,
+    /// The keys of the block's split, of some of which the mean is taken; `None`: it is there.
+    pub(crate) split: Option<Range<usize>>,
     pub(crate) to: KeyRoom<'a>,
 }
 
 /// Of so many keys one counts for the mean.
 const SAMPLE: usize = 32;
 
-impl Kernel for Mean<'_, '_> {
+impl Kernel for QuantizeKeys<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        with_stored!(self.of.format, E => self.of::<S, E>(s));
+    fn run<S: Simd>(mut self, s: S) {
+        with_stored!(self.of.format, E => {
+            if let Some(keys) = self.split.take() {
+                self.mean::<S, E>(s, keys);
+            }
+            self.of::<S, E>(s);
+        });
     }
 }
 
-impl Mean<'_, '_> {
+impl QuantizeKeys<'_, '_> {
     #[inline(always)]
-    fn of<S: Simd, E: Stored>(self, s: S) {
-        let Self { of, keys, to: KeyRoom { mean, .. } } = self;
-        let width = of.width();
+    fn mean<S: Simd, E: Stored>(&mut self, s: S, keys: Range<usize>) {
+        let (width, mean) = (self.of.width(), &mut *self.to.mean);
         assert!(mean.len() >= width.next_multiple_of(S::LANES));
         mean.fill(0.0);
         let sampled = keys.len().div_ceil(SAMPLE);
         for key in keys.step_by(SAMPLE) {
-            let row = of.row(key);
+            let row = self.of.row(key);
             // SAFETY: a row of `width` numbers, and the mean has whole vectors.
             unsafe { add_row::<S, E>(s, row.as_ptr(), (mean.as_mut_ptr(), width)) };
         }
@@ -207,28 +226,10 @@ impl Mean<'_, '_> {
             }
         }
     }
-}
 
-/// Makes integers of `keys`, a block's, less the mean that is there.
-pub(crate) struct QuantizeKeys<'a, 'p> {
-    pub(crate) of: &'a StoredRows<'p>,
-    pub(crate) keys: Range<usize>,
-    pub(crate) to: KeyRoom<'a>,
-}
-
-impl Kernel for QuantizeKeys<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        with_stored!(self.of.format, E => self.of::<S, E>(s));
-    }
-}
-
-impl QuantizeKeys<'_, '_> {
     #[inline(always)]
     fn of<S: Simd, E: Stored>(self, s: S) {
-        let Self { of, keys, to: KeyRoom { mean, scale, addend_at, rows } } = self;
+        let Self { of, keys, to: KeyRoom { mean, scale, addend_at, rows }, .. } = self;
         let (width, len) = (of.width(), keys.len());
         assert!(len <= BLOCK_KV && mean.len() >= width.next_multiple_of(S::LANES));
         assert!(rows.len() >= len * quads(width) + S::LANES);
@@ -403,12 +404,11 @@ pub(super) fn lanes<S: Simd>(s: S, most: S::Vector, limit: f32) -> (S::Vector, S
 
 /// Makes integers of a tile's queries.
 pub(crate) struct QuantizeQueries<'a> {
-    /// `[head_dim][BLOCK_Q]` floats, and behind them room for the integers, `[quads][BLOCK_Q]`.
+    /// `[head_dim][BLOCK_Q]` floats, and behind them room for as many rows as [`query_rows`] says.
     pub(crate) q_t: &'a mut [f32],
     pub(crate) head_dim: usize,
     /// Whole vectors.
     pub(crate) lanes: usize,
-    pub(crate) to: &'a mut QueryQuads,
 }
 
 impl Kernel for QuantizeQueries<'_> {
@@ -417,10 +417,10 @@ impl Kernel for QuantizeQueries<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (width, zero) = (self.head_dim, s.splat(0.0));
-        self.to.split = usize::MAX;
         assert!(self.lanes.is_multiple_of(S::LANES) && self.lanes <= BLOCK_Q);
         let (floats, to) = self.q_t.split_at_mut(width * BLOCK_Q);
-        assert!(to.len() >= quads(width) * BLOCK_Q);
+        let (to, facts) = to.split_at_mut(quads(width) * BLOCK_Q);
+        assert!(facts.len() >= FACTS * BLOCK_Q);
         for lane in (0..self.lanes).step_by(S::LANES) {
             // No closure: it might not be inlined.
             macro_rules! column {
@@ -454,8 +454,10 @@ impl Kernel for QuantizeQueries<'_> {
             }
             // SAFETY: a vector of the tile's lanes.
             unsafe {
-                s.store(self.to.scale.0.as_mut_ptr().add(lane), scale);
-                s.store(self.to.start.0.as_mut_ptr().add(lane), s.sub_ints(zero, sum));
+                let facts = facts.as_mut_ptr().add(lane);
+                s.store(facts.add(SCALE), scale);
+                s.store(facts.add(START), s.sub_ints(zero, sum));
+                s.store(facts.add(ADDENDS), zero);
             }
         }
     }
@@ -463,12 +465,12 @@ impl Kernel for QuantizeQueries<'_> {
 
 /// The products of a tile's queries with a split's mean.
 pub(crate) struct OfMean<'a> {
-    /// `[head_dim][BLOCK_Q]`
-    pub(crate) q_t: &'a [f32],
+    /// As that of [`QuantizeQueries`].
+    pub(crate) q_t: &'a mut [f32],
+    /// `[head_dim]`
     pub(crate) mean: &'a [f32],
     /// Whole vectors.
     pub(crate) lanes: usize,
-    pub(crate) to: &'a mut QueryQuads,
 }
 
 impl Kernel for OfMean<'_> {
@@ -477,13 +479,14 @@ impl Kernel for OfMean<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         assert!(self.lanes.is_multiple_of(S::LANES) && self.lanes <= BLOCK_Q);
-        assert!(self.q_t.len() >= self.mean.len() * BLOCK_Q);
+        let (floats, rest) = self.q_t.split_at_mut(self.mean.len() * BLOCK_Q);
+        let to = &mut rest[quads(self.mean.len()) * BLOCK_Q..][..FACTS * BLOCK_Q];
         for lane in (0..self.lanes).step_by(S::LANES) {
             // Four chains, so that none waits.
             let mut sums = [s.splat(0.0); 4];
             let fours = self.mean.chunks_exact(4);
             let left = fours.remainder();
-            let mut query = self.q_t.as_ptr().wrapping_add(lane);
+            let mut query = floats.as_ptr().wrapping_add(lane);
             macro_rules! add {
                 ($chain:expr, $x:expr) => {
                     // SAFETY: as many rows of queries as the mean has numbers.
@@ -502,7 +505,7 @@ impl Kernel for OfMean<'_> {
             let [a, b, c, d] = sums;
             // SAFETY: a vector of the tile's lanes.
             unsafe {
-                let to = self.to.addends[1].0.as_mut_ptr().add(lane);
+                let to = to.as_mut_ptr().add(OF_MEAN + lane);
                 s.store(to, s.add(s.add(a, b), s.add(c, d)));
             }
         }

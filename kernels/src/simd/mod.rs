@@ -307,8 +307,9 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     /// vectors one after the other would fill the processor's queue with what cannot start yet.
     fn exp2<const N: usize>(self, x: [Self::Vector; N]) -> [Self::Vector; N];
 
-    /// The same, but 0 for what is less than `least`, at least -126, or -inf for nothing: a power behind which many a processor
-    /// takes a hundred cycles and more for an operation, on a subnormal number or what becomes one.
+    /// The same, but 0 for what is less than `least`, at least -126, or -inf for nothing: a power behind which
+    /// many a processor takes a hundred cycles and more for an operation, on a subnormal number or what becomes
+    /// one.
     #[doc(hidden)]
     #[inline(always)]
     fn exp2_from<const N: usize>(self, least: f32, x: [Self::Vector; N]) -> [Self::Vector; N] {
@@ -399,13 +400,8 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     #[doc(hidden)]
     #[inline(always)]
     fn clear_where_negative_bf16(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
-        let (a, mut b) = (self.to_array(a), self.to_array(b));
-        for (a, b) in a.into_iter().zip(&mut b) {
-            // The sign bit of each half over the whole of it.
-            let signs = (a.to_bits() >> 15 & 0x1_0001) * 0xffff;
-            *b = f32::from_bits(b.to_bits() & !signs);
-        }
-        self.vector(b)
+        // The sign bit of each half over the whole of it.
+        zip_bits(self, a, b, |a, b| b & !((a >> 15 & 0x1_0001) * 0xffff))
     }
 
     /// In each lane the integer `c`, by its bits, and the products of four bytes without a sign, of `a`, and
@@ -429,31 +425,20 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     #[doc(hidden)]
     #[inline(always)]
     fn sum_of_ints(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
-        let (mut a, b) = (self.to_array(a), self.to_array(b));
-        for (a, b) in a.iter_mut().zip(b) {
-            *a = (a.to_bits() as i32).wrapping_add(b.to_bits() as i32) as f32;
-        }
-        self.vector(a)
+        let sum = zip_bits(self, a, b, u32::wrapping_add);
+        self.vector(self.to_array(sum).map(|x| x.to_bits() as i32 as f32))
     }
     /// The difference of two integers, by their bits.
     #[doc(hidden)]
     #[inline(always)]
     fn sub_ints(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
-        let (mut a, b) = (self.to_array(a), self.to_array(b));
-        for (a, b) in a.iter_mut().zip(b) {
-            *a = f32::from_bits(a.to_bits().wrapping_sub(b.to_bits()));
-        }
-        self.vector(a)
+        zip_bits(self, a, b, u32::wrapping_sub)
     }
     /// The bits of `a`, those that `b` has turned over.
     #[doc(hidden)]
     #[inline(always)]
     fn flip_bits(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
-        let (mut a, b) = (self.to_array(a), self.to_array(b));
-        for (a, b) in a.iter_mut().zip(b) {
-            *a = f32::from_bits(a.to_bits() ^ b.to_bits());
-        }
-        self.vector(a)
+        zip_bits(self, a, b, |a, b| a ^ b)
     }
     /// Numbers from -128 to 255, rounded to the nearest integer, to the even of two as near, as bytes, with a
     /// sign if they have one: those of the first vector first in each lane.
@@ -510,11 +495,7 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     #[doc(hidden)]
     #[inline(always)]
     fn max_magnitude(self, most: Self::Vector, x: Self::Vector) -> Self::Vector {
-        let (mut most, x) = (self.to_array(most), self.to_array(x));
-        for (most, x) in most.iter_mut().zip(x) {
-            *most = f32::from_bits(most.to_bits().max(x.abs().to_bits()));
-        }
-        self.vector(most)
+        zip_bits(self, most, x, |most, x| most.max(x & i32::MAX as u32))
     }
     /// The largest of all lanes, which are such magnitudes.
     #[doc(hidden)]
@@ -532,6 +513,16 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     /// Of four bytes in each lane, by their bits, the first of all, the second and so on, as integers.
     #[doc(hidden)]
     fn unpack_i8(self, fours: Self::Vector) -> [Self::Vector; 4];
+}
+
+/// Lane by lane what `one` makes of the bits: for what an instruction set has no instructions for.
+#[inline(always)]
+fn zip_bits<S: Simd>(s: S, a: S::Vector, b: S::Vector, one: impl Fn(u32, u32) -> u32) -> S::Vector {
+    let (mut a, b) = (s.to_array(a), s.to_array(b));
+    for (a, b) in a.iter_mut().zip(b) {
+        *a = f32::from_bits(one(a.to_bits(), b.to_bits()));
+    }
+    s.vector(a)
 }
 
 /// Polynomials for 2^f and Horner's rule for them. Fitted by iteratively re-weighted least squares
