@@ -3,14 +3,14 @@
 //! which the thread's next item begins, in a new place.
 //!
 //! An item of many rows computes for so long that the next block, asked for a few rows at a time, is
-//! there when it is wanted. One of few rows, as in decoding, waits for nothing but memory: it asks for
-//! the next two blocks, of the next item too.
+//! there when it is wanted. One of few rows, as in decoding, waits for nothing but memory: its kernels ask
+//! for rows of the same block as they go, and are told here where the next block begins, of the next item
+//! too.
 
 use std::ops::Range;
 
 use crate::microkernel::block::LEAST_STRETCH;
-use crate::microkernel::fetch::{Fetch, Queue, Stream, Twins};
-use crate::microkernel::pairs::INTERLEAVING;
+use crate::microkernel::fetch::{Fetch, Lines, Queue, Soon, Stream};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, few};
 use crate::plan::{self, Plan};
 use crate::problem::Problem;
@@ -30,8 +30,10 @@ pub(crate) struct Ahead<'p> {
     after: Option<(Head<'p>, Range<usize>)>,
     /// The most rows of a tile.
     rows: usize,
-    /// Whether values are paired.
-    pairs: bool,
+    /// What a block begins with: keys (0), or values (1), which are paired before its scores are made.
+    first: usize,
+    /// Whether the scores' kernel asks for keys itself.
+    along_keys: bool,
     pub(crate) fetch: Fetch,
 }
 
@@ -45,16 +47,17 @@ pub(crate) const fn is_few(rows: usize) -> bool {
 }
 
 impl<'p> Ahead<'p> {
-    /// For `item`, of which `head` are the keys and values, in pairs or not, and after which `next` will
-    /// probably come.
+    /// For `item`, of which `head` are the keys and values, the `first` of which a block begins with, and
+    /// after which `next` will probably come.
     pub(crate) fn new(
         (problem, plan): (&Problem<'p, f32>, &Plan),
         item: &plan::Item,
-        (head, pairs): (Head<'p>, bool),
+        (head, isa, first): (Head<'p>, Isa, usize),
         next: Option<plan::Item>,
     ) -> Self {
         let rows = item.rows.len().min(BLOCK_Q);
-        let mut this = Self { head, after: None, rows, pairs, fetch: Fetch::NONE };
+        let along_keys = rows <= few::most_rows(isa);
+        let mut this = Self { head, after: None, rows, first, along_keys, fetch: Fetch::NONE };
         let Some(next) = next else { return this };
         let sequence = problem.mask.sequence(next.sequence);
         let (query_head, query) = plan.query_row(next.kv_head, next.rows.start);
@@ -98,21 +101,26 @@ impl<'p> Ahead<'p> {
 
     /// The item's `tiles` tiles are at a block; behind it they will come to `keys`.
     pub(crate) fn block(&mut self, keys: Range<usize>, tiles: usize) {
-        let Some(near) = self.upcoming(keys.start, keys.end) else { return };
-        let far = self.upcoming(keys.start + BLOCK_KV, keys.end).filter(|_| self.is_few());
-        let (head, keys) = near;
+        let Some((head, keys)) = self.upcoming(keys.start, keys.end) else { return };
         if head[0].rows.page_rows().is_some_and(|rows| rows < LEAST_STRETCH) {
             return;
+        }
+        let few = self.is_few();
+        if few {
+            let mut stretches = head[self.first].rows.stretches(keys.clone());
+            self.fetch.next =
+                stretches.next().map(|rows| Soon::new(rows.row(0), rows.stride(), rows.len()));
+            if self.along_keys {
+                return;
+            }
         }
         let work = self.work(BLOCK_KV, tiles);
         let blocks = &mut self.fetch.blocks;
         blocks.clear();
-        for n in 0..2 {
-            let mut far = far.clone().map(|(head, keys)| head[n].rows.stretches(keys));
-            for rows in head[n].rows.stretches(keys.clone()) {
-                let twins = Twins::new(rows);
-                let far = far.as_mut().and_then(Iterator::next);
-                blocks.push(far.map_or(twins, |far| twins.with_far(far)));
+        // The kernel of few rows' values asks for them itself.
+        for of in &head[..if few { 1 } else { 2 }] {
+            for rows in of.rows.stretches(keys.clone()) {
+                blocks.push(Lines::new(rows));
             }
         }
         blocks.pace(work);
@@ -132,12 +140,8 @@ impl<'p> Ahead<'p> {
 
     /// What a block of `keys` keys is to [`Fetch::step`].
     fn work(&self, keys: usize, tiles: usize) -> usize {
-        let [key, value] = self.head.map(|of| of.width());
-        // Of many rows only the scores ask, and few of them are transposed with their keys.
-        let (transposing, value) = if self.is_few() { (few::TRANSPOSING, value) } else { (0, 0) };
-        let scores = (self.rows + transposing).saturating_mul(key);
-        let interleaving = if self.pairs { INTERLEAVING } else { 0 };
-        let values = (self.rows + interleaving).saturating_mul(value);
-        scores.saturating_add(values).saturating_mul(keys).saturating_mul(tiles)
+        let key = self.head[0].width();
+        // Of many rows only the scores ask.
+        self.rows.saturating_mul(key).saturating_mul(keys).saturating_mul(tiles)
     }
 }

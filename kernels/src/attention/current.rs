@@ -7,7 +7,6 @@
 
 use std::ops::Range;
 
-use super::ahead::Ahead;
 use crate::element::Element;
 use crate::microkernel::block::BlockRows;
 use crate::microkernel::pairs::Interleave;
@@ -123,7 +122,7 @@ impl<'a> CurrentBlock<'a> {
         simd: S,
         first: usize,
         head: [StoredRows<'a>; 2],
-        ahead: &mut Ahead<'_>,
+        few: bool,
     ) {
         if self.first == first {
             return;
@@ -131,7 +130,7 @@ impl<'a> CurrentBlock<'a> {
         self.first = first;
         for n in 0..2 {
             if const { S::BF16_DOTS } && n == 1 && self.pairs_values() {
-                self.interleave(simd, &head[n], ahead);
+                self.interleave(simd, &head[n], few);
                 continue;
             }
             if const { S::INT8_DOTS } && n == 0 && self.keys() == Read::Quads {
@@ -168,12 +167,12 @@ impl<'a> CurrentBlock<'a> {
 
     /// Pairs the block's values in scratch.
     #[inline(never)]
-    fn interleave<S: Simd>(&mut self, simd: S, of: &StoredRows<'_>, ahead: &mut Ahead<'_>) {
+    fn interleave<S: Simd>(&mut self, simd: S, of: &StoredRows<'_>, few: bool) {
         let keys = self.first..(self.first + BLOCK_KV).min(of.rows.len());
         let (width, rows) = (of.width(), keys.len().div_ceil(2));
         let to = &mut *self.gathered[1];
-        let fetch = ahead.is_few().then_some(&mut ahead.fetch);
-        Bf16Pair::vectorize(simd, Interleave { of, keys, to, fetch });
+        let then = few.then(|| self.rows[0].from(0));
+        Bf16Pair::vectorize(simd, Interleave { of, keys, to, then });
         // SAFETY: `to` has as many floats, which is checked there, and `rows` lends them no longer than until
         // the next call.
         let rows = unsafe { Rows::new(to.as_ptr(), width as isize, rows, width) };

@@ -217,7 +217,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             ahead: Ahead::new(
                 (job.problem, &job.plan),
                 &item,
-                (head, read[1] == Read::Pairs),
+                (head, S::ISA, usize::from(read[1] == Read::Pairs)),
                 next,
             ),
             is_split: item.split.is_some(),
@@ -433,7 +433,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
     pub(super) fn visit(&mut self, tile: &Tile<'_>, first: usize) -> Visit {
         let mut visit = tile.of.visit(first);
         if !visit.keys.is_empty() {
-            self.block.enter(self.simd, first, self.head, &mut self.ahead);
+            self.block.enter(self.simd, first, self.head, self.ahead.is_few());
         }
         if self.job.dense && !visit.keys.is_empty() {
             self.look_closer(tile, &mut visit);
@@ -662,6 +662,11 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
         care: Care,
         (block_sum, redo, staged): (&mut Lanes, Option<Redo<'_>>, Option<Staged>),
     ) {
+        // Values in pairs are read with the block's beginning: those of the next come behind the keys.
+        let mut soon = self.block.rows(1).from(visit.keys.start);
+        if const { S::BF16_DOTS && T::NARROW } && self.block.pairs_values() {
+            soon = self.ahead.fetch.next.unwrap_or(soon);
+        }
         let mut quads = Quads::NONE;
         if E::INTEGERS {
             quads.queries = QueryQuads::new(tile.q_t, self.job.problem.dims().head_dim);
@@ -694,6 +699,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
                     staged,
                 },
                 largest: &mut tile.of.rounding.of_block,
+                values: soon,
                 fetch: &mut self.ahead.fetch,
             },
         )
@@ -765,7 +771,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
                 earlier,
                 acc_width: self.job.plan.layout.acc_width,
                 finish,
-                fetch: &mut self.ahead.fetch,
+                next: self.ahead.fetch.next.filter(|_| E::PRODUCTS == 1),
             },
         )
     }
@@ -779,7 +785,7 @@ impl<'a, 'p, S: Simd, T: Scoring> Item<'a, 'p, S, T> {
             acc_width: self.job.plan.layout.acc_width,
             fresh: std::mem::replace(&mut tile.fresh, false),
             acc: tile.acc,
-            fetch: &mut self.ahead.fetch,
+            next: self.ahead.fetch.next,
         };
         Int8Dot::vectorize(self.simd, values);
     }

@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 
 use super::BLOCK_KV;
+use super::fetch::Soon;
 use super::outer::Right;
 use crate::simd::Stored;
 use crate::storage::Format;
@@ -62,6 +63,15 @@ impl<'a> BlockRows<'a> {
         assert_eq!(left, 0);
         this.rows = this.rows.lengthened(len);
         Some(this)
+    }
+
+    /// The rows from `index` on.
+    pub(crate) fn from(&self, index: usize) -> Soon {
+        let (stretch, row) = (index >> self.shift, index & ((1 << self.shift) - 1));
+        let first = self.first[stretch % MAX_STRETCHES];
+        let stride = self.rows.stride();
+        let len = self.rows.len().saturating_sub(index);
+        Soon::new(first.wrapping_offset(stride * row as isize), stride, len)
     }
 
     /// How the numbers are stored.

@@ -5,12 +5,14 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::block::MAX_STRETCHES;
-use crate::simd::prefetch;
+use super::BLOCK_KV;
+use super::block::{LEAST_STRETCH, MAX_STRETCHES};
+use super::outer::Right;
+use crate::simd::{prefetch, prefetch_to};
 use crate::view::Rows;
 
 /// Bytes in a cache line.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
 /// Asks for the `width` bytes at `row`, and for the first line in any case.
 #[inline(always)]
@@ -133,92 +135,115 @@ impl<const N: usize> Queue<N> {
     }
 }
 
-/// Rows of a block, and those in the same places of a block behind it.
+/// Rows to ask for, line by line.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Twins {
-    near: *const u8,
-    far: *const u8,
+pub(crate) struct Lines {
+    at: *const u8,
+    /// From a row to the next.
     stride: isize,
-    width: usize,
+    /// Lines of a row.
+    lines: usize,
+    /// Rows.
     left: usize,
 }
 
-impl Twins {
-    const EMPTY: Self =
-        Self { near: std::ptr::null(), far: std::ptr::null(), stride: 0, width: 0, left: 0 };
+impl Lines {
+    const EMPTY: Self = Self { at: std::ptr::null(), stride: 0, lines: 1, left: 0 };
 
-    /// These rows, or the lines of them all if there is nothing between them; without others, the others are
-    /// the same.
+    /// Lines that are asked for at once.
+    const TOGETHER: usize = 4;
+
+    /// These rows, or, if there is nothing between them, the lines of them all.
     pub(crate) fn new(rows: Rows<'_, u8>) -> Self {
-        let (near, stride, width, left) = (rows.row(0), rows.stride(), rows.width(), rows.len());
-        if stride == width as isize {
-            // From the beginning of a line.
-            let before = near.addr() % LINE;
-            let near = near.wrapping_sub(before);
-            let lines = width.saturating_mul(left).saturating_add(before).div_ceil(LINE);
-            return Self { near, far: near, stride: LINE as isize, width: LINE, left: lines };
+        let (at, stride, width, left) = (rows.row(0), rows.stride(), rows.width(), rows.len());
+        if stride != width as isize {
+            return Self { at, stride, lines: width.div_ceil(LINE), left };
         }
-        Self { near, far: near, stride, width, left }
+        // From the beginning of a line.
+        let before = at.addr() % LINE;
+        let lines = width.saturating_mul(left).saturating_add(before).div_ceil(LINE);
+        Self {
+            at: at.wrapping_sub(before),
+            stride: (Self::TOGETHER * LINE) as isize,
+            lines: Self::TOGETHER,
+            left: lines.div_ceil(Self::TOGETHER),
+        }
     }
 
-    /// With as many others of the same stride, if they are as many.
-    pub(crate) fn with_far(self, rows: Rows<'_, u8>) -> Self {
-        let far = Self::new(rows);
-        if far.left == self.left { Self { far: far.near, ..self } } else { self }
+    /// Asks for the next row.
+    #[inline(always)]
+    fn fetch(&mut self) {
+        let mut line = self.at;
+        for _ in 0..self.lines / Self::TOGETHER {
+            for n in 0..Self::TOGETHER {
+                prefetch(line.wrapping_add(n * LINE));
+            }
+            line = line.wrapping_add(Self::TOGETHER * LINE);
+        }
+        for _ in 0..self.lines % Self::TOGETHER {
+            prefetch(line);
+            line = line.wrapping_add(LINE);
+        }
+        self.at = self.at.wrapping_offset(self.stride);
+        self.left -= 1;
     }
 }
 
-/// The keys and values of the next block and, where memory sets the pace, those of the block behind
-/// it: the processor drops requests that come while too many are under way, so that each row is asked
-/// for twice.
+/// The keys and values of the next block.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Blocks {
-    now: Twins,
+    now: Lines,
     /// What comes after it: from `next` to `end`, and nothing else is initialised, since to clear it
     /// would show in small calls.
-    rest: [MaybeUninit<Twins>; 2 * MAX_STRETCHES],
+    rest: [MaybeUninit<Lines>; 2 * MAX_STRETCHES],
     next: usize,
     end: usize,
-    /// Rows that were added.
-    rows: usize,
-    pace: Pace,
+    /// Lines that were added.
+    lines: usize,
+    /// Parts of a line that are due, less those asked for before they were, and how many each unit of work adds.
+    owed: i64,
+    rate: i64,
 }
 
 impl Blocks {
+    /// Of a line.
+    const PARTS: i64 = 1 << 32;
+
     const EMPTY: Self = Self {
-        now: Twins::EMPTY,
+        now: Lines::EMPTY,
         rest: [MaybeUninit::uninit(); 2 * MAX_STRETCHES],
         next: 0,
         end: 0,
-        rows: 0,
-        pace: Pace::NONE,
+        lines: 0,
+        owed: 0,
+        rate: 0,
     };
 
     /// Forgets all.
     pub(crate) fn clear(&mut self) {
-        (self.now, self.next, self.end, self.rows) = (Twins::EMPTY, 0, 0, 0);
+        (self.now, self.next, self.end, self.lines) = (Lines::EMPTY, 0, 0, 0);
     }
 
     /// Adds rows behind the others, if there is room.
     #[inline(always)]
-    pub(crate) fn push(&mut self, rows: Twins) {
+    pub(crate) fn push(&mut self, rows: Lines) {
         if let Some(place) = self.rest.get_mut(self.end) {
             place.write(rows);
             self.end += 1;
-            self.rows += rows.left;
+            self.lines += rows.lines * rows.left;
         }
     }
 
     /// Spreads them over so much work.
     pub(crate) fn pace(&mut self, work: usize) {
-        self.pace = Pace::new(self.rows, work);
+        let parts = (self.lines as i64).saturating_mul(Self::PARTS);
+        (self.owed, self.rate) = (0, (parts / (work as i64).max(1)).saturating_add(1));
     }
 
-    /// Asks for the rows that are due with so much work; without a call, for the innermost loops.
-    #[inline(always)]
-    pub(crate) fn step(&mut self, work: usize) {
-        let mut due = self.pace.due(work);
-        while due > 0 {
+    /// Asks for the lines that are due with so much work.
+    fn step(&mut self, work: usize) {
+        self.owed = self.owed.wrapping_add(self.rate.wrapping_mul(work as i64));
+        while self.owed > 0 {
             if self.now.left == 0 {
                 if self.next == self.end {
                     return;
@@ -227,35 +252,163 @@ impl Blocks {
                 self.now = unsafe { self.rest[self.next % self.rest.len()].assume_init() };
                 self.next += 1;
             }
-            let Twins { near, far, stride, width, left } = &mut self.now;
-            let count = due.min(*left);
-            let (mut this, mut that) = (*near, *far);
-            for _ in 0..count {
-                // Twice the same costs no more than to ask whether it is.
-                fetch_row(this, *width);
-                fetch_row(that, *width);
-                (this, that) = (this.wrapping_offset(*stride), that.wrapping_offset(*stride));
+            let mut now = self.now;
+            let cost = now.lines as i64 * Self::PARTS;
+            let mut owed = self.owed;
+            while owed > 0 && now.left > 0 {
+                now.fetch();
+                owed -= cost;
             }
-            (*near, *far) = (this, that);
-            *left -= count;
-            due -= count;
+            (self.now, self.owed) = (now, owed);
         }
+    }
+}
+
+/// How far ahead of a row of floats the one is, where memory sets the pace, that is asked for meanwhile: far
+/// enough that memory answers in time, near enough that the first cache still has it then.
+const AHEAD: usize = 8192;
+
+/// The rows between a row of so many bytes of `T` and the one to ask for meanwhile: whole runs of keys. A block
+/// of narrow numbers fits into the first cache, and takes little more time than memory takes to answer.
+#[inline(always)]
+pub(crate) fn rows_ahead<T>(bytes: usize) -> usize {
+    if is_narrow::<T>() {
+        return BLOCK_KV;
+    }
+    (AHEAD / bytes.max(1)).clamp(LEAST_STRETCH, BLOCK_KV / 2) / LEAST_STRETCH * LEAST_STRETCH
+}
+
+/// Whether numbers are narrower than floats.
+#[inline(always)]
+const fn is_narrow<T>() -> bool {
+    size_of::<T>() < size_of::<f32>()
+}
+
+/// The lines of a row of so many bytes.
+#[inline(always)]
+pub(crate) fn lines(bytes: usize) -> usize {
+    bytes.div_ceil(LINE)
+}
+
+/// Evenly spaced rows that are read soon; any address will do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Soon {
+    first: *const u8,
+    stride: isize,
+    len: usize,
+}
+
+impl Soon {
+    pub(crate) fn new(first: *const u8, stride: isize, len: usize) -> Self {
+        Self { first, stride, len }
+    }
+
+    /// Asks for line `line` of `count` rows from `row` on, if that exists.
+    #[inline(always)]
+    pub(crate) fn fetch(self, row: usize, count: usize, line: usize) {
+        if row >= self.len {
+            return;
+        }
+        let from = self.first.wrapping_offset(self.stride.wrapping_mul(row as isize));
+        let mut at = from.wrapping_add(line * LINE);
+        for _ in 0..count {
+            prefetch_to::<true>(at);
+            at = at.wrapping_offset(self.stride);
+        }
+    }
+}
+
+/// What a kernel of few rows asks for while it goes down the rows of one panel of values after the other: of
+/// floats the panel's own half a block on, then the next panel's, and with the last panel what the next block
+/// begins with; of narrow numbers the same place of what the next block begins with.
+pub(crate) struct PanelAhead<R> {
+    values: R,
+    /// The rows of values.
+    rows: Range<usize>,
+    column: usize,
+    /// Columns of the panel.
+    numbers: usize,
+    /// Behind the last panel.
+    then: Option<Soon>,
+    /// What to ask for with the next row, and from a row to the next.
+    at: *const u8,
+    bytes: usize,
+    step: isize,
+}
+
+impl<R: Right> PanelAhead<R> {
+    /// A new run of rows begins behind so many.
+    pub(crate) const RUN: usize = LEAST_STRETCH;
+
+    /// For `numbers` columns from `column` on.
+    #[inline(always)]
+    pub(crate) fn new(
+        values: R,
+        rows: Range<usize>,
+        (column, numbers): (usize, usize),
+        then: Option<Soon>,
+    ) -> Self {
+        let at = std::ptr::null();
+        Self { values, rows, column, numbers, then, at, bytes: 0, step: 0 }
+    }
+
+    /// At the beginning of a run, from row `row` on.
+    #[inline(always)]
+    pub(crate) fn run(&mut self, row: usize) {
+        let own = (self.values.row(row).wrapping_add(self.column).cast(), self.values.stride());
+        (self.at, self.step) = own;
+        self.bytes = self.numbers * size_of::<R::Number>();
+        if is_narrow::<R::Number>() {
+            if let Some(then) = self.then.filter(|then| row < then.len) {
+                let from = then.first.wrapping_offset(then.stride.wrapping_mul(row as isize));
+                self.at = from.wrapping_add(self.column * size_of::<R::Number>());
+                self.step = then.stride;
+            }
+            return;
+        }
+        let next = self.column + self.numbers;
+        let soon = row + BLOCK_KV / 2;
+        let (row, column) = if soon < self.rows.end {
+            (soon, self.column)
+        } else if next < self.values.width() {
+            ((soon - self.rows.len()).min(self.rows.end.saturating_sub(1)), next)
+        } else {
+            if let Some(then) = self.then {
+                // One line after the other.
+                const BYTES: usize = AHEAD / (BLOCK_KV / 2);
+                self.at = then.first.wrapping_add((soon - self.rows.end) * BYTES);
+                (self.bytes, self.step) = (BYTES, BYTES as isize);
+            }
+            return;
+        };
+        self.at = self.values.row(row).wrapping_add(column).cast();
+    }
+
+    /// Asks for what is to be asked for with one row.
+    #[inline(always)]
+    pub(crate) fn step(&mut self) {
+        for byte in (0..self.bytes).step_by(LINE) {
+            prefetch_to::<true>(self.at.wrapping_add(byte));
+        }
+        self.at = self.at.wrapping_offset(self.step);
     }
 }
 
 /// What a thread fetches while it computes a tile.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fetch {
+    /// Where memory sets the pace, what is read first of the next block.
+    pub(crate) next: Option<Soon>,
+    /// Where its kernel does not ask for them itself, the next block.
     pub(crate) blocks: Blocks,
     /// The queries, keys and values with which the next item begins.
     pub(crate) item: Queue<3>,
 }
 
 impl Fetch {
-    pub(crate) const NONE: Self = Self { blocks: Blocks::EMPTY, item: Queue::EMPTY };
+    pub(crate) const NONE: Self = Self { next: None, blocks: Blocks::EMPTY, item: Queue::EMPTY };
 
-    /// Asks for the rows that are due with so much work: multiply-adds of a block's scores and, where
-    /// memory sets the pace, of its values.
+    /// Asks for the rows that are due with so much work: multiply-adds of a block's scores.
     #[inline(never)]
     pub(crate) fn step(&mut self, work: usize) {
         self.item.step(work);
@@ -292,23 +445,23 @@ mod tests {
 
     /// Rows with nothing between them are asked for by lines, from the first that they touch to the last.
     #[test]
-    fn twins_of_dense_rows_cover_their_lines() {
+    fn dense_rows_are_asked_for_by_lines() {
         let data = [0; 1000];
         for (skipped, width, len) in [(0, 64, 3), (1, 64, 3), (5, 132, 7), (63, 1, 1), (9, 33, 0)] {
             let rows = Rows::dense(&data[skipped..skipped + width * len], width);
-            let first = rows.row(0).addr();
-            let twins = Twins::new(rows);
-            let lines = twins.near.addr()..twins.near.addr() + twins.left * LINE;
-            assert_eq!(lines.start % LINE, 0);
-            assert!(lines.start <= first && first - lines.start < LINE);
-            let end = first + width * len;
-            assert!(end <= lines.end && (len == 0 || lines.end - end < LINE), "{width} x {len}");
+            let (first, end) = (rows.row(0).addr(), rows.row(0).addr() + width * len);
+            let lines = Lines::new(rows);
+            let asked = lines.at.addr()..lines.at.addr() + lines.left * lines.lines * LINE;
+            assert_eq!(asked.start % LINE, 0);
+            assert!(asked.start <= first && first - asked.start < LINE);
+            let most = Lines::TOGETHER * LINE;
+            assert!(end <= asked.end && (len == 0 || asked.end - end < most), "{width} x {len}");
         }
         // With a gap, row by row.
         let spread =
             View::strided(&data, 0, [1, 1, 3, 5], [0, 0, 10, 1]).map(|view| view.rows(0, 0));
-        let twins = spread.map(Twins::new);
-        assert!(twins.is_ok_and(|twins| (twins.width, twins.stride, twins.left) == (5, 10, 3)));
+        let lines = spread.map(Lines::new);
+        assert!(lines.is_ok_and(|lines| (lines.lines, lines.stride, lines.left) == (1, 10, 3)));
     }
 
     #[test]

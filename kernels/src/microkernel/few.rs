@@ -4,22 +4,25 @@
 //! ```text
 //! for each run of LANES keys
 //!   acc = 0                                        accumulators: 2 x ROWS vectors
-//!   for each four of head_dim, eight halves or sixteen integers
-//!     packed = these columns of the keys           transposed as they are loaded, as if they were floats
-//!     for each of its 4 vectors                    1, 2 or 4 columns by turns in a lane
-//!       key_t = unpack(packed)
-//!       acc[d % 2][r] += key_t[d] * splat(q_t[d][r])
+//!   for each line of head_dim
+//!     ask for this line of a later run             8 KiB on; behind the last, of the values
+//!     for each eight numbers of it, sixteen halves or 32 integers
+//!       packed = these columns of the keys         transposed as they are loaded, as if they were floats
+//!       for each of its 8 vectors                  1, 2 or 4 columns by turns in a lane
+//!         key_t = unpack(packed)
+//!         acc[d % 2][r] += key_t[d] * splat(q_t[d][r])
 //!   dot[r] = acc[0][r] + acc[1][r]
 //!   prob[key][r] = dot[r], or its power            transposed back
 //! ```
 //!
-//! With AVX-512 a key of 128 floats takes 32 loads and 16 shuffles, whatever the rows, and 8
-//! multiply-adds a row, where queries along the lanes would take 128; up to 8 rows that is less. Each
-//! score is the sum of the same two chains in the same order as in a wide tile: its bits are the same.
+//! With AVX-512 a key of 128 floats takes 16 loads and 24 shuffles, whatever the rows, and 8
+//! multiply-adds a row, where queries along the lanes would take 128; up to 8 rows that is less. Where
+//! registers are few, and behind the last eight columns, four are taken at a time, for twice the loads.
+//! Each score is the sum of the same two chains in the same order as in a wide tile: its bits are the same.
 
 use super::block::TypedRows;
-use super::fetch::Fetch;
-use super::{BLOCK_Q, GROUP};
+use super::fetch::{Soon, lines, rows_ahead};
+use super::{BLOCK_KV, BLOCK_Q, GROUP};
 use crate::simd::{Isa, MAX_LANES, Simd, Stored, opaque};
 use crate::storage::Format;
 
@@ -54,15 +57,14 @@ pub(crate) fn tile_rows(rows: usize) -> usize {
     rows.next_power_of_two()
 }
 
-/// To transpose a key costs about as much as the multiply-adds of so many rows with it.
-pub(crate) const TRANSPOSING: usize = 2;
-
 /// A run of `LANES` keys against the rows of one vector.
 #[derive(Clone, Copy)]
 pub(crate) struct Few<'a, E> {
     pub(crate) keys: TypedRows<'a, E>,
     /// The first key.
     pub(crate) key: usize,
+    /// What is read behind the block's keys.
+    pub(crate) values: Soon,
     /// As that of the scores, from the vector's first row on.
     pub(crate) q_t: *const f32,
     /// Where the rows' sums begin, and their scales: of integers.
@@ -109,14 +111,14 @@ impl<E: Stored> Few<'_, E> {
     /// `LANES` keys from `key` on must exist; the rows and their width must be such as [`fits`]; a
     /// vector of every row of `q_t` and `prob` must be readable and writable, and of integers one of `quads`.
     #[inline(always)]
-    pub(crate) unsafe fn dots<S: Simd, T: Then<S>>(self, s: S, fetch: &mut Fetch, then: &mut T) {
+    pub(crate) unsafe fn dots<S: Simd, T: Then<S>>(self, s: S, then: &mut T) {
         // SAFETY: the caller's promise.
         unsafe {
             match tile_rows(self.rows) {
-                1 => self.tile::<S, T, 1>(s, fetch, then),
-                2 => self.tile::<S, T, 2>(s, fetch, then),
-                8 if most_rows(S::ISA) == 8 => self.tile::<S, T, 8>(s, fetch, then),
-                _ => self.tile::<S, T, 4>(s, fetch, then),
+                1 => self.tile::<S, T, 1>(s, then),
+                2 => self.tile::<S, T, 2>(s, then),
+                8 if most_rows(S::ISA) == 8 => self.tile::<S, T, 8>(s, then),
+                _ => self.tile::<S, T, 4>(s, then),
             }
         }
     }
@@ -124,12 +126,7 @@ impl<E: Stored> Few<'_, E> {
     /// # Safety
     /// As [`Few::dots`].
     #[inline(always)]
-    unsafe fn tile<S: Simd, T: Then<S>, const ROWS: usize>(
-        self,
-        s: S,
-        fetch: &mut Fetch,
-        then: &mut T,
-    ) {
+    unsafe fn tile<S: Simd, T: Then<S>, const ROWS: usize>(self, s: S, then: &mut T) {
         let stride = self.keys.stride();
         // One pointer for every four keys: with one for each the loop would have to reload them.
         let mut keys: [*const E; MAX_LANES / 4] =
@@ -148,12 +145,19 @@ impl<E: Stored> Few<'_, E> {
             // SAFETY: the caller's promise.
             acc[0][r] = unsafe { E::begin_row(s, begins.wrapping_add(r)) };
         }
-        // Columns between two requests for what comes later: four rounds of the loop.
-        let step = 4 * E::COLUMNS;
-        for start in (0..width).step_by(step) {
-            let columns = (width - start).min(step);
-            fetch.blocks.step(S::LANES * (ROWS + TRANSPOSING) * columns * E::PRODUCTS);
-            for _ in 0..columns / E::COLUMNS {
+        let ahead = self.key + rows_ahead::<E>(width * size_of::<E>());
+        let left = ahead + S::LANES <= self.keys.len();
+        let soon = if left {
+            Soon::new(self.keys.row(ahead).cast(), stride, S::LANES)
+        } else {
+            self.values
+        };
+        // How often runs before this one have asked for a line of some rows of values.
+        let before =
+            ahead.saturating_sub(self.keys.len()) / S::LANES * lines(width * size_of::<E>());
+        // So many vectors of columns.
+        macro_rules! round {
+            ($columns:ident, $vectors:literal) => {
                 // SAFETY: the caller's promise: as many columns of each key, of any alignment, and as many
                 // rows of q_t.
                 unsafe {
@@ -161,8 +165,8 @@ impl<E: Stored> Few<'_, E> {
                     for (floats, key) in floats.iter_mut().zip(keys) {
                         *floats = key.cast();
                     }
-                    let packed = s.columns(floats, stride);
-                    for p in 0..4 {
+                    let packed = s.$columns(floats, stride);
+                    for p in 0..$vectors {
                         let columns = E::unpack(s, packed[p], scale);
                         for n in 0..E::VECTORS {
                             let c = p * E::VECTORS + n;
@@ -174,9 +178,33 @@ impl<E: Stored> Few<'_, E> {
                     }
                 }
                 for key in &mut keys {
-                    *key = opaque(key.wrapping_add(E::COLUMNS));
+                    *key = opaque(key.wrapping_add($vectors / 4 * E::COLUMNS));
                 }
-                q = q.wrapping_add(4 * E::VECTORS * BLOCK_Q);
+                q = q.wrapping_add($vectors * E::VECTORS * BLOCK_Q);
+            };
+        }
+        // A line of each key at a time: four rounds of four vectors.
+        let step = 4 * E::COLUMNS;
+        for start in (0..width).step_by(step) {
+            let line = start / step;
+            if left {
+                soon.fetch(0, S::LANES, line);
+            } else {
+                // Two lines of each row, as a panel of values has, and then the next two.
+                let (line, runs) = (before + line, BLOCK_KV / S::LANES);
+                let (row, pair) = (line / 2 % runs * S::LANES, line / 2 / runs);
+                soon.fetch(row, S::LANES, 2 * pair + line % 2);
+            }
+            let mut rounds = (width - start).min(step) / E::COLUMNS;
+            // Where there are registers for twice as many.
+            if S::LANES == MAX_LANES {
+                for _ in 0..rounds / 2 {
+                    round!(eight_columns, 8);
+                }
+                rounds %= 2;
+            }
+            for _ in 0..rounds {
+                round!(columns, 4);
             }
         }
         let mut dots = [s.splat(0.0); ROWS];

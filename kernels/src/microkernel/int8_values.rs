@@ -21,7 +21,7 @@
 //! tells them apart.
 
 use super::block::Block;
-use super::fetch::Fetch;
+use super::fetch::{PanelAhead, Soon};
 use super::{BLOCK_KV, BLOCK_Q, Lanes, quads};
 use crate::int8::Int8;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd, Stored};
@@ -50,7 +50,8 @@ pub(crate) struct Int8Values<'a> {
     pub(crate) acc_width: usize,
     /// Whether `acc` has nothing yet.
     pub(crate) fresh: bool,
-    pub(crate) fetch: &'a mut Fetch,
+    /// What the next block begins with, to ask for meanwhile.
+    pub(crate) next: Option<Soon>,
 }
 
 impl Kernel for Int8Values<'_> {
@@ -135,10 +136,15 @@ impl Int8Values<'_> {
     ) -> usize {
         let (rows, end) = (self.values.rows, self.values.end);
         let mut acc = [[s.splat(0.0); VECS]; ROWS];
+        let panel = (column, VECS * S::LANES);
+        let mut ahead = PanelAhead::new(rows, self.values.start..end, panel, self.next);
         for run in (self.values.start..end).step_by(RUN) {
             let keys = end.min(run + RUN);
-            self.fetch.blocks.step((keys - run) * ROWS * VECS * S::LANES);
+            ahead.run(run);
             for key in (run..keys).step_by(4) {
+                for _ in 0..4 {
+                    ahead.step();
+                }
                 // SAFETY: the caller's promise; behind the last key, whose weights are 0, stands the last.
                 unsafe {
                     let first = rows.row(key).add(column);

@@ -18,7 +18,7 @@
 //! ```
 
 use super::BLOCK_Q;
-use super::fetch::Fetch;
+use super::fetch::PanelAhead;
 use crate::simd::{Simd, Stored, opaque, prefetch};
 use crate::view::Rows;
 
@@ -267,9 +267,9 @@ pub(crate) trait Meanwhile {
     /// Behind how many k there is more to do at a time: an even number, at most those of a block.
     const RUN: usize = usize::MAX;
 
-    /// Before each such run, of `k` k.
+    /// Before each such run, from row `row` of the right operand on.
     #[inline(always)]
-    fn run(&mut self, _k: usize) {}
+    fn run(&mut self, _row: usize) {}
 }
 
 /// Nothing.
@@ -290,16 +290,17 @@ impl Meanwhile for Straight {
     }
 }
 
-/// The rows of the next blocks that are due with the multiply-adds of one k. What is due takes all the
-/// registers there are for addresses, so that it stands outside of the innermost loop.
-pub(crate) struct Due<'a>(pub(crate) &'a mut Fetch, pub(crate) usize);
-
-impl Meanwhile for Due<'_> {
-    const RUN: usize = 8;
+impl<R: Right> Meanwhile for PanelAhead<R> {
+    const RUN: usize = Self::RUN;
 
     #[inline(always)]
-    fn run(&mut self, k: usize) {
-        self.0.blocks.step(k * self.1);
+    fn run(&mut self, row: usize) {
+        PanelAhead::run(self, row);
+    }
+
+    #[inline(always)]
+    fn step(&mut self, _k: usize) {
+        PanelAhead::step(self);
     }
 }
 
@@ -365,7 +366,7 @@ pub(crate) unsafe fn sum<
     loop {
         let whole = if R::WHOLE { depth } else { b.stretch(first + k).saturating_add(k) };
         let end = depth.min(whole).min(k.saturating_add(M::RUN));
-        meanwhile.run(end - k);
+        meanwhile.run(first + k);
         row = b.row(first + k).wrapping_add(column);
         while k + CHAINS <= end {
             step!(k, 0);

@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use super::fetch::Fetch;
+use super::fetch::{Soon, lines};
 use super::{BLOCK_KV, BLOCK_Q, GROUP, Lanes};
 use crate::simd::{Kernel, Simd, Stored};
 use crate::storage::{StoredRows, with_stored};
@@ -23,12 +23,9 @@ pub(crate) struct Interleave<'a, 'p> {
     pub(crate) keys: Range<usize>,
     /// `[keys / 2][value_dim]`
     pub(crate) to: &'a mut [f32],
-    /// What to ask for meanwhile, where memory sets the pace.
-    pub(crate) fetch: Option<&'a mut Fetch>,
+    /// The keys, which are read behind the values, where memory sets the pace: to ask for meanwhile.
+    pub(crate) then: Option<Soon>,
 }
-
-/// What it is to pair a key's number, as multiply-adds with so many rows.
-pub(crate) const INTERLEAVING: usize = 2;
 
 impl Kernel for Interleave<'_, '_> {
     type Output = ();
@@ -41,7 +38,7 @@ impl Kernel for Interleave<'_, '_> {
 
 impl Interleave<'_, '_> {
     #[inline(always)]
-    fn of<S: Simd, E: Stored>(mut self, s: S) {
+    fn of<S: Simd, E: Stored>(self, s: S) {
         let width = self.of.width();
         assert!(self.to.len() >= self.keys.len().div_ceil(2) * width);
         let mut to = self.to.as_mut_ptr();
@@ -50,12 +47,11 @@ impl Interleave<'_, '_> {
             ($first:expr, $second:expr) => {
                 // SAFETY: both are rows of `width` numbers, and `to` has as many for each two of them.
                 unsafe { pair_rows::<S, E>(s, [$first.cast(), $second.cast()], (to, width)) };
-                if let Some(fetch) = &mut self.fetch {
-                    fetch.blocks.step(2 * INTERLEAVING * width);
-                }
                 to = to.wrapping_add(width);
             };
         }
+        let lines = lines(width * size_of::<E>());
+        let mut index = 0;
         let mut left: Option<*const u8> = None;
         for stretch in self.of.rows.stretches(self.keys) {
             let mut row = 0;
@@ -64,6 +60,12 @@ impl Interleave<'_, '_> {
                 row = 1;
             }
             while row + 1 < stretch.len() {
+                if let Some(then) = self.then {
+                    for line in 0..lines {
+                        then.fetch(index, 2, line);
+                    }
+                }
+                index += 2;
                 pair!(stretch.row(row), stretch.row(row + 1));
                 row += 2;
             }

@@ -29,7 +29,7 @@
 use std::ops::Range;
 
 use super::block::Block;
-use super::fetch::Fetch;
+use super::fetch::{Fetch, Soon};
 use super::few::{self, Few, Then};
 use super::quads::Quads;
 use super::sweep::Sweep;
@@ -57,6 +57,8 @@ pub(crate) struct Scores<'a, T, E, const SWEPT: bool> {
     pub(crate) sweep: Sweep<'a, T>,
     /// Each row's largest probability of the block: noted with numbers in pairs, which are rounded by it.
     pub(crate) largest: &'a mut Lanes,
+    /// The block's values.
+    pub(crate) values: Soon,
     /// What to ask for between micro-tiles.
     pub(crate) fetch: &'a mut Fetch,
 }
@@ -198,11 +200,12 @@ impl<T: Scoring, E: Stored, const SWEPT: bool> Scores<'_, T, E, SWEPT> {
             unsafe {
                 let q_t = self.q_t.as_ptr().wrapping_add(lane);
                 let quads = self.quads.of_rows(lane);
-                let few = Few { keys: self.keys.rows, key, q_t, quads, rows, prob };
+                let few =
+                    Few { keys: self.keys.rows, key, values: self.values, q_t, quads, rows, prob };
                 if KNOWN {
-                    few.dots(s, self.fetch, &mut along);
+                    few.dots(s, &mut along);
                 } else {
-                    few.dots(s, self.fetch, &mut ());
+                    few.dots(s, &mut ());
                 }
             }
         }

@@ -15,8 +15,8 @@
 //! long as the value is finite. The careful body selects instead, with the same bits.
 
 use super::block::{Block, TypedRows};
-use super::fetch::Fetch;
-use super::outer::{self, Due, Meanwhile, Operands, Order, Packed, Tiled};
+use super::fetch::{PanelAhead, Soon};
+use super::outer::{self, Meanwhile, Operands, Order, Packed, Tiled};
 use super::{BLOCK_KV, BLOCK_Q, Lanes, Seen, together, unroll};
 use crate::simd::{Isa, Kernel, Simd, Stored, StoredMut};
 
@@ -41,8 +41,8 @@ pub(crate) struct Values<'a, E, O, const CAREFUL: bool, const FEW: bool> {
     pub(crate) acc_width: usize,
     /// Where the sums go if they are complete, instead of `acc`.
     pub(crate) finish: Option<Finish<'a, O>>,
-    /// What to ask for meanwhile, of `FEW` rows.
-    pub(crate) fetch: &'a mut Fetch,
+    /// What the next block begins with, to ask for with `FEW` rows.
+    pub(crate) next: Option<Soon>,
 }
 
 /// The rows of the output that a tile's complete sums become.
@@ -287,8 +287,10 @@ impl<E: Stored, O: StoredMut, const CAREFUL: bool, const FEW: bool> Tiled
         unsafe {
             let operands = self.operands((row, ROWS), column);
             let sum = if FEW {
-                let due = Due(self.fetch, ROWS * VECS * S::LANES * E::PRODUCTS);
-                Self::sum::<S, ROWS, VECS, TAIL>(s, operands, due)
+                let rows = operands.first..operands.first + operands.depth;
+                let panel = (column, VECS * S::LANES);
+                let ahead = PanelAhead::new(operands.b, rows, panel, self.next);
+                Self::sum::<S, ROWS, VECS, TAIL>(s, operands, ahead)
             } else {
                 Self::sum::<S, ROWS, VECS, TAIL>(s, operands, ())
             };

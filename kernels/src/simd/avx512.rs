@@ -54,6 +54,26 @@ fn first(count: usize) -> __mmask16 {
     ((1_u32 << count) - 1) as __mmask16
 }
 
+/// Transposes each square of four rows and four columns.
+///
+/// # Safety
+/// The instruction set must be present.
+#[inline(always)]
+unsafe fn transpose_fours([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (ab, ab2) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        let (cd, cd2) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        let [ab, ab2, cd, cd2] = [ab, ab2, cd, cd2].map(|v| _mm512_castps_pd(v));
+        [
+            _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)),
+            _mm512_castpd_ps(_mm512_unpacklo_pd(ab2, cd2)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(ab2, cd2)),
+        ]
+    }
+}
+
 impl Sealed for Avx512 {}
 
 // SAFETY: the field is private, and `detect` and `detect_bf16` the only makers; 16 lanes in a __m512.
@@ -463,16 +483,37 @@ unsafe impl Simd for Avx512 {
                 let v = _mm512_mask_broadcast_f32x4(v, 0x0f00, quarter(p2));
                 rows[r] = _mm512_mask_broadcast_f32x4(v, 0xf000, quarter(p3));
             }
-            let [a, b, c, d] = rows;
-            let (ab, ab2) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-            let (cd, cd2) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-            let [ab, ab2, cd, cd2] = [ab, ab2, cd, cd2].map(|v| _mm512_castps_pd(v));
-            [
-                _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
-                _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)),
-                _mm512_castpd_ps(_mm512_unpacklo_pd(ab2, cd2)),
-                _mm512_castpd_ps(_mm512_unpackhi_pd(ab2, cd2)),
-            ]
+            transpose_fours(rows)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn eight_columns(self, fours: [*const f32; 4], stride: isize) -> [__m512; 8] {
+        // Vector r of half h has eight columns of the rows 8 h + r and 8 h + 4 + r.
+        let mut half = [[self.splat(0.0); 4]; 2];
+        // SAFETY: the token, and the caller's promise.
+        unsafe {
+            for h in 0..2 {
+                let mut rows = [_mm512_setzero_pd(); 4];
+                for r in 0..4 {
+                    let at = stride.wrapping_mul(r as isize);
+                    let low = _mm256_loadu_pd(fours[2 * h].wrapping_byte_offset(at).cast());
+                    let high = _mm256_loadu_pd(fours[2 * h + 1].wrapping_byte_offset(at).cast());
+                    rows[r] = _mm512_insertf64x4::<1>(_mm512_castpd256_pd512(low), high);
+                }
+                let mut four = [self.splat(0.0); 4];
+                for r in 0..4 {
+                    four[r] = _mm512_castpd_ps(rows[r]);
+                }
+                half[h] = transpose_fours(four);
+            }
+            let mut columns = [self.splat(0.0); 8];
+            for c in 0..4 {
+                let (low, high) = (half[0][c], half[1][c]);
+                columns[c] = _mm512_shuffle_f32x4::<0b10_00_10_00>(low, high);
+                columns[4 + c] = _mm512_shuffle_f32x4::<0b11_01_11_01>(low, high);
+            }
+            columns
         }
     }
 

@@ -43,29 +43,47 @@ pub(crate) use detect::dispatch;
 pub(crate) use stored::{Bf16Pair, Int8Dot, Int8Quad, Stored, StoredMut};
 pub(crate) use tanh::{EXPONENT as TANH_EXPONENT, of_exponent as tanh_of_exponent};
 
-/// Asks for the cache line of `ptr`, wherever that points; where the target has no such hint,
-/// nothing.
+/// Asks for the cache line of `ptr`, wherever that points, in the second cache or, if it is wanted `SOON`, in
+/// the first; where the target has no such hint, nothing.
 #[inline(always)]
-pub(crate) fn prefetch(ptr: *const u8) {
+pub(crate) fn prefetch_to<const SOON: bool>(ptr: *const u8) {
     // SAFETY: SSE is part of the target's baseline, and a hint reads nothing.
     #[cfg(target_arch = "x86_64")]
     unsafe {
-        use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(ptr.cast());
+        use core::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        if SOON {
+            _mm_prefetch::<_MM_HINT_T0>(ptr.cast());
+        } else {
+            _mm_prefetch::<_MM_HINT_T1>(ptr.cast());
+        }
     }
     // It is not followed.
     #[cfg(all(target_arch = "aarch64", not(miri)))]
     #[allow(clippy::pointers_in_nomem_asm_block)]
     // SAFETY: a hint reads nothing.
     unsafe {
-        core::arch::asm!(
-            "prfm pldl2keep, [{0}]",
-            in(reg) ptr,
-            options(nomem, nostack, preserves_flags)
-        );
+        if SOON {
+            core::arch::asm!(
+                "prfm pldl1keep, [{0}]",
+                in(reg) ptr,
+                options(nomem, nostack, preserves_flags)
+            );
+        } else {
+            core::arch::asm!(
+                "prfm pldl2keep, [{0}]",
+                in(reg) ptr,
+                options(nomem, nostack, preserves_flags)
+            );
+        }
     }
     #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
     let _ = ptr;
+}
+
+/// Asks for the cache line of `ptr` in the second cache.
+#[inline(always)]
+pub(crate) fn prefetch(ptr: *const u8) {
+    prefetch_to::<false>(ptr);
 }
 
 /// The same pointer, of which the compiler knows nothing: it stays in a register of its own.
@@ -349,6 +367,25 @@ pub unsafe trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     #[doc(hidden)]
     unsafe fn columns(self, fours: [*const f32; MAX_LANES / 4], stride: isize)
     -> [Self::Vector; 4];
+
+    /// The same of eight columns, for which eight floats must be readable at each row.
+    ///
+    /// # Safety
+    /// As there.
+    #[doc(hidden)]
+    #[inline(always)]
+    unsafe fn eight_columns(
+        self,
+        fours: [*const f32; MAX_LANES / 4],
+        stride: isize,
+    ) -> [Self::Vector; 8] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [a, b, c, d] = self.columns(fours, stride);
+            let [e, f, g, h] = self.columns(fours.map(|row| row.add(4)), stride);
+            [a, b, c, d, e, f, g, h]
+        }
+    }
 
     /// `c` and the products of two pairs of `bf16` in each lane, by their bits: the second of each is added
     /// first; both additions round. With dot products subnormal numbers count as 0.
