@@ -464,6 +464,38 @@ mod tests {
         assert!(lines.is_ok_and(|lines| (lines.lines, lines.stride, lines.left) == (1, 10, 3)));
     }
 
+    /// A panel's rows are asked for half a block before they are wanted, but for those that keys ask for, and the
+    /// next block's first bytes before it begins.
+    #[test]
+    fn a_panel_is_asked_for_ahead() {
+        const PANEL: usize = 32;
+        const WIDTH: usize = 2 * PANEL;
+        let data = [0.0_f32; BLOCK_KV * WIDTH];
+        let keys = [0_u8; AHEAD];
+        let values = Rows::dense(&data, WIDTH);
+        let then = Soon::new(keys.as_ptr(), (WIDTH * size_of::<f32>()) as isize, BLOCK_KV);
+        let mut asked = Vec::new();
+        for column in [0, PANEL] {
+            let panel = (column, PANEL);
+            let mut ahead = PanelAhead::new(values, 0..BLOCK_KV, panel, Some(then));
+            for row in 0..BLOCK_KV {
+                if row.is_multiple_of(PanelAhead::<Rows<'_, f32>>::RUN) {
+                    ahead.run(row);
+                }
+                assert_eq!(ahead.bytes, PANEL * size_of::<f32>());
+                asked.push(ahead.at.addr());
+                ahead.step();
+            }
+        }
+        let places = [0, PANEL].into_iter().flat_map(|column| {
+            (0..BLOCK_KV).map(move |row| values.row(row).wrapping_add(column).addr())
+        });
+        let bytes = PANEL * size_of::<f32>();
+        let first = (0..BLOCK_KV / 2).map(|n| keys.as_ptr().addr() + n * bytes);
+        let expected: Vec<_> = places.skip(BLOCK_KV / 2).chain(first).collect();
+        assert_eq!(asked, expected);
+    }
+
     #[test]
     fn a_queue_covers_its_rows_in_time() {
         let data = [0; 1000];
