@@ -141,10 +141,11 @@ impl Int8Values<'_> {
         for run in (self.values.start..end).step_by(RUN) {
             let keys = end.min(run + RUN);
             ahead.run(run);
+            // Not in the loop, whose registers all have their use.
+            for _ in run..keys {
+                ahead.step();
+            }
             for key in (run..keys).step_by(4) {
-                for _ in 0..4 {
-                    ahead.step();
-                }
                 // SAFETY: the caller's promise; behind the last key, whose weights are 0, stands the last.
                 unsafe {
                     let first = rows.row(key).add(column);
