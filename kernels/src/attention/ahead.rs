@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use crate::microkernel::block::LEAST_STRETCH;
-use crate::microkernel::fetch::{Fetch, Lines, Queue, Soon, Stream};
+use crate::microkernel::fetch::{Fetch, Queue, Soon, Stream};
 use crate::microkernel::{BLOCK_KV, BLOCK_Q, few};
 use crate::plan::{self, Plan};
 use crate::problem::Problem;
@@ -120,7 +120,7 @@ impl<'p> Ahead<'p> {
         // The kernel of few rows' values asks for them itself.
         for of in &head[..if few { 1 } else { 2 }] {
             for rows in of.rows.stretches(keys.clone()) {
-                blocks.push(Lines::new(rows));
+                blocks.push(Stream::lines(rows));
             }
         }
         blocks.pace(work);

@@ -65,13 +65,16 @@ impl<'a> BlockRows<'a> {
         Some(this)
     }
 
-    /// The rows from `index` on.
-    pub(crate) fn from(&self, index: usize) -> Soon {
+    /// The address of row `index`, which must exist.
+    #[inline(always)]
+    fn row(&self, index: usize) -> *const u8 {
         let (stretch, row) = (index >> self.shift, index & ((1 << self.shift) - 1));
-        let first = self.first[stretch % MAX_STRETCHES];
-        let stride = self.rows.stride();
-        let len = self.rows.len().saturating_sub(index);
-        Soon::new(first.wrapping_offset(stride * row as isize), stride, len)
+        self.first[stretch % MAX_STRETCHES].wrapping_offset(self.rows.stride() * row as isize)
+    }
+
+    /// The rows from `index` on, as if they were one stretch.
+    pub(crate) fn from(&self, index: usize) -> Soon {
+        Soon::new(self.row(index), self.rows.stride(), self.rows.len().saturating_sub(index))
     }
 
     /// How the numbers are stored.
@@ -114,9 +117,7 @@ impl<E: Stored> TypedRows<'_, E> {
     /// The address of row `index`, which must exist: `width` readable numbers.
     #[inline(always)]
     pub(crate) fn row(&self, index: usize) -> *const E {
-        let BlockRows { first, shift, .. } = self.rows;
-        let (stretch, row) = (index >> shift, index & ((1 << shift) - 1));
-        first[stretch % MAX_STRETCHES].wrapping_offset(self.stride() * row as isize).cast()
+        self.rows.row(index).cast()
     }
 }
 

@@ -7,12 +7,12 @@ use std::ops::Range;
 
 use super::BLOCK_KV;
 use super::block::{LEAST_STRETCH, MAX_STRETCHES};
-use super::outer::Right;
+use super::outer::{Meanwhile, Right};
 use crate::simd::{prefetch, prefetch_to};
 use crate::view::Rows;
 
 /// Bytes in a cache line.
-pub(crate) const LINE: usize = 64;
+const LINE: usize = 64;
 
 /// Asks for the `width` bytes at `row`, and for the first line in any case.
 #[inline(always)]
@@ -44,6 +44,24 @@ impl Stream {
     pub(crate) fn new(rows: Rows<'_, u8>) -> Self {
         let (row, jump) = (rows.row(0), rows.stride());
         Self { row, width: rows.width(), left: rows.len(), jump, ..Self::EMPTY }
+    }
+
+    /// These rows, or, if there is nothing between them, the lines of them all.
+    pub(crate) fn lines(rows: Rows<'_, u8>) -> Self {
+        let (row, width) = (rows.row(0), rows.width());
+        if rows.stride() != width as isize {
+            return Self::new(rows);
+        }
+        // From the beginning of a line.
+        let before = row.addr() % LINE;
+        let left = lines(width.saturating_mul(rows.len()).saturating_add(before));
+        Self {
+            row: row.wrapping_sub(before),
+            width: LINE,
+            left,
+            jump: LINE as isize,
+            ..Self::EMPTY
+        }
     }
 
     /// The rows `range` of `count` heads, `step` bytes apart and taken in turn: first row 0 of each.
@@ -135,115 +153,54 @@ impl<const N: usize> Queue<N> {
     }
 }
 
-/// Rows to ask for, line by line.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Lines {
-    at: *const u8,
-    /// From a row to the next.
-    stride: isize,
-    /// Lines of a row.
-    lines: usize,
-    /// Rows.
-    left: usize,
-}
-
-impl Lines {
-    const EMPTY: Self = Self { at: std::ptr::null(), stride: 0, lines: 1, left: 0 };
-
-    /// Lines that are asked for at once.
-    const TOGETHER: usize = 4;
-
-    /// These rows, or, if there is nothing between them, the lines of them all.
-    pub(crate) fn new(rows: Rows<'_, u8>) -> Self {
-        let (at, stride, width, left) = (rows.row(0), rows.stride(), rows.width(), rows.len());
-        if stride != width as isize {
-            return Self { at, stride, lines: width.div_ceil(LINE), left };
-        }
-        // From the beginning of a line.
-        let before = at.addr() % LINE;
-        let lines = width.saturating_mul(left).saturating_add(before).div_ceil(LINE);
-        Self {
-            at: at.wrapping_sub(before),
-            stride: (Self::TOGETHER * LINE) as isize,
-            lines: Self::TOGETHER,
-            left: lines.div_ceil(Self::TOGETHER),
-        }
-    }
-
-    /// Asks for the next row.
-    #[inline(always)]
-    fn fetch(&mut self) {
-        let mut line = self.at;
-        for _ in 0..self.lines / Self::TOGETHER {
-            for n in 0..Self::TOGETHER {
-                prefetch(line.wrapping_add(n * LINE));
-            }
-            line = line.wrapping_add(Self::TOGETHER * LINE);
-        }
-        for _ in 0..self.lines % Self::TOGETHER {
-            prefetch(line);
-            line = line.wrapping_add(LINE);
-        }
-        self.at = self.at.wrapping_offset(self.stride);
-        self.left -= 1;
-    }
-}
-
 /// The keys and values of the next block.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Blocks {
-    now: Lines,
+    now: Stream,
     /// What comes after it: from `next` to `end`, and nothing else is initialised, since to clear it
     /// would show in small calls.
-    rest: [MaybeUninit<Lines>; 2 * MAX_STRETCHES],
+    rest: [MaybeUninit<Stream>; 2 * MAX_STRETCHES],
     next: usize,
     end: usize,
-    /// Lines that were added.
-    lines: usize,
-    /// Parts of a line that are due, less those asked for before they were, and how many each unit of work adds.
-    owed: i64,
-    rate: i64,
+    /// Rows that were added.
+    rows: usize,
+    pace: Pace,
 }
 
 impl Blocks {
-    /// Of a line.
-    const PARTS: i64 = 1 << 32;
-
     const EMPTY: Self = Self {
-        now: Lines::EMPTY,
+        now: Stream::EMPTY,
         rest: [MaybeUninit::uninit(); 2 * MAX_STRETCHES],
         next: 0,
         end: 0,
-        lines: 0,
-        owed: 0,
-        rate: 0,
+        rows: 0,
+        pace: Pace::NONE,
     };
 
     /// Forgets all.
     pub(crate) fn clear(&mut self) {
-        (self.now, self.next, self.end, self.lines) = (Lines::EMPTY, 0, 0, 0);
+        (self.now, self.next, self.end, self.rows) = (Stream::EMPTY, 0, 0, 0);
     }
 
     /// Adds rows behind the others, if there is room.
     #[inline(always)]
-    pub(crate) fn push(&mut self, rows: Lines) {
+    pub(crate) fn push(&mut self, rows: Stream) {
         if let Some(place) = self.rest.get_mut(self.end) {
             place.write(rows);
             self.end += 1;
-            self.lines += rows.lines * rows.left;
+            self.rows += rows.left;
         }
     }
 
     /// Spreads them over so much work.
     pub(crate) fn pace(&mut self, work: usize) {
-        let parts = (self.lines as i64).saturating_mul(Self::PARTS);
-        (self.owed, self.rate) = (0, (parts / (work as i64).max(1)).saturating_add(1));
+        self.pace = Pace::new(self.rows, work);
     }
 
-    /// Asks for the lines that are due with so much work.
+    /// Asks for the rows that are due with so much work.
     fn step(&mut self, work: usize) {
-        self.owed = self.owed.wrapping_add(self.rate.wrapping_mul(work as i64));
-        while self.owed > 0 {
+        let mut due = self.pace.due(work);
+        while due > 0 {
             if self.now.left == 0 {
                 if self.next == self.end {
                     return;
@@ -252,14 +209,7 @@ impl Blocks {
                 self.now = unsafe { self.rest[self.next % self.rest.len()].assume_init() };
                 self.next += 1;
             }
-            let mut now = self.now;
-            let cost = now.lines as i64 * Self::PARTS;
-            let mut owed = self.owed;
-            while owed > 0 && now.left > 0 {
-                now.fetch();
-                owed -= cost;
-            }
-            (self.now, self.owed) = (now, owed);
+            due -= self.now.fetch(due);
         }
     }
 }
@@ -303,14 +253,18 @@ impl Soon {
         Self { first, stride, len }
     }
 
+    #[inline(always)]
+    fn row(self, row: usize) -> *const u8 {
+        self.first.wrapping_offset(self.stride.wrapping_mul(row as isize))
+    }
+
     /// Asks for line `line` of `count` rows from `row` on, if that exists.
     #[inline(always)]
     pub(crate) fn fetch(self, row: usize, count: usize, line: usize) {
         if row >= self.len {
             return;
         }
-        let from = self.first.wrapping_offset(self.stride.wrapping_mul(row as isize));
-        let mut at = from.wrapping_add(line * LINE);
+        let mut at = self.row(row).wrapping_add(line * LINE);
         for _ in 0..count {
             prefetch_to::<true>(at);
             at = at.wrapping_offset(self.stride);
@@ -337,9 +291,6 @@ pub(crate) struct PanelAhead<R> {
 }
 
 impl<R: Right> PanelAhead<R> {
-    /// A new run of rows begins behind so many.
-    pub(crate) const RUN: usize = LEAST_STRETCH;
-
     /// For `numbers` columns from `column` on.
     #[inline(always)]
     pub(crate) fn new(
@@ -351,17 +302,20 @@ impl<R: Right> PanelAhead<R> {
         let at = std::ptr::null();
         Self { values, rows, column, numbers, then, at, bytes: 0, step: 0 }
     }
+}
 
-    /// At the beginning of a run, from row `row` on.
+impl<R: Right> Meanwhile for PanelAhead<R> {
+    const RUN: usize = LEAST_STRETCH;
+
     #[inline(always)]
-    pub(crate) fn run(&mut self, row: usize) {
-        let own = (self.values.row(row).wrapping_add(self.column).cast(), self.values.stride());
-        (self.at, self.step) = own;
+    fn run(&mut self, row: usize) {
+        // Where there is nothing to ask for, what is in the cache already.
+        self.at = self.values.row(row).wrapping_add(self.column).cast();
+        self.step = self.values.stride();
         self.bytes = self.numbers * size_of::<R::Number>();
         if is_narrow::<R::Number>() {
             if let Some(then) = self.then.filter(|then| row < then.len) {
-                let from = then.first.wrapping_offset(then.stride.wrapping_mul(row as isize));
-                self.at = from.wrapping_add(self.column * size_of::<R::Number>());
+                self.at = then.row(row).wrapping_add(self.column * size_of::<R::Number>());
                 self.step = then.stride;
             }
             return;
@@ -384,9 +338,8 @@ impl<R: Right> PanelAhead<R> {
         self.at = self.values.row(row).wrapping_add(column).cast();
     }
 
-    /// Asks for what is to be asked for with one row.
     #[inline(always)]
-    pub(crate) fn step(&mut self) {
+    fn step(&mut self, _k: usize) {
         for byte in (0..self.bytes).step_by(LINE) {
             prefetch_to::<true>(self.at.wrapping_add(byte));
         }
@@ -450,18 +403,17 @@ mod tests {
         for (skipped, width, len) in [(0, 64, 3), (1, 64, 3), (5, 132, 7), (63, 1, 1), (9, 33, 0)] {
             let rows = Rows::dense(&data[skipped..skipped + width * len], width);
             let (first, end) = (rows.row(0).addr(), rows.row(0).addr() + width * len);
-            let lines = Lines::new(rows);
-            let asked = lines.at.addr()..lines.at.addr() + lines.left * lines.lines * LINE;
+            let lines = Stream::lines(rows);
+            let asked = lines.row.addr()..lines.row.addr() + lines.left * LINE;
             assert_eq!(asked.start % LINE, 0);
             assert!(asked.start <= first && first - asked.start < LINE);
-            let most = Lines::TOGETHER * LINE;
-            assert!(end <= asked.end && (len == 0 || asked.end - end < most), "{width} x {len}");
+            assert!(end <= asked.end && (len == 0 || asked.end - end < LINE), "{width} x {len}");
         }
         // With a gap, row by row.
         let spread =
             View::strided(&data, 0, [1, 1, 3, 5], [0, 0, 10, 1]).map(|view| view.rows(0, 0));
-        let lines = spread.map(Lines::new);
-        assert!(lines.is_ok_and(|lines| (lines.lines, lines.stride, lines.left) == (1, 10, 3)));
+        let lines = spread.map(Stream::lines);
+        assert!(lines.is_ok_and(|lines| (lines.width, lines.jump, lines.left) == (5, 10, 3)));
     }
 
     /// A panel's rows are asked for half a block before they are wanted, but for those that keys ask for, and the
@@ -479,12 +431,12 @@ mod tests {
             let panel = (column, PANEL);
             let mut ahead = PanelAhead::new(values, 0..BLOCK_KV, panel, Some(then));
             for row in 0..BLOCK_KV {
-                if row.is_multiple_of(PanelAhead::<Rows<'_, f32>>::RUN) {
+                if row.is_multiple_of(<PanelAhead<Rows<'_, f32>> as Meanwhile>::RUN) {
                     ahead.run(row);
                 }
                 assert_eq!(ahead.bytes, PANEL * size_of::<f32>());
                 asked.push(ahead.at.addr());
-                ahead.step();
+                ahead.step(row);
             }
         }
         let places = [0, PANEL].into_iter().flat_map(|column| {

@@ -22,6 +22,7 @@
 
 use super::block::Block;
 use super::fetch::{PanelAhead, Soon};
+use super::outer::Meanwhile;
 use super::{BLOCK_KV, BLOCK_Q, Lanes, quads};
 use crate::int8::Int8;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd, Stored};
@@ -142,8 +143,8 @@ impl Int8Values<'_> {
             let keys = end.min(run + RUN);
             ahead.run(run);
             // Not in the loop, whose registers all have their use.
-            for _ in run..keys {
-                ahead.step();
+            for key in run..keys {
+                ahead.step(key);
             }
             for key in (run..keys).step_by(4) {
                 // SAFETY: the caller's promise; behind the last key, whose weights are 0, stands the last.

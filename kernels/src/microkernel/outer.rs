@@ -18,7 +18,6 @@
 //! ```
 
 use super::BLOCK_Q;
-use super::fetch::PanelAhead;
 use crate::simd::{Simd, Stored, opaque, prefetch};
 use crate::view::Rows;
 
@@ -287,20 +286,6 @@ impl Meanwhile for Straight {
     #[inline(always)]
     fn step(&mut self, k: usize) {
         prefetch(self.0.wrapping_add(k * AHEAD_STEP).cast());
-    }
-}
-
-impl<R: Right> Meanwhile for PanelAhead<R> {
-    const RUN: usize = Self::RUN;
-
-    #[inline(always)]
-    fn run(&mut self, row: usize) {
-        PanelAhead::run(self, row);
-    }
-
-    #[inline(always)]
-    fn step(&mut self, _k: usize) {
-        PanelAhead::step(self);
     }
 }
 

@@ -494,18 +494,14 @@ unsafe impl Simd for Avx512 {
         // SAFETY: the token, and the caller's promise.
         unsafe {
             for h in 0..2 {
-                let mut rows = [_mm512_setzero_pd(); 4];
+                let mut rows = [self.splat(0.0); 4];
                 for r in 0..4 {
                     let at = stride.wrapping_mul(r as isize);
-                    let low = _mm256_loadu_pd(fours[2 * h].wrapping_byte_offset(at).cast());
-                    let high = _mm256_loadu_pd(fours[2 * h + 1].wrapping_byte_offset(at).cast());
-                    rows[r] = _mm512_insertf64x4::<1>(_mm512_castpd256_pd512(low), high);
+                    let low = _mm256_loadu_ps(fours[2 * h].wrapping_byte_offset(at));
+                    let high = _mm256_loadu_ps(fours[2 * h + 1].wrapping_byte_offset(at));
+                    rows[r] = _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high);
                 }
-                let mut four = [self.splat(0.0); 4];
-                for r in 0..4 {
-                    four[r] = _mm512_castpd_ps(rows[r]);
-                }
-                half[h] = transpose_fours(four);
+                half[h] = transpose_fours(rows);
             }
             let mut columns = [self.splat(0.0); 8];
             for c in 0..4 {
