@@ -230,7 +230,7 @@ pub(crate) fn rows_ahead<T>(bytes: usize) -> usize {
 
 /// Whether numbers are narrower than floats.
 #[inline(always)]
-const fn is_narrow<T>() -> bool {
+pub(crate) const fn is_narrow<T>() -> bool {
     size_of::<T>() < size_of::<f32>()
 }
 
@@ -270,11 +270,49 @@ impl Soon {
             at = at.wrapping_offset(self.stride);
         }
     }
+
+    /// The rows from `row` on, of so many lines each.
+    #[inline(always)]
+    pub(crate) fn in_turn(self, row: usize, lines: usize) -> InTurn {
+        let left = self.len.saturating_sub(row);
+        InTurn { at: self.row(row), stride: self.stride, left, lines, due: 0 }
+    }
+}
+
+/// Rows to ask for as they lie, which memory answers faster than columns of them: whole rows, each as soon as
+/// all of its lines are due.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InTurn {
+    at: *const u8,
+    stride: isize,
+    /// Rows.
+    left: usize,
+    /// Of a row.
+    lines: usize,
+    /// Lines.
+    due: usize,
+}
+
+impl InTurn {
+    /// So many lines more are due.
+    #[inline(always)]
+    pub(crate) fn fetch(&mut self, lines: usize) {
+        self.due += lines;
+        while self.due >= self.lines && self.left > 0 {
+            for line in 0..self.lines {
+                prefetch_to::<true>(self.at.wrapping_add(line * LINE));
+            }
+            self.at = self.at.wrapping_offset(self.stride);
+            self.left -= 1;
+            self.due -= self.lines;
+        }
+    }
 }
 
 /// What a kernel of few rows asks for while it goes down the rows of one panel of values after the other: of
 /// floats the panel's own half a block on, then the next panel's, and with the last panel what the next block
-/// begins with; of narrow numbers the same place of what the next block begins with.
+/// begins with; of narrow numbers what the next block begins with,
+/// as it lies, or the same place of it where its rows lie apart.
 pub(crate) struct PanelAhead<R> {
     values: R,
     /// The rows of values.
@@ -315,8 +353,14 @@ impl<R: Right> Meanwhile for PanelAhead<R> {
         self.bytes = self.numbers * size_of::<R::Number>();
         if is_narrow::<R::Number>() {
             if let Some(then) = self.then.filter(|then| row < then.len) {
-                self.at = then.row(row).wrapping_add(self.column * size_of::<R::Number>());
-                self.step = then.stride;
+                let size = size_of::<R::Number>();
+                (self.at, self.step) = if then.stride == (self.values.width() * size) as isize {
+                    // As they lie: what earlier panels and rows have left of the block.
+                    let before = self.column * self.rows.len() + row * self.numbers;
+                    (then.first.wrapping_add(before * size), self.bytes as isize)
+                } else {
+                    (then.row(row).wrapping_add(self.column * size), then.stride)
+                };
             }
             return;
         }

@@ -21,7 +21,7 @@
 //! Each score is the sum of the same two chains in the same order as in a wide tile: its bits are the same.
 
 use super::block::TypedRows;
-use super::fetch::{Soon, lines, rows_ahead};
+use super::fetch::{Soon, is_narrow, lines, rows_ahead};
 use super::{BLOCK_KV, BLOCK_Q, GROUP};
 use crate::simd::{Isa, MAX_LANES, Simd, Stored, opaque};
 use crate::storage::Format;
@@ -147,6 +147,8 @@ impl<E: Stored> Few<'_, E> {
         }
         let ahead = self.key + rows_ahead::<E>(width * size_of::<E>());
         let left = ahead + S::LANES <= self.keys.len();
+        // As many rows of values as of keys.
+        let mut in_turn = self.values.in_turn(self.key, lines(width * size_of::<E>()));
         let soon = if left {
             Soon::new(self.keys.row(ahead).cast(), stride, S::LANES)
         } else {
@@ -187,7 +189,9 @@ impl<E: Stored> Few<'_, E> {
         let step = 4 * E::COLUMNS;
         for start in (0..width).step_by(step) {
             let line = start / step;
-            if left {
+            if is_narrow::<E>() {
+                in_turn.fetch(S::LANES);
+            } else if left {
                 soon.fetch(0, S::LANES, line);
             } else {
                 // Two lines of each row, as a panel of values has, and then the next two.
