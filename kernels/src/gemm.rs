@@ -451,7 +451,7 @@ impl Soon {
     #[inline(always)]
     fn fetch(&self, index: usize, panels: usize) {
         for &row in &self.rows[GROUP * index / panels..GROUP * (index + 1) / panels] {
-            fetch_row(row.cast(), self.width * size_of::<f32>());
+            fetch_row::<false>(row.cast(), self.width * size_of::<f32>());
         }
     }
 }

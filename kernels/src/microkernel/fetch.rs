@@ -2,24 +2,25 @@
 //! micro-tiles, spread evenly over the time until they are wanted: so they neither wait in line nor
 //! leave the cache again. Nothing here reads memory; a wrong address costs a hint.
 
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::BLOCK_KV;
-use super::block::{LEAST_STRETCH, MAX_STRETCHES};
+use super::block::{LEAST_STRETCH, MAX_STRETCHES, TypedRows};
 use super::outer::{Meanwhile, Right};
-use crate::simd::{prefetch, prefetch_to};
+use crate::simd::{Stored, prefetch_to};
 use crate::view::Rows;
 
 /// Bytes in a cache line.
 const LINE: usize = 64;
 
-/// Asks for the `width` bytes at `row`, and for the first line in any case.
+/// Asks for the `width` bytes at `row`, and for the first line in any case: into the first cache if `SOON`.
 #[inline(always)]
-pub(crate) fn fetch_row(row: *const u8, width: usize) {
-    prefetch(row);
+pub(crate) fn fetch_row<const SOON: bool>(row: *const u8, width: usize) {
+    prefetch_to::<SOON>(row);
     for column in (LINE..width).step_by(LINE) {
-        prefetch(row.wrapping_add(column));
+        prefetch_to::<SOON>(row.wrapping_add(column));
     }
 }
 
@@ -87,7 +88,7 @@ impl Stream {
     fn fetch(&mut self, count: usize) -> usize {
         let count = count.min(self.left);
         for _ in 0..count {
-            fetch_row(self.row, self.width);
+            fetch_row::<false>(self.row, self.width);
             self.at += 1;
             let by = if self.at == self.turn { self.jump } else { self.step };
             self.at = if self.at == self.turn { 0 } else { self.at };
@@ -218,19 +219,16 @@ impl Blocks {
 /// enough that memory answers in time, near enough that the first cache still has it then.
 const AHEAD: usize = 8192;
 
-/// The rows between a row of so many bytes of `T` and the one to ask for meanwhile: whole runs of keys. A block
-/// of narrow numbers fits into the first cache, and takes little more time than memory takes to answer.
+/// The rows between a row of so many bytes of floats and the one to ask for meanwhile: whole runs of keys.
 #[inline(always)]
-pub(crate) fn rows_ahead<T>(bytes: usize) -> usize {
-    if is_narrow::<T>() {
-        return BLOCK_KV;
-    }
+fn rows_ahead(bytes: usize) -> usize {
     (AHEAD / bytes.max(1)).clamp(LEAST_STRETCH, BLOCK_KV / 2) / LEAST_STRETCH * LEAST_STRETCH
 }
 
-/// Whether numbers are narrower than floats.
+/// Whether numbers are narrower than floats. A block of them fits into the first cache, and takes little more
+/// time than memory takes to answer: they are asked for a block ahead.
 #[inline(always)]
-pub(crate) const fn is_narrow<T>() -> bool {
+const fn is_narrow<T>() -> bool {
     size_of::<T>() < size_of::<f32>()
 }
 
@@ -270,49 +268,70 @@ impl Soon {
             at = at.wrapping_offset(self.stride);
         }
     }
-
-    /// The rows from `row` on, of so many lines each.
-    #[inline(always)]
-    pub(crate) fn in_turn(self, row: usize, lines: usize) -> InTurn {
-        let left = self.len.saturating_sub(row);
-        InTurn { at: self.row(row), stride: self.stride, left, lines, due: 0 }
-    }
 }
 
-/// Rows to ask for as they lie, which memory answers faster than columns of them: whole rows, each as soon as
-/// all of its lines are due.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct InTurn {
-    at: *const u8,
-    stride: isize,
-    /// Rows.
+/// What a kernel of few rows asks for while it goes along the lines of one run of keys after the other: of floats
+/// the same line of a later run, and with the last runs what the values begin with; of narrow numbers as many
+/// rows of values.
+pub(crate) struct KeysAhead<E> {
+    /// Floats: what is behind the run, and how many of its lines earlier runs have asked for, if that is values.
+    soon: Soon,
+    before: Option<usize>,
+    /// Narrow numbers: the next row, how many there are from it on, and lines that are due.
+    row: *const u8,
     left: usize,
-    /// Of a row.
-    lines: usize,
-    /// Lines.
     due: usize,
+    /// Bytes in a row of keys; what it asks for of values are rows of as many.
+    bytes: usize,
+    of: PhantomData<E>,
 }
 
-impl InTurn {
-    /// So many lines more are due.
+impl<E: Stored> KeysAhead<E> {
+    /// For the run of `keys` at `key`, of so many, in front of `values`.
     #[inline(always)]
-    pub(crate) fn fetch(&mut self, lines: usize) {
+    pub(crate) fn new(keys: TypedRows<'_, E>, (key, run): (usize, usize), values: Soon) -> Self {
+        let bytes = keys.width() * size_of::<E>();
+        let later = key + rows_ahead(bytes);
+        let (soon, before) = if later + run <= keys.len() {
+            (Soon::new(keys.row(later).cast(), keys.stride(), run), None)
+        } else {
+            (values, Some(later.saturating_sub(keys.len()) / run * lines(bytes)))
+        };
+        let left = values.len.saturating_sub(key);
+        Self { soon, before, row: values.row(key), left, due: 0, bytes, of: PhantomData }
+    }
+
+    /// Asks for what is to be asked for with line `line` of the run's `run` keys.
+    #[inline(always)]
+    pub(crate) fn step(&mut self, line: usize, run: usize) {
+        if is_narrow::<E>() {
+            return self.rows(run);
+        }
+        let Some(before) = self.before else { return self.soon.fetch(0, run, line) };
+        // Two lines of each row, as a panel of values has, and then the next two.
+        let (line, runs) = (before + line, BLOCK_KV / run);
+        let (row, pair) = (line / 2 % runs * run, line / 2 / runs);
+        self.soon.fetch(row, run, 2 * pair + line % 2);
+    }
+
+    /// So many lines more are due: whole rows, since memory answers them faster as they lie than by columns.
+    #[inline(always)]
+    fn rows(&mut self, lines: usize) {
         self.due += lines;
-        while self.due >= self.lines && self.left > 0 {
-            for line in 0..self.lines {
-                prefetch_to::<true>(self.at.wrapping_add(line * LINE));
-            }
-            self.at = self.at.wrapping_offset(self.stride);
+        let row = self::lines(self.bytes);
+        while self.due >= row && self.left > 0 {
+            fetch_row::<true>(self.row, self.bytes);
+            self.row = self.row.wrapping_offset(self.soon.stride);
             self.left -= 1;
-            self.due -= self.lines;
+            self.due -= row;
         }
     }
 }
 
 /// What a kernel of few rows asks for while it goes down the rows of one panel of values after the other: of
 /// floats the panel's own half a block on, then the next panel's, and with the last panel what the next block
-/// begins with; of narrow numbers what the next block begins with,
-/// as it lies, or the same place of it where its rows lie apart.
+/// begins with; of narrow numbers what the next block begins with, as it lies, or the same place of it where its
+/// rows lie apart.
 pub(crate) struct PanelAhead<R> {
     values: R,
     /// The rows of values.
@@ -352,15 +371,19 @@ impl<R: Right> Meanwhile for PanelAhead<R> {
         self.step = self.values.stride();
         self.bytes = self.numbers * size_of::<R::Number>();
         if is_narrow::<R::Number>() {
-            if let Some(then) = self.then.filter(|then| row < then.len) {
-                let size = size_of::<R::Number>();
-                (self.at, self.step) = if then.stride == (self.values.width() * size) as isize {
-                    // As they lie: what earlier panels and rows have left of the block.
-                    let before = self.column * self.rows.len() + row * self.numbers;
-                    (then.first.wrapping_add(before * size), self.bytes as isize)
-                } else {
-                    (then.row(row).wrapping_add(self.column * size), then.stride)
-                };
+            let Some(then) = self.then else { return };
+            let (size, width) = (size_of::<R::Number>(), self.values.width());
+            if then.stride == (width * size) as isize {
+                // Behind what is asked for with the rows above, and with these rows' earlier panels.
+                let (start, len) = (self.rows.start, self.rows.len());
+                let before = start * width + self.column * len + (row - start) * self.numbers;
+                if before < then.len * width {
+                    self.at = then.first.wrapping_add(before * size);
+                    self.step = self.bytes as isize;
+                }
+            } else if row < then.len {
+                self.at = then.row(row).wrapping_add(self.column * size);
+                self.step = then.stride;
             }
             return;
         }
@@ -384,9 +407,7 @@ impl<R: Right> Meanwhile for PanelAhead<R> {
 
     #[inline(always)]
     fn step(&mut self, _k: usize) {
-        for byte in (0..self.bytes).step_by(LINE) {
-            prefetch_to::<true>(self.at.wrapping_add(byte));
-        }
+        fetch_row::<true>(self.at, self.bytes);
         self.at = self.at.wrapping_offset(self.step);
     }
 }
@@ -415,7 +436,11 @@ impl Fetch {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
+    use super::super::block::BlockRows;
     use super::*;
+    use crate::storage::Format;
     use crate::view::View;
 
     /// The addresses, in bytes behind `data`, of the rows that a stream still has.
@@ -490,6 +515,53 @@ mod tests {
         let first = (0..BLOCK_KV / 2).map(|n| keys.as_ptr().addr() + n * bytes);
         let expected: Vec<_> = places.skip(BLOCK_KV / 2).chain(first).collect();
         assert_eq!(asked, expected);
+    }
+
+    /// Narrow keys ask for as many rows of values, as they lie and no further, and values for the next block's
+    /// keys: whether the chains of a block are summed together or one after the other.
+    #[test]
+    fn narrow_rows_are_asked_for_as_they_lie() {
+        const PANEL: usize = 32;
+        const WIDTH: usize = 2 * PANEL;
+        const RUN: usize = <PanelAhead<Rows<'_, f32>> as Meanwhile>::RUN;
+        let data = [0_u16; BLOCK_KV * WIDTH];
+        let own = [0_u8; 2 * BLOCK_KV * WIDTH];
+        let rows = BlockRows::even(Rows::dense(&own, 2 * WIDTH), Format::F16);
+        let typed = rows.block::<f16>(0, BLOCK_KV).rows;
+        let bytes = 2 * WIDTH;
+        for len in [BLOCK_KV, BLOCK_KV / 2 + 16, 50, 0] {
+            let then = Soon::new(data.as_ptr().cast(), bytes as isize, len);
+            let start = then.first.addr();
+            for run in 0..BLOCK_KV / RUN {
+                let mut ahead = KeysAhead::new(typed, (run * RUN, RUN), then);
+                assert_eq!(ahead.row.addr(), start + run * RUN * bytes);
+                let left = ahead.left;
+                for line in 0..lines(bytes) {
+                    ahead.step(line, RUN);
+                }
+                assert_eq!(left - ahead.left, len.saturating_sub(run * RUN).min(RUN));
+            }
+            for height in [BLOCK_KV, BLOCK_KV / 2] {
+                let mut asked = Vec::new();
+                for first in (0..BLOCK_KV).step_by(height) {
+                    for column in [0, PANEL] {
+                        let panel = (column, PANEL);
+                        let mut ahead =
+                            PanelAhead::new(typed, first..first + height, panel, Some(then));
+                        for row in (first..first + height).step_by(RUN) {
+                            ahead.run(row);
+                            let own = typed.row(row).wrapping_add(column).cast();
+                            if ahead.at != own {
+                                asked.push(ahead.at.addr() - start);
+                                assert_eq!(ahead.step, ahead.bytes as isize);
+                            }
+                        }
+                    }
+                }
+                let expected: Vec<_> = (0..len * bytes).step_by(RUN * 2 * PANEL).collect();
+                assert_eq!(asked, expected, "{len} rows, {height} at a time");
+            }
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! for each run of LANES keys
 //!   acc = 0                                        accumulators: 2 x ROWS vectors
 //!   for each line of head_dim
-//!     ask for this line of a later run             8 KiB on; behind the last, of the values
+//!     ask for this line of a later run             8 KiB on; behind the last, and of narrow numbers, for values
 //!     for each eight numbers of it, sixteen halves or 32 integers
 //!       packed = these columns of the keys         transposed as they are loaded, as if they were floats
 //!       for each of its 8 vectors                  1, 2 or 4 columns by turns in a lane
@@ -21,8 +21,8 @@
 //! Each score is the sum of the same two chains in the same order as in a wide tile: its bits are the same.
 
 use super::block::TypedRows;
-use super::fetch::{Soon, is_narrow, lines, rows_ahead};
-use super::{BLOCK_KV, BLOCK_Q, GROUP};
+use super::fetch::{KeysAhead, Soon};
+use super::{BLOCK_Q, GROUP};
 use crate::simd::{Isa, MAX_LANES, Simd, Stored, opaque};
 use crate::storage::Format;
 
@@ -145,18 +145,7 @@ impl<E: Stored> Few<'_, E> {
             // SAFETY: the caller's promise.
             acc[0][r] = unsafe { E::begin_row(s, begins.wrapping_add(r)) };
         }
-        let ahead = self.key + rows_ahead::<E>(width * size_of::<E>());
-        let left = ahead + S::LANES <= self.keys.len();
-        // As many rows of values as of keys.
-        let mut in_turn = self.values.in_turn(self.key, lines(width * size_of::<E>()));
-        let soon = if left {
-            Soon::new(self.keys.row(ahead).cast(), stride, S::LANES)
-        } else {
-            self.values
-        };
-        // How often runs before this one have asked for a line of some rows of values.
-        let before =
-            ahead.saturating_sub(self.keys.len()) / S::LANES * lines(width * size_of::<E>());
+        let mut ahead = KeysAhead::new(self.keys, (self.key, S::LANES), self.values);
         // So many vectors of columns.
         macro_rules! round {
             ($columns:ident, $vectors:literal) => {
@@ -188,17 +177,7 @@ impl<E: Stored> Few<'_, E> {
         // A line of each key at a time: four rounds of four vectors.
         let step = 4 * E::COLUMNS;
         for start in (0..width).step_by(step) {
-            let line = start / step;
-            if is_narrow::<E>() {
-                in_turn.fetch(S::LANES);
-            } else if left {
-                soon.fetch(0, S::LANES, line);
-            } else {
-                // Two lines of each row, as a panel of values has, and then the next two.
-                let (line, runs) = (before + line, BLOCK_KV / S::LANES);
-                let (row, pair) = (line / 2 % runs * S::LANES, line / 2 / runs);
-                soon.fetch(row, S::LANES, 2 * pair + line % 2);
-            }
+            ahead.step(start / step, S::LANES);
             let mut rounds = (width - start).min(step) / E::COLUMNS;
             // Where there are registers for twice as many.
             if S::LANES == MAX_LANES {
